@@ -1,0 +1,35 @@
+"""cpfast: pay less for training neural networks in PyTorch.
+
+Fused kernels watch how far each layer has rotated from its initialisation and score each sample
+in the loss itself; a detector finds the end of the critical learning period; a pruner and recipes
+spend less from then on.
+"""
+
+from importlib.metadata import version as _version
+
+from cpfast import ops, recipes, schedules
+from cpfast._backend import backend, build_info
+from cpfast.detection import CriticalPeriodDetector
+from cpfast.pruning import DataPruner
+from cpfast.recipes import Phase, Recipe
+from cpfast.rotation import LayerRotation, is_weight
+from cpfast.sampling import IndexedDataset, PrunedSampler
+
+__version__ = _version("cpfast")
+
+__all__ = [
+    "CriticalPeriodDetector",
+    "DataPruner",
+    "IndexedDataset",
+    "LayerRotation",
+    "Phase",
+    "PrunedSampler",
+    "Recipe",
+    "__version__",
+    "backend",
+    "build_info",
+    "is_weight",
+    "ops",
+    "recipes",
+    "schedules",
+]

@@ -1,0 +1,288 @@
+"""Dynamic data pruning: which samples an epoch trains on, and how their losses are weighted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cpfast import ops
+
+__all__ = ["POLICIES", "DataPruner"]
+
+POLICIES = ("infobatch", "random")
+_UNSEEN = math.inf
+
+
+class DataPruner:
+    """Keeps a score for each sample, and plans each epoch from them.
+
+    Policies:
+        ``"infobatch"`` (arXiv 2303.04947): the score is the sample's last loss. Epoch 0 is full.
+        Then, of the samples that score below the mean, a random floor(keep * their number) are
+        kept, with weight 1 / keep; all others are kept with weight 1.
+
+        ``"random"`` (arXiv 2305.18424): a fresh random floor(keep * N) samples an epoch, weight 1.
+
+    Under both, epochs from ceil(anneal * num_epochs) on are full, with weights 1. ``anneal=1``
+    prunes to the end.
+
+    The plan is a function of the scores, the seed and the epoch: after :meth:`sync` it is the same
+    on every rank, and resuming needs no generator's state. Scores live on one device and never
+    visit the host; :meth:`plan` reads two integers an epoch.
+
+    Args:
+        num_samples: N, the size of the data set.
+        num_epochs: length of the training in epochs, for ``anneal``.
+        policy: one of the names above.
+        keep: share that is kept, in (0, 1].
+        anneal: fraction of the training after which epochs are full, in [0, 1].
+        seed: of all random choices.
+        device: where the scores live; None: the CPU, until the first logits come, then theirs.
+
+    Attributes:
+        scores: [N] float32; inf where a sample has not been seen.
+        samples_seen: samples in all epochs planned so far, over all ranks.
+        samples_saved: samples that those epochs left out.
+
+    Raises:
+        ValueError: for an unknown policy, or numbers out of range.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_epochs: int = 200,
+        policy: str = "infobatch",
+        keep: float = 0.5,
+        anneal: float = 0.875,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        for name, value in (("num_samples", num_samples), ("num_epochs", num_epochs)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if policy not in POLICIES:
+            raise ValueError(f"policy: expected one of {POLICIES}, got {policy!r}")
+        if not 0 < keep <= 1:
+            raise ValueError(f"keep: expected a share in (0, 1], got {keep}")
+        if not 0 <= anneal <= 1:
+            raise ValueError(f"anneal: expected a fraction in [0, 1], got {anneal}")
+        self.num_samples = num_samples
+        self.num_epochs = num_epochs
+        self.policy = policy
+        self.keep = keep
+        self.anneal = anneal
+        self.seed = seed
+        self._follows_logits = device is None
+        self.scores = torch.full((num_samples,), _UNSEEN, device=device or "cpu")
+        self._weights = torch.ones_like(self.scores)
+        # Only under torch.distributed: which scores this rank has written since the last sync.
+        self._touched: Tensor | None = None
+        self._unsynced = False
+        self._plan: Tensor | None = None
+        self._planned: tuple[int, int, bool] | None = None
+        self.samples_seen = 0
+        self.samples_saved = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.scores.device
+
+    def is_full(self, epoch: int) -> bool:
+        """Whether the policy leaves nothing out in ``epoch`` (from 0)."""
+        annealing = epoch >= math.ceil(self.anneal * self.num_epochs)
+        return annealing or (self.policy == "infobatch" and epoch == 0)
+
+    @torch.no_grad()
+    def plan(self, epoch: int, *, repeats: int = 1, prune: bool = True) -> Tensor:
+        """The indices of epoch ``epoch`` (from 0), in random order: [n] int64 on the device.
+
+        Asking again for the same epoch returns the same tensor.
+
+        Args:
+            epoch: counts from 0.
+            repeats: passes over the data. Each is a selection and a permutation of its own, so
+                that no batch within a pass holds a sample twice.
+            prune: False plans full passes with weights 1, whatever the policy says.
+
+        Raises:
+            ValueError: for numbers out of range, or NaN among the scores.
+            RuntimeError: where scores were recorded under torch.distributed and not synced.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch: expected one from 0 on, got {epoch}")
+        if repeats < 1:
+            raise ValueError(f"repeats: expected at least 1, got {repeats}")
+        if self._planned == (epoch, repeats, prune) and self._plan is not None:
+            return self._plan
+        if self._unsynced:
+            raise RuntimeError(
+                f"DataPruner.plan: scores were recorded since the last sync; under "
+                f"torch.distributed call sync() on every rank before plan({epoch})"
+            )
+        if self._plan is not None and self._planned is not None and self._planned[0] == epoch:
+            self._count(-len(self._plan), self._planned[1])
+        pruned = prune and not self.is_full(epoch)
+        self._weights.fill_(1.0)
+        passes = [self._select(epoch, stream, pruned) for stream in range(repeats)]
+        self._plan = passes[0] if repeats == 1 else torch.cat(passes)
+        self._planned = (epoch, repeats, prune)
+        self._count(len(self._plan), repeats)
+        return self._plan
+
+    def _count(self, planned: int, repeats: int) -> None:
+        full = repeats * self.num_samples
+        self.samples_seen += planned
+        self.samples_saved += (full - planned) if planned >= 0 else -(full + planned)
+
+    def _select(self, epoch: int, stream: int, pruned: bool) -> Tensor:
+        by_score = pruned and self.policy == "infobatch"
+        selection = ops.select_samples(
+            # Equal scores are below no mean: everything is kept.
+            self.scores if by_score else torch.zeros_like(self.scores),
+            keep=self.keep,
+            seed=self.seed,
+            epoch=epoch,
+            stream=stream,
+            shuffle=True,
+        )
+        if not by_score:
+            # The first positions of a random order are a random subset.
+            count = math.floor(self.keep * self.num_samples) if pruned else self.num_samples
+            return selection.indices[:count]
+        count, nans = torch.stack([selection.count, self.scores.isnan().sum()]).tolist()
+        if nans:
+            first = int(self.scores.isnan().nonzero()[0])
+            raise ValueError(
+                f"scores: {nans} of {self.num_samples} are NaN, the first is that of sample "
+                f"{first}: its loss has diverged"
+            )
+        indices = selection.indices[:count]
+        self._weights[indices] = selection.weights[:count]
+        return indices
+
+    def weights(self, index: Tensor) -> Tensor:
+        """What the losses of samples ``index`` ([B] int64) are multiplied by: [B] float32."""
+        return self._weights[index.to(self.device, non_blocking=True)]
+
+    def loss(
+        self, logits: Tensor, target: Tensor, index: Tensor, *, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Cross-entropy, weighted, averaged over the batch; records the samples' losses.
+
+        Args:
+            logits: [B, C].
+            target: [B] int64.
+            index: [B] int64, which samples of the data set these are.
+            label_smoothing: in [0, 1].
+
+        Returns:
+            [] float32 (float64 for float64 logits), sum of weight * loss over B. In expectation
+            it is the mean over the full data.
+        """
+        if index.shape != target.shape:
+            raise ValueError(
+                f"index: expected shape {tuple(target.shape)} as target, got {tuple(index.shape)}"
+            )
+        self._move_to(logits.device)
+        scored = ops.scored_cross_entropy(logits, target, label_smoothing=label_smoothing)
+        weights = self.weights(index).to(scored.loss.dtype)
+        self.update(index, scored.loss)
+        return torch.dot(scored.loss, weights) / len(target)
+
+    @torch.no_grad()
+    def update(self, index: Tensor, score: Tensor) -> None:
+        """Records scores of the user's own making, such as unweighted losses.
+
+        Of a sample that stands in the batch twice, the later score is kept. NaN is recorded, and
+        reported by the next :meth:`plan`.
+
+        Args:
+            index: [B] int64 in [0, N).
+            score: [B] floating.
+        """
+        index = index.to(self.device, non_blocking=True)
+        ops.record_scores(self.scores, index, score.to(self.device))
+        if _world_size() > 1:
+            if self._touched is None:
+                self._touched = torch.zeros_like(self.scores, dtype=torch.bool)
+            self._touched[index] = True
+            self._unsynced = True
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Merges the scores of all ranks, in one collective; call it once an epoch on each rank.
+
+        A sample that several ranks have scored gets the mean. Does nothing outside
+        torch.distributed.
+        """
+        if _world_size() > 1:
+            if self._touched is None:
+                self._touched = torch.zeros_like(self.scores, dtype=torch.bool)
+            merged = torch.stack(
+                [torch.where(self._touched, self.scores, 0.0), self._touched.float()]
+            )
+            dist.all_reduce(merged)
+            total, ranks = merged
+            self.scores = torch.where(ranks > 0, total / ranks, self.scores)
+            self._touched.zero_()
+        self._unsynced = False
+
+    def _move_to(self, device: torch.device) -> None:
+        if device == self.device:
+            return
+        if not self._follows_logits:
+            raise RuntimeError(
+                f"logits: on {device}, but the pruner was made with device={str(self.device)!r}; "
+                "make it with the device of the model"
+            )
+        self.scores = self.scores.to(device)
+        self._weights = self._weights.to(device)
+        self._touched = None if self._touched is None else self._touched.to(device)
+        self._plan = None if self._plan is None else self._plan.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings, scores, weights, the plan of the current epoch, and the counts."""
+        return {
+            "num_samples": self.num_samples,
+            "num_epochs": self.num_epochs,
+            "policy": self.policy,
+            "keep": self.keep,
+            "anneal": self.anneal,
+            "seed": self.seed,
+            "scores": self.scores.clone(),
+            "weights": self._weights.clone(),
+            "plan": None if self._plan is None else self._plan.clone(),
+            "planned": self._planned,
+            "samples_seen": self.samples_seen,
+            "samples_saved": self.samples_saved,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`, the settings included, on this pruner's device.
+
+        Raises:
+            ValueError: where the state is of a data set of another size; nothing is changed then.
+        """
+        if state["num_samples"] != self.num_samples:
+            raise ValueError(
+                f"state_dict['num_samples']: expected {self.num_samples}, "
+                f"got {state['num_samples']}"
+            )
+        for name in ("num_epochs", "policy", "keep", "anneal", "seed"):
+            setattr(self, name, state[name])
+        self.samples_seen, self.samples_saved = state["samples_seen"], state["samples_saved"]
+        self.scores = state["scores"].to(self.device, copy=True)
+        self._weights = state["weights"].to(self.device, copy=True)
+        plan, planned = state["plan"], state["planned"]
+        self._plan = None if plan is None else plan.to(self.device, copy=True)
+        self._planned = None if planned is None else (planned[0], planned[1], planned[2])
+        self._touched, self._unsynced = None, False
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

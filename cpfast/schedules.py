@@ -1,0 +1,113 @@
+"""Learning-rate schedules as functions of the fraction of training done.
+
+A schedule made for a number of steps ends early or late when an epoch's length changes, as it does
+when repeats or samples are dropped: a one-cycle made for 100 steps and run for 60 ends at 59 % of
+its peak. These take the fraction in [0, 1] and return a multiplier of the base learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["FractionSchedule", "Schedule", "constant", "cosine", "linear", "one_cycle", "step"]
+
+Schedule = Callable[[float], float]
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+
+
+def _warmed_up(warmup: float, decay: Schedule) -> Schedule:
+    """Rises linearly to 1 over the first ``warmup`` of training, then follows ``decay``."""
+    _check_fraction("warmup", warmup)
+
+    def schedule(fraction: float) -> float:
+        if fraction < warmup:
+            return fraction / warmup
+        return decay((fraction - warmup) / (1 - warmup)) if warmup < 1 else 1.0
+
+    return schedule
+
+
+def constant(warmup: float = 0.0) -> Schedule:
+    """1 after the warm-up."""
+    return _warmed_up(warmup, lambda fraction: 1.0)
+
+
+def cosine(warmup: float = 0.0, floor: float = 0.0) -> Schedule:
+    """Half a cosine from 1 to ``floor`` (arXiv 1608.03983, equation 5, without restarts)."""
+    _check_fraction("floor", floor)
+    return _warmed_up(warmup, lambda f: floor + (1 - floor) * (1 + math.cos(math.pi * f)) / 2)
+
+
+def linear(warmup: float = 0.0, floor: float = 0.0) -> Schedule:
+    """A straight line from 1 to ``floor``."""
+    _check_fraction("floor", floor)
+    return _warmed_up(warmup, lambda f: 1 - (1 - floor) * f)
+
+
+def step(milestones: tuple[float, ...] = (0.5, 0.75), factor: float = 0.1) -> Schedule:
+    """Multiplied by ``factor`` at each milestone; (1/2, 3/4) are epochs 100 and 150 of 200."""
+    for milestone in milestones:
+        _check_fraction("milestones", milestone)
+    return lambda fraction: factor ** sum(fraction >= m for m in milestones)
+
+
+def one_cycle(peak: float = 0.3, start: float = 0.04, floor: float = 0.0) -> Schedule:
+    """Cosine from ``start`` to 1 at fraction ``peak``, then to ``floor`` (arXiv 1708.07120)."""
+    for name, value in (("peak", peak), ("start", start), ("floor", floor)):
+        _check_fraction(name, value)
+
+    def schedule(fraction: float) -> float:
+        if fraction < peak:
+            return start + (1 - start) * (1 - math.cos(math.pi * fraction / peak)) / 2
+        rest = (fraction - peak) / (1 - peak) if peak < 1 else 1.0
+        return floor + (1 - floor) * (1 + math.cos(math.pi * rest)) / 2
+
+    return schedule
+
+
+class FractionSchedule:
+    """Sets an optimizer's learning rates to their base values times ``schedule(fraction)``.
+
+    Base values are those of the parameter groups at construction. A learning rate that is a
+    tensor is written in place, so that captured CUDA graphs see it.
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def step(self, fraction: float) -> float:
+        """Sets the learning rates for the fraction of training done; returns the multiplier.
+
+        Raises:
+            ValueError: where the fraction is outside [0, 1].
+        """
+        _check_fraction("fraction", fraction)
+        multiplier = self.schedule(fraction)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(base * multiplier)
+            else:
+                group["lr"] = base * multiplier
+        return multiplier
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"base_lrs": list(self.base_lrs)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if len(state["base_lrs"]) != len(self.base_lrs):
+            raise ValueError(
+                f"state_dict['base_lrs']: expected {len(self.base_lrs)} learning rates, "
+                f"got {len(state['base_lrs'])}"
+            )
+        self.base_lrs = [float(lr) for lr in state["base_lrs"]]

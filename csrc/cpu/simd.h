@@ -1,0 +1,177 @@
+// Vectors of the width of one instruction set. Included by foreach_isa.h, once for each, inside
+// its namespace: no include guard, no #include.
+
+template <typename Real>
+struct VectorTypes;
+
+template <>
+struct VectorTypes<float> {
+  typedef float Vec __attribute__((vector_size(CPFAST_VECTOR_BYTES)));
+  typedef int32_t Int __attribute__((vector_size(CPFAST_VECTOR_BYTES)));
+};
+template <>
+struct VectorTypes<double> {
+  typedef double Vec __attribute__((vector_size(CPFAST_VECTOR_BYTES)));
+  typedef int64_t Int __attribute__((vector_size(CPFAST_VECTOR_BYTES)));
+};
+
+template <typename Real>
+using Vec = typename VectorTypes<Real>::Vec;
+template <typename Real>
+using Int = typename VectorTypes<Real>::Int;
+template <typename Real>
+inline constexpr int kLanes = CPFAST_VECTOR_BYTES / sizeof(Real);
+
+// What elements of T are computed in.
+template <typename T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+typedef uint16_t HalfWords __attribute__((vector_size(CPFAST_VECTOR_BYTES / 2)));
+typedef uint32_t Words __attribute__((vector_size(CPFAST_VECTOR_BYTES)));
+
+inline Vec<float> widen(HalfWords bits, c10::BFloat16) {
+  return (Vec<float>)(__builtin_convertvector(bits, Words) << 16);
+}
+
+// In integers, for vectors of _Float16 become library calls below AVX512-FP16. The product moves
+// the exponent's bias from 15 to 127, and makes subnormal halves normal floats.
+inline Vec<float> widen(HalfWords bits, c10::Half) {
+  const Words wide = __builtin_convertvector(bits, Words);
+  const Words sign = (wide & 0x8000u) << 16;
+  const Vec<float> magnitude = (Vec<float>)((wide & 0x7fffu) << 13) * 0x1p112f;
+  const Words special = (Words)((wide & 0x7c00u) == 0x7c00u) & 0x7f800000u;
+  return (Vec<float>)((Words)magnitude | sign | special);
+}
+
+// kLanes<Compute<T>> consecutive elements from any address.
+template <typename T>
+inline Vec<Compute<T>> load(const T* from) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    Vec<T> values;
+    std::memcpy(&values, from, sizeof(values));
+    return values;
+  } else {
+    HalfWords bits;
+    std::memcpy(&bits, from, sizeof(bits));
+    return widen(bits, T{});
+  }
+}
+
+// The first n < kLanes elements, the others being `fill`.
+template <typename T>
+inline Vec<Compute<T>> load_part(const T* from, int64_t n, T fill) {
+  T part[kLanes<Compute<T>>];
+  for (int i = 0; i < kLanes<Compute<T>>; ++i) part[i] = i < n ? from[i] : fill;
+  return load(part);
+}
+
+template <typename Real>
+inline Vec<Real> absolute(Vec<Real> values) {
+  return values < 0 ? -values : values;
+}
+
+template <typename Real>
+inline Vec<Real> maximum(Vec<Real> a, Vec<Real> b) {
+  return a > b ? a : b;
+}
+
+template <typename Real>
+inline Vec<Real> splat(Real value) {
+  return Vec<Real>{} + value;
+}
+
+// The lanes in order, in float64.
+template <typename V>
+inline double lane_sum(V values) {
+  double sum = 0;
+  for (int i = 0; i < static_cast<int>(sizeof(V) / sizeof(values[0])); ++i)
+    sum += static_cast<double>(values[i]);
+  return sum;
+}
+
+template <typename Real>
+inline Real lane_max(Vec<Real> values) {
+  Real largest = values[0];
+  for (int i = 1; i < kLanes<Real>; ++i) largest = std::max<Real>(largest, values[i]);
+  return largest;
+}
+
+inline void store(double* to, Vec<double> values) { std::memcpy(to, &values, sizeof(values)); }
+inline void store(float* to, Vec<float> values) { std::memcpy(to, &values, sizeof(values)); }
+
+inline void store(c10::BFloat16* to, Vec<float> values) {
+  const Words bits = (Words)values;
+  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const HalfWords narrow =
+      __builtin_convertvector(values == values ? rounded : Words{} + 0x7fc0u, HalfWords);
+  std::memcpy(to, &narrow, sizeof(narrow));
+}
+
+inline void store(c10::Half* to, Vec<float> values) {
+  for (int i = 0; i < kLanes<float>; ++i) to[i] = values[i];
+}
+
+template <typename T>
+inline void store_part(T* to, Vec<Compute<T>> values, int64_t n) {
+  T part[kLanes<Compute<T>>];
+  store(part, values);
+  for (int64_t i = 0; i < n; ++i) to[i] = part[i];
+}
+
+template <typename Real>
+struct Exponent;  // How the exponent of a Real is laid out, and terms for half an ulp.
+template <>
+struct Exponent<float> {
+  static constexpr int kBits = 23, kBias = 127, kExpTerms = 7, kLogTerms = 6;
+  static constexpr float kRound = 0x1.8p23f, kUnderflow = -87.0f;
+  // ln 2 in two parts, the first short enough for exact products with small integers.
+  static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
+};
+template <>
+struct Exponent<double> {
+  static constexpr int kBits = 52, kBias = 1023, kExpTerms = 13, kLogTerms = 12;
+  static constexpr double kRound = 0x1.8p52, kUnderflow = -708.0;
+  static constexpr double kLn2High = 0x1.62e42fefa38p-1, kLn2Low = 0x1.ef35793c7673p-45;
+};
+
+// exp of x <= 0, within 1 ulp; 0 below kUnderflow, where a softmax has nothing to lose. NaN stays.
+template <typename Real>
+inline Vec<Real> exp_nonpositive(Vec<Real> x) {
+  using E = Exponent<Real>;
+  using I = Int<Real>;
+  const Vec<Real> shifted = x * Real(1.4426950408889634) + E::kRound;
+  const Vec<Real> n = shifted - E::kRound;
+  const Vec<Real> r = (x - n * E::kLn2High) - n * E::kLn2Low;
+  Real factorial = 1;
+  for (int k = 2; k <= E::kExpTerms; ++k) factorial *= k;
+  Vec<Real> sum = splat<Real>(1 / factorial);
+  for (int k = E::kExpTerms; k >= 1; --k) {
+    factorial /= k;
+    sum = sum * r + 1 / factorial;
+  }
+  const I power = ((I)shifted - (I)splat<Real>(E::kRound) + E::kBias) << E::kBits;
+  const Vec<Real> result = sum * (Vec<Real>)power;
+  return x < E::kUnderflow ? Vec<Real>{} : result;
+}
+
+// log(1 + u) of u >= 0, within 2 ulp. NaN and +inf stay.
+template <typename Real>
+inline Vec<Real> log1p_nonnegative(Vec<Real> u) {
+  using E = Exponent<Real>;
+  using I = Int<Real>;
+  const Vec<Real> w = 1 + u;
+  const Vec<Real> lost = w - 1 > u ? (w - 1) - u : -(u - (w - 1));  // what rounding added to w
+  // w = 2^n f with f in [0.707, 1.414)
+  const I bits = (I)w;
+  const I half = (I)splat<Real>(Real(0.70710678118654752));
+  const I n = (bits - half) >> E::kBits;
+  const Vec<Real> f = (Vec<Real>)(bits - (n << E::kBits));
+  const Vec<Real> s = (f - 1) / (f + 1);
+  const Vec<Real> z = s * s;
+  Vec<Real> sum = splat<Real>(Real(1) / (2 * E::kLogTerms - 1));
+  for (int k = E::kLogTerms - 2; k >= 0; --k) sum = sum * z + Real(1) / (2 * k + 1);
+  const Vec<Real> n_real = __builtin_convertvector(n, Vec<Real>);
+  const Vec<Real> result =
+      n_real * E::kLn2High + (2 * s * sum + (n_real * E::kLn2Low - lost / w));
+  return u < std::numeric_limits<Real>::infinity() ? result : u;
+}

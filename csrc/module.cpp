@@ -1,0 +1,53 @@
+// The schemas of all ops, in one place, and the Python module cpfast._C.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/library.h>
+
+#ifdef __clang__
+#define CPFAST_COMPILER __VERSION__
+#else
+#define CPFAST_COMPILER "GCC " __VERSION__
+#endif
+
+STABLE_TORCH_LIBRARY(cpfast, m) {
+  m.def("layer_statistics(Tensor[] params, Tensor[] refs, Tensor? ref_sq_norms=None) -> Tensor");
+  m.def("layer_rotation(Tensor[] params, Tensor[] refs, Tensor? ref_sq_norms=None) -> Tensor");
+  m.def(
+      "scored_cross_entropy(Tensor input, Tensor target, Tensor? weight=None, "
+      "float label_smoothing=0.0, int ignore_index=-100) "
+      "-> (Tensor loss, Tensor el2n, Tensor margin, Tensor correct, Tensor softmax_stats)");
+  m.def(
+      "scored_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, "
+      "Tensor softmax_stats, Tensor? weight, float label_smoothing, int ignore_index) -> Tensor");
+  m.def(
+      "select_samples(Tensor scores, float keep, int seed, int epoch, int stream=0, "
+      "bool shuffle=False) -> (Tensor indices, Tensor weights, Tensor count)");
+  m.def("record_scores(Tensor(a!) scores, Tensor index, Tensor values) -> ()");
+}
+
+namespace {
+
+// The definitions come from setup.py.
+pybind11::dict build_info() {
+  pybind11::dict info;
+  info["abi"] = "LibTorch stable ABI, torch >= " CPFAST_OLDEST_TORCH;
+  info["built_with_torch"] = CPFAST_BUILT_WITH_TORCH;
+  info["compiler"] = CPFAST_COMPILER;
+  info["cxx_flags"] = CPFAST_CXX_FLAGS;
+  info["cuda"] = CPFAST_CUDA_VERSION;
+  info["cuda_architectures"] = CPFAST_CUDA_ARCHITECTURES;
+#ifdef __x86_64__
+  info["cpu_kernels"] = __builtin_cpu_supports("x86-64-v4")   ? "x86-64-v4"
+                        : __builtin_cpu_supports("x86-64-v3") ? "x86-64-v3"
+                                                              : "baseline";
+#else
+  info["cpu_kernels"] = "baseline";
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled ops of cpfast; importing it registers torch.ops.cpfast.*";
+  m.def("build_info", &build_info, "How this extension was built, and which CPU kernels run here: a dict of strings.");
+}
