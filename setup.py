@@ -36,8 +36,10 @@ def wants_cuda() -> bool:
         sys.exit(f"setup.py: CPFAST_CUDA: expected 0, 1 or nothing, got {setting!r}")
     missing = []
     if torch.version.cuda is None:
-        missing.append(f"torch {torch.__version__} has no CUDA (install a CUDA build of torch, "
-                       "and build with --no-build-isolation)")
+        missing.append(
+            f"torch {torch.__version__} has no CUDA (install a CUDA build of torch, "
+            "and build with --no-build-isolation)"
+        )
     if cpp_extension.CUDA_HOME is None and shutil.which("nvcc") is None:
         missing.append("nvcc is not found (install the CUDA toolkit, or set CUDA_HOME)")
     if setting == "1" and missing:

@@ -40,9 +40,7 @@ def _layer_arguments(
     # An empty list never reaches the C++ checks: the dispatcher finds no device in it.
     weights, references = list(params), list(refs)
     if not weights:
-        raise RuntimeError(
-            f"cpfast::{op}: params: expected at least one tensor, got an empty list"
-        )
+        raise RuntimeError(f"cpfast::{op}: params: expected at least one tensor, got an empty list")
     if not references:
         raise RuntimeError(
             f"cpfast::{op}: refs: expected {len(weights)} tensors, as many as params, got 0"

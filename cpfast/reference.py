@@ -110,7 +110,7 @@ def permutation(
     n: int, *, seed: int, epoch: int, stream: int, purpose: int, device: torch.device
 ) -> Tensor:
     """The keyed permutation of [0, n) of ``csrc/permutation.h``, written out: [n] int64."""
-    bits = max(4, (n - 1).bit_length())
+    bits = max(6, (n - 1).bit_length())
     left_bits, right_bits = bits // 2, bits - bits // 2
     state = _mix64(seed & _LONG)
     for word in (epoch, stream, purpose):
@@ -146,15 +146,18 @@ def select_samples(
     mean = torch.where(finite, scores, 0.0).sum(dtype=torch.float64) / finite.sum()
     below = scores.double() < mean
     ranks = below.nonzero()[:, 0]
-    draw = {"seed": seed, "epoch": epoch, "stream": stream, "device": scores.device}
-    chosen = permutation(len(ranks), **draw, purpose=_SUBSET) < math.floor(keep * len(ranks))
+
+    def positions(n: int, purpose: int) -> Tensor:
+        key = {"seed": seed, "epoch": epoch, "stream": stream, "purpose": purpose}
+        return permutation(n, **key, device=scores.device)
+
+    chosen = positions(len(ranks), _SUBSET) < math.floor(keep * len(ranks))
     kept = ~below
     kept[ranks[chosen]] = True
     order = kept.nonzero()[:, 0]
     count = len(order)
     if shuffle:
-        positions = permutation(count, **draw, purpose=_SHUFFLE)
-        order = torch.empty_like(order).index_copy_(0, positions, order)
+        order = torch.empty_like(order).index_copy_(0, positions(count, _SHUFFLE), order)
     indices = torch.full_like(scores, -1, dtype=torch.int64)
     weights = torch.zeros_like(scores)
     indices[:count] = order

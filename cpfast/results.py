@@ -44,5 +44,5 @@ class Selection(NamedTuple):
     """[N] int64: the selected samples, then -1 from position ``count`` on."""
     weights: Tensor
     """[N] float32, beside ``indices``: what each sample's loss is multiplied by, then 0."""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # it hides tuple.count
     """[] int64: how many samples are selected."""

@@ -18,7 +18,7 @@ namespace cpfast {
 enum class Purpose : uint64_t { kSubset = 1, kShuffle = 2 };
 
 // The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
-inline uint64_t mix64(uint64_t x) {
+CPFAST_HOST_DEVICE inline uint64_t mix64(uint64_t x) {
   x += 0x9e3779b97f4a7c15u;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
@@ -27,15 +27,18 @@ inline uint64_t mix64(uint64_t x) {
 
 struct Permutation {
   static constexpr int kRounds = 8;
-  // Below 4 bits the network has too few states to reach all orders of a handful of items.
-  static constexpr int kMinBits = 4;
+  // On 4 bits every round is an even permutation, which shows in the orders of 5 or 6 items
+  // (chi-square 12 and 66 standard deviations off); on 6 bits they are uniform.
+  static constexpr int kMinBits = 6;
 
   uint64_t n;
   int left_bits, right_bits;
   uint32_t keys[kRounds];
 
   // n < 2^62.
-  Permutation(uint64_t n, uint64_t seed, uint64_t epoch, uint64_t stream, Purpose purpose) : n(n) {
+  CPFAST_HOST_DEVICE Permutation(uint64_t n, uint64_t seed, uint64_t epoch, uint64_t stream,
+                                 Purpose purpose)
+      : n(n) {
     int bits = kMinBits;
     while ((uint64_t{1} << bits) < n) ++bits;
     left_bits = bits / 2;

@@ -1,0 +1,42 @@
+import pytest
+import torch
+from hypothesis import settings
+
+import cpfast
+
+# Fixed examples: a test that passes once passes always.
+settings.register_profile("cpfast", derandomize=True, deadline=None, database=None)
+settings.load_profile("cpfast")
+
+
+def pytest_collection_modifyitems(items):
+    if cpfast.backend() != "cuda":
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no GPU, or a build without CUDA ops"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def each_thread_count():
+    """Calls a function on one thread and on three, and returns both results."""
+    threads = torch.get_num_threads()
+
+    def run(function):
+        results = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(function())
+        return results
+
+    yield run
+    torch.set_num_threads(threads)

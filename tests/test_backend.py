@@ -1,0 +1,91 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import cpfast
+from cpfast import _backend
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_compiled_ops_are_in_use():
+    assert cpfast.backend() in ("cpu", "cuda")
+    info = cpfast.build_info()
+    assert info["abi"] == "LibTorch stable ABI, torch >= 2.11"
+    assert info["cpu_kernels"] in ("x86-64-v4", "x86-64-v3", "baseline")
+    assert all(isinstance(value, str) for value in info.values())
+
+
+def test_the_reference_runs_where_it_is_asked_for():
+    code = (
+        "import torch, cpfast; w = torch.ones(3)\n"
+        "print(cpfast.backend(), cpfast.build_info(), cpfast.ops.layer_rotation([w], [-w]).item())"
+    )
+    out = run(code, CPFAST_BACKEND="reference")
+    assert out.stdout.split() == ["reference", "{}", "2.0"], out.stderr
+
+
+def last_line(out):
+    assert out.returncode != 0
+    return out.stderr.strip().splitlines()[-1]
+
+
+def test_an_unknown_backend_is_an_error():
+    line = last_line(run("import cpfast", CPFAST_BACKEND="fast"))
+    assert line == "ImportError: CPFAST_BACKEND: expected 'reference' or nothing, got 'fast'"
+
+
+def test_a_missing_build_is_an_error_that_names_the_fix():
+    line = last_line(run("import sys; sys.modules['cpfast._C'] = None; import cpfast"))
+    assert "cpfast's compiled ops cannot be loaded" in line
+    assert "pip install --no-build-isolation ." in line
+    assert "CPFAST_BACKEND=reference" in line
+
+
+def test_an_old_torch_is_an_error_that_names_the_fix():
+    line = last_line(run("import torch; torch.__version__ = '2.9.1+cpu'; import cpfast"))
+    assert line == (
+        "ImportError: cpfast needs torch >= 2.11, found 2.9.1+cpu: pip install 'torch>=2.11'"
+    )
+
+
+def test_importing_needs_torch_and_numpy_alone():
+    code = (
+        "import sys, torch, numpy; torch_alone = set(sys.modules); import cpfast\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - torch_alone}\n"
+        "optional = {'sklearn', 'matplotlib', 'codecarbon', 'PIL', 'tqdm'}\n"
+        "print(sorted(optional & new), 'cpfast.train' in sys.modules)"
+    )
+    assert run(code).stdout.strip() == "[] False"
+
+
+def test_a_device_without_kernels_is_an_error_that_names_the_fix(monkeypatch):
+    monkeypatch.setattr(_backend, "CUDA_LOADED", False)
+    with pytest.raises(RuntimeError, match=r"input is on cuda:1, .* CPFAST_CUDA=1 pip install"):
+        _backend.require_kernels("scored_cross_entropy", "input", torch.device("cuda:1"))
+    with pytest.raises(RuntimeError, match="scores is on mps, but the ops run on cpu and cuda"):
+        _backend.require_kernels("select_samples", "scores", torch.device("mps"))
+    monkeypatch.setattr(_backend, "CUDA_LOADED", True)
+    _backend.require_kernels("select_samples", "scores", torch.device("cuda:0"))
+
+
+def test_the_ops_refuse_such_a_device():
+    class Elsewhere(torch.Tensor):
+        device = torch.device("mps")
+
+    x = torch.zeros(2, 3).as_subclass(Elsewhere)
+    with pytest.raises(RuntimeError, match="input is on mps"):
+        cpfast.ops.scored_cross_entropy(x, torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match=r"params\[0\] is on mps"):
+        cpfast.ops.layer_rotation([x], [x])

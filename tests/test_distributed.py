@@ -1,0 +1,57 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).with_name("distributed_epochs.py")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    out = subprocess.run(
+        [*torchrun, "--nproc-per-node=2", str(SCRIPT), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert out.returncode == 0, out.stderr
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_all_ranks_plan_the_same(ranks):
+    assert ranks[0]["plans"] == ranks[1]["plans"]
+    sizes = [len(plan) for plan in ranks[0]["plans"]]
+    assert sizes[0] == 203
+    assert max(sizes[1:]) < 203
+
+
+def test_no_sample_is_seen_twice_and_none_is_lost(ranks):
+    for plan, first, second in zip(
+        ranks[0]["plans"], ranks[0]["shares"], ranks[1]["shares"], strict=True
+    ):
+        assert sorted(first + second) == sorted(plan)
+        assert len(set(plan)) == len(plan)
+        assert abs(len(first) - len(second)) <= 1
+
+
+def test_one_collective_an_epoch_merges_the_scores(ranks):
+    assert ranks[0]["collectives"] == ranks[1]["collectives"] == [1, 1, 1, 1]
+    assert ranks[0]["scores"] == ranks[1]["scores"]
+    assert all(score < float("inf") for score in ranks[0]["scores"])
+
+
+def test_planning_without_it_is_refused(ranks):
+    for rank in ranks:
+        assert "call sync() on every rank before plan(4)" in rank["refused"]
+
+
+def test_all_ranks_measure_and_decide_the_same(ranks):
+    assert ranks[0]["rotation"] == ranks[1]["rotation"]
+    assert ranks[0]["rotation"][-1] > 0
+    assert ranks[0]["end_epoch"] == ranks[1]["end_epoch"]
+    assert ranks[0]["end_epoch"] is not None

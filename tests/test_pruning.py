@@ -1,0 +1,229 @@
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cpfast
+
+N = 1001
+
+
+def scored(device="cpu", **options):
+    pruner = cpfast.DataPruner(N, device=device, **options)
+    g = torch.Generator().manual_seed(0)
+    scores = torch.rand(N, generator=g)
+    pruner.plan(0)
+    pruner.update(torch.arange(N), scores)
+    return pruner, scores
+
+
+def test_infobatch_epoch_0_is_full_with_weights_1(device):
+    pruner = cpfast.DataPruner(N, device=device)
+    plan = pruner.plan(0)
+    assert torch.equal(plan.sort().values.cpu(), torch.arange(N))
+    assert not torch.equal(plan.cpu(), torch.arange(N))
+    assert (pruner.weights(plan) == 1).all()
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.3, 1.0])
+def test_infobatch_prunes_below_the_mean(device, keep):
+    pruner, scores = scored(device, keep=keep)
+    plan = pruner.plan(1).cpu()
+    below = scores.double() < scores.double().mean()
+    assert len(set(plan.tolist())) == len(plan)
+    assert set((~below).nonzero()[:, 0].tolist()) <= set(plan.tolist())
+    assert int(below[plan].sum()) == math.floor(keep * int(below.sum()))
+    expected = torch.where(below[plan], 1 / keep, 1.0)
+    torch.testing.assert_close(pruner.weights(plan.to(device)).cpu(), expected)
+
+
+def test_annealing_is_full_from_the_ceiling_of_its_fraction():
+    for num_epochs, anneal in [(200, 0.875), (10, 0.73), (7, 0.5), (3, 1.0), (5, 0.0)]:
+        pruner, _ = scored(num_epochs=num_epochs, anneal=anneal)
+        first = math.ceil(anneal * num_epochs)
+        for epoch in range(1, num_epochs):
+            assert (len(pruner.plan(epoch)) == N) == (epoch >= first)
+            if epoch >= first:
+                assert (pruner.weights(torch.arange(N)) == 1).all()
+
+
+def test_random_draws_a_fresh_subset_of_exact_size(device):
+    pruner = cpfast.DataPruner(N, policy="random", keep=0.3, device=device)
+    plans = [pruner.plan(epoch) for epoch in range(3)]
+    assert [len(set(p.tolist())) for p in plans] == [math.floor(0.3 * N)] * 3
+    assert len({tuple(sorted(p.tolist())) for p in plans}) == 3
+    assert (pruner.weights(plans[-1]) == 1).all()
+    assert len(pruner.plan(180)) == N
+
+
+def test_repeats_are_separate_permutations():
+    pruner, scores = scored()
+    passes = pruner.plan(0, repeats=3).view(3, N)
+    for one in passes:
+        assert torch.equal(one.sort().values, torch.arange(N))
+    assert len({tuple(p.tolist()) for p in passes}) == 3
+    low = (scores.double() < scores.double().mean()).sum().item()
+    pruned = pruner.plan(1, repeats=3)
+    size = N - low + low // 2
+    assert len(pruned) == 3 * size
+    subsets = [frozenset(p.tolist()) for p in pruned.view(3, size)]
+    assert len(set(subsets)) == 3
+    # A sample that any of the passes kept has the weight of a kept sample.
+    below = scores.double() < scores.double().mean()
+    torch.testing.assert_close(pruner.weights(pruned), torch.where(below[pruned], 2.0, 1.0))
+
+
+def test_prune_false_plans_full_passes_with_weights_1():
+    pruner, _ = scored()
+    pruner.plan(1)
+    plan = pruner.plan(2, prune=False)
+    assert torch.equal(plan.sort().values, torch.arange(N))
+    assert (pruner.weights(plan) == 1).all()
+
+
+def test_the_plan_of_an_epoch_holds_while_its_scores_change():
+    pruner, _ = scored()
+    plan = pruner.plan(1)
+    weights = pruner.weights(plan)
+    pruner.update(plan, torch.rand(len(plan)))
+    assert pruner.plan(1) is plan
+    assert torch.equal(pruner.weights(plan), weights)
+
+
+def test_counts():
+    pruner, scores = scored()
+    assert (pruner.samples_seen, pruner.samples_saved) == (N, 0)
+    n = len(pruner.plan(1))
+    assert (pruner.samples_seen, pruner.samples_saved) == (N + n, N - n)
+    pruner.plan(1)
+    m = len(pruner.plan(1, repeats=2))  # replaces the plan of epoch 1
+    assert (pruner.samples_seen, pruner.samples_saved) == (N + m, 2 * N - m)
+
+
+def test_unseen_samples_are_kept():
+    pruner = cpfast.DataPruner(10)
+    pruner.update(torch.arange(8), torch.arange(8.0))
+    for epoch in range(1, 30):
+        assert {8, 9} <= set(pruner.plan(epoch).tolist())
+        assert len(pruner.plan(epoch)) == 8
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_is_the_weighted_mean_and_records_unweighted_losses(device, smoothing):
+    pruner, _ = scored(device)
+    index = pruner.plan(1)[:64]
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(64, 10, generator=g).to(device).requires_grad_()
+    target = torch.randint(10, (64,), generator=g).to(device)
+    loss = pruner.loss(logits, target, index, label_smoothing=smoothing)
+    plain = F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+    weights = pruner.weights(index)
+    assert weights.unique().tolist() == [1, 2]
+    torch.testing.assert_close(loss, (weights * plain).mean())
+    torch.testing.assert_close(pruner.scores[index], plain.detach())
+    (grad,) = torch.autograd.grad(loss, logits)
+    (expected,) = torch.autograd.grad((weights * plain).mean(), logits)
+    torch.testing.assert_close(grad, expected)
+
+
+def test_the_pruned_loss_estimates_the_full_one():
+    # On data whose losses do not change, the mean over epochs of the weighted sums is the full sum.
+    pruner, scores = scored(num_epochs=2000)
+    sums = []
+    for epoch in range(1, 400):
+        plan = pruner.plan(epoch)
+        sums.append((pruner.weights(plan) * scores[plan]).sum().double())
+    low = scores[scores.double() < scores.double().mean()]
+    # keep * M is rounded down: the bias is that of at most one sample in M / 2.
+    bias = low.sum() * (1 - 2 * (len(low) // 2) / len(low))
+    deviation = torch.stack(sums).std() / math.sqrt(len(sums))
+    assert abs(torch.stack(sums).mean() - (scores.sum() - bias)) < 5 * deviation
+
+
+@pytest.mark.parametrize("policy", ["infobatch", "random"])
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_resuming_is_equal_to_the_bit(device, policy, stop):
+    def train(pruner, epochs):
+        plans = []
+        for epoch in epochs:
+            plan = pruner.plan(epoch, repeats=2)
+            plans.append(plan.clone())
+            for index in plan.split(100):
+                logits = torch.sin(torch.outer(index + 1.0, torch.arange(5.0, device=device)))
+                pruner.loss(logits * (epoch + 1), index % 5, index)
+        return plans
+
+    options = {"policy": policy, "num_epochs": 6, "device": device, "seed": 9}
+    whole = cpfast.DataPruner(N, **options)
+    plans = train(whole, range(6))
+    first = cpfast.DataPruner(N, **options)
+    train(first, range(stop))
+    resumed = cpfast.DataPruner(N, device=device)
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert torch.equal(resumed.plan(stop - 1, repeats=2), plans[stop - 1])
+    for actual, expected in zip(train(resumed, range(stop, 6)), plans[stop:], strict=True):
+        assert torch.equal(actual, expected)
+    assert torch.equal(resumed.scores, whole.scores)
+    assert resumed.samples_saved == whole.samples_saved > 0
+
+
+def test_a_pruner_without_a_device_follows_the_first_logits(device):
+    pruner = cpfast.DataPruner(4)
+    pruner.loss(
+        torch.zeros(2, 3, device=device),
+        torch.tensor([0, 1], device=device),
+        torch.tensor([3, 0]),  # as a DataLoader yields them: on the CPU
+    )
+    assert pruner.device.type == device.type
+    assert pruner.scores.isfinite().tolist() == [True, False, False, True]
+
+
+def test_nan_losses_are_reported_with_their_sample():
+    pruner, _ = scored()
+    pruner.update(torch.tensor([5, 17]), torch.tensor([math.nan, math.nan]))
+    with pytest.raises(ValueError, match=f"scores: 2 of {N} are NaN, .* sample 5"):
+        pruner.plan(1)
+    pruner.update(torch.tensor([5, 17]), torch.ones(2))
+    assert len(pruner.plan(1)) < N
+
+
+def test_a_state_of_another_data_set_is_refused_and_changes_nothing():
+    pruner, _ = scored()
+    before = copy.deepcopy(pruner.state_dict())
+    with pytest.raises(ValueError, match=rf"num_samples'\]: expected {N}, got 7"):
+        pruner.load_state_dict(cpfast.DataPruner(7, seed=3).state_dict())
+    assert pruner.seed == 0
+    assert torch.equal(pruner.scores, before["scores"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_samples": 0}, "num_samples: .* got 0"),
+        ({"num_epochs": 0}, "num_epochs: .* got 0"),
+        ({"policy": "magic"}, "policy: .* got 'magic'"),
+        ({"keep": 0.0}, "keep: .* got 0.0"),
+        ({"keep": 1.5}, "keep: .* got 1.5"),
+        ({"anneal": -0.1}, "anneal: .* got -0.1"),
+    ],
+)
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cpfast.DataPruner(**{"num_samples": 5, **arguments})
+
+
+def test_bad_calls_are_named():
+    pruner = cpfast.DataPruner(5, device="cpu")
+    with pytest.raises(ValueError, match="epoch: .* got -1"):
+        pruner.plan(-1)
+    with pytest.raises(ValueError, match="repeats: .* got 0"):
+        pruner.plan(0, repeats=0)
+    logits, target = torch.zeros(2, 3), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"index: expected shape \(2,\) as target, got \(3,\)"):
+        pruner.loss(logits, target, torch.tensor([0, 1, 2]))
+    with pytest.raises(RuntimeError, match=r"logits: on meta, .* device='cpu'"):
+        pruner.loss(logits.to("meta"), target.to("meta"), torch.tensor([0, 1]))
+    with pytest.raises(RuntimeError, match=r"index\[0\]: expected a sample in \[0, 5\), got 5"):
+        pruner.update(torch.tensor([5]), torch.zeros(1))
