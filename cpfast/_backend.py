@@ -13,6 +13,7 @@ __all__ = ["backend", "build_info", "require_kernels"]
 
 _OLDEST_TORCH = (2, 11)
 _REBUILD = "pip install --no-build-isolation . in a checkout of cpfast"
+_FOLDER = pathlib.Path(__file__).parent
 
 
 def _check_torch() -> None:
@@ -35,17 +36,16 @@ def _load_native() -> Any:
         from cpfast import _C
     except ImportError as error:
         raise ImportError(
-            f"cpfast's compiled ops cannot be loaded ({error}): build them with {_REBUILD}, "
-            "or set CPFAST_BACKEND=reference to run on plain PyTorch"
+            f"cpfast's compiled ops cannot be loaded from {_FOLDER} ({error}): build them with "
+            f"{_REBUILD}, or set CPFAST_BACKEND=reference to run on plain PyTorch"
         ) from None
     return _C
 
 
 def _load_cuda() -> bool:
     # Its name ends as that of an extension module does, though it holds ops alone.
-    folder = pathlib.Path(__file__).parent
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        library = folder / f"_cuda{suffix}"
+        library = _FOLDER / f"_cuda{suffix}"
         if library.exists() and torch.version.cuda is not None:
             torch.ops.load_library(str(library))
             return True

@@ -21,9 +21,10 @@ def device(request):
     return torch.device(request.param)
 
 
-@pytest.fixture
-def generator():
-    return torch.Generator().manual_seed(0)
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Away from the checkout, whose cpfast/ subprocesses would import instead of the installed."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ def ranks(tmp_path_factory):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     out = subprocess.run(
         [*torchrun, "--nproc-per-node=2", str(SCRIPT), str(folder)],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=120,

@@ -93,7 +93,7 @@ def test_the_plan_of_an_epoch_holds_while_its_scores_change():
 
 
 def test_counts():
-    pruner, scores = scored()
+    pruner, _ = scored()
     assert (pruner.samples_seen, pruner.samples_saved) == (N, 0)
     n = len(pruner.plan(1))
     assert (pruner.samples_seen, pruner.samples_saved) == (N + n, N - n)

@@ -2,29 +2,43 @@
 
 inline constexpr int kWordLanes = CPFAST_VECTOR_BYTES / 4;
 
-// positions[i] = permutation(first + i) for i < n; positions has room for a whole last vector.
+inline void permute_step(const Permutation& permutation, uint32_t* x, int64_t n) {
+  const uint32_t right_mask = (uint32_t{1} << permutation.right_bits) - 1;
+  for (int64_t i = 0; i < n; i += kWordLanes) {
+    Words word;
+    std::memcpy(&word, x + i, sizeof(word));
+    Words left = word >> permutation.right_bits, right = word & right_mask;
+    permutation.step(left, right);
+    word = (left << permutation.right_bits) | right;
+    std::memcpy(x + i, &word, sizeof(word));
+  }
+}
+
+// positions[i] = permutation(first + i) for i < n <= kTile. All walk at once, and those that have
+// not arrived are gathered for the next step: per vector, 16 lanes would wait for the slowest.
 inline void permute_range(const Permutation& permutation, int64_t first, int64_t n,
                           uint32_t* positions) {
-  const uint32_t right_mask = (uint32_t{1} << permutation.right_bits) - 1;
   const uint32_t size = static_cast<uint32_t>(permutation.n);
-  Words lane = {};
-  for (int l = 0; l < kWordLanes; ++l) lane[l] = l;
-  for (int64_t i = 0; i < n; i += kWordLanes) {
-    Words x = lane + static_cast<uint32_t>(first + i);
-    // Lanes past n would walk where no cycle needs to lead below size.
-    const Words needed = (Words)(lane < static_cast<uint32_t>(std::min<int64_t>(n - i, kWordLanes)));
-    Words walking = needed;
-    for (;;) {
-      Words left = x >> permutation.right_bits, right = x & right_mask;
-      permutation.step(left, right);
-      const Words next = (left << permutation.right_bits) | right;
-      x = walking ? next : x;
-      walking &= (Words)(x >= size);
-      uint32_t any = 0;
-      for (int l = 0; l < kWordLanes; ++l) any |= walking[l];
-      if (!any) break;
+  uint32_t walkers[kTile + kWordLanes];
+  uint16_t pending[kTile + 1];
+  for (int64_t i = 0; i < n; ++i) positions[i] = static_cast<uint32_t>(first + i);
+  permute_step(permutation, positions, n);
+  int64_t left = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    pending[left] = static_cast<uint16_t>(i);
+    left += positions[i] >= size;
+  }
+  while (left > 0) {
+    for (int64_t i = 0; i < left; ++i) walkers[i] = positions[pending[i]];
+    permute_step(permutation, walkers, left);
+    int64_t still = 0;
+    for (int64_t i = 0; i < left; ++i) {
+      const uint16_t at = pending[i];
+      positions[at] = walkers[i];
+      pending[still] = at;
+      still += walkers[i] >= size;
     }
-    std::memcpy(positions + i, &x, sizeof(x));
+    left = still;
   }
 }
 
@@ -50,22 +64,33 @@ inline int64_t tile_below(const float* scores, int64_t n, float threshold) {
   return below;
 }
 
-// Marks the kept samples of a tile, one bit each; returns their number.
+// Marks the kept samples of a tile, one bit each; returns their number. Without branches: which
+// samples are below the mean is not to be predicted.
 inline int64_t tile_mark(const float* scores, int64_t n, float threshold,
                          const Permutation& subset, int64_t first_rank, int64_t below,
                          int64_t subset_size, uint64_t* marks) {
+  uint16_t sample_of_rank[kTile + 1];
+  int64_t rank = 0;
+  for (int64_t word = 0; word * 64 < n; ++word) {
+    uint64_t bits = 0;
+    const int64_t end = std::min<int64_t>(n, word * 64 + 64);
+    for (int64_t i = word * 64; i < end; ++i) {
+      const bool is_below = scores[i] < threshold;
+      sample_of_rank[rank] = static_cast<uint16_t>(i);
+      rank += is_below;
+      bits |= uint64_t{!is_below} << (i % 64);
+    }
+    marks[word] = bits;
+  }
+
   uint32_t order[kTile + kWordLanes];
   const bool narrow = subset.n < (uint64_t{1} << 32);
   if (narrow) permute_range(subset, first_rank, below, order);
-  int64_t kept = 0, rank = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    if (i % 64 == 0) marks[i / 64] = 0;
-    bool keep = true;
-    if (scores[i] < threshold) {
-      const uint64_t at = narrow ? order[rank] : subset(first_rank + rank);
-      keep = at < static_cast<uint64_t>(subset_size);
-      ++rank;
-    }
+  int64_t kept = n - below;
+  for (rank = 0; rank < below; ++rank) {
+    const uint64_t at = narrow ? order[rank] : subset(first_rank + rank);
+    const bool keep = at < static_cast<uint64_t>(subset_size);
+    const uint16_t i = sample_of_rank[rank];
     marks[i / 64] |= uint64_t{keep} << (i % 64);
     kept += keep;
   }
