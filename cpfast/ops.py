@@ -74,7 +74,7 @@ def layer_rotation(
     Raises:
         RuntimeError: for empty or mismatched lists, shapes, dtypes or devices.
 
-    Source: layer rotation, Carbonnelle & De Vleeschouwer (arXiv 1806.01603, equation 1).
+    Source: layer rotation, Carbonnelle & De Vleeschouwer (arXiv 1806.01603).
     """
     arguments = _layer_arguments("layer_rotation", params, refs, ref_sq_norms)
     if _REFERENCE:
@@ -89,7 +89,7 @@ def layer_statistics(
     """Rotation, distance, norm, sign flips and magnitude of each layer, in one pass.
 
     Arguments, errors and source are those of :func:`layer_rotation`; the other statistics are
-    those of "The Early Phase of Neural Network Training" (arXiv 2002.10365, section 3).
+    those of "The Early Phase of Neural Network Training" (arXiv 2002.10365).
 
     Returns:
         :class:`LayerStatistics` of [L] float32: ``cosine_distance``, ``l2_distance``, ``norm``,
@@ -130,7 +130,7 @@ def scored_cross_entropy(
         RuntimeError: for wrong shapes, dtypes, devices or values; for a target out of range on
             the CPU. On CUDA such a row becomes NaN, because an error would cost a synchronisation.
 
-    Sources: EL2N, arXiv 2107.07075, definition 2.2; margin, arXiv 2001.10528, equation 1.
+    Sources: EL2N, Paul et al. (arXiv 2107.07075); margin, Pleiss et al. (arXiv 2001.10528).
     """
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
@@ -185,7 +185,7 @@ def select_samples(
     Raises:
         RuntimeError: for a wrong shape, dtype or ``keep``.
 
-    Source: InfoBatch, arXiv 2303.04947, section 3.
+    Source: InfoBatch, Qin et al. (arXiv 2303.04947).
     """
     if _REFERENCE:
         return reference.select_samples(

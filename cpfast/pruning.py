@@ -25,7 +25,8 @@ class DataPruner:
         Then, of the samples that score below the mean, a random floor(keep * their number) are
         kept, with weight 1 / keep; all others are kept with weight 1.
 
-        ``"random"`` (arXiv 2305.18424): a fresh random floor(keep * N) samples an epoch, weight 1.
+        ``"random"`` (arXiv 2305.18424): floor(keep * N) fresh random samples an epoch (at least
+        one), weight 1.
 
     Under both, epochs from ceil(anneal * num_epochs) on are full, with weights 1. ``anneal=1``
     prunes to the end.
@@ -152,7 +153,8 @@ class DataPruner:
         )
         if not by_score:
             # The first positions of a random order are a random subset.
-            count = math.floor(self.keep * self.num_samples) if pruned else self.num_samples
+            share = max(1, math.floor(self.keep * self.num_samples))
+            count = share if pruned else self.num_samples
             return selection.indices[:count]
         count, nans = torch.stack([selection.count, self.scores.isnan().sum()]).tolist()
         if nans:

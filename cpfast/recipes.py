@@ -36,7 +36,7 @@ class Recipe:
     Raises:
         ValueError: for numbers out of range.
 
-    Source: arXiv 2506.15954, sections 3 and 4 (there ``anneal`` is one of .5 to .99).
+    Source: arXiv 2506.15954 (there ``anneal`` is one of .5 to .99).
     """
 
     total_epochs: int

@@ -36,7 +36,7 @@ class LayerRotation:
     Raises:
         ValueError: where ``include`` chooses no parameter.
 
-    Source: arXiv 1806.01603, equation 1; used as a signal in arXiv 2506.15954.
+    Source: arXiv 1806.01603; used as a signal in arXiv 2506.15954.
     """
 
     def __init__(

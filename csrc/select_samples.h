@@ -7,7 +7,7 @@
 //           0 past count
 // count     int64: how many were kept
 //
-// InfoBatch's rule (arXiv 2303.04947, section 3): with M samples below the mean, a random
+// InfoBatch's rule (arXiv 2303.04947): with M samples below the mean, a random
 // floor(keep * M) of them are kept, and all the others. The mean is that of the finite scores;
 // a score that is not finite is below no mean, so its sample is kept.
 //

@@ -1,4 +1,7 @@
 import os
+import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -25,6 +28,18 @@ def test_the_compiled_ops_are_in_use():
     assert info["abi"] == "LibTorch stable ABI, torch >= 2.11"
     assert info["cpu_kernels"] in ("x86-64-v4", "x86-64-v3", "baseline")
     assert all(isinstance(value, str) for value in info.values())
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm here")
+def test_of_torch_the_binaries_use_nothing_but_its_c_shims():
+    libraries = list(pathlib.Path(cpfast.__file__).parent.glob("_*.so"))
+    assert libraries
+    for library in libraries:
+        nm = ["nm", "-D", "--undefined-only", str(library)]
+        symbols = subprocess.run(nm, capture_output=True, text=True, check=True).stdout.split()
+        assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
+        # at::, c10:: and torch:: change from release to release.
+        assert [s for s in symbols if re.match(r"_Z\w*?N?K?(2at|3c10|5torch)", s)] == []
 
 
 def test_the_reference_runs_where_it_is_asked_for():

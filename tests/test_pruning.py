@@ -227,3 +227,7 @@ def test_bad_calls_are_named():
         pruner.loss(logits.to("meta"), target.to("meta"), torch.tensor([0, 1]))
     with pytest.raises(RuntimeError, match=r"index\[0\]: expected a sample in \[0, 5\), got 5"):
         pruner.update(torch.tensor([5]), torch.zeros(1))
+
+
+def test_random_never_plans_an_empty_epoch():
+    assert len(cpfast.DataPruner(3, policy="random", keep=0.1).plan(0)) == 1

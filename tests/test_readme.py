@@ -1,0 +1,20 @@
+import pathlib
+import re
+
+import pytest
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_the_snippet_runs_as_it_stands(number, capsys):
+    exec(compile(SNIPPETS[number], f"{README}, snippet {number}", "exec"), {})
+    assert "ended" in capsys.readouterr().out
+
+
+def test_there_are_snippets_and_the_files_it_points_to_exist():
+    assert len(SNIPPETS) >= 1
+    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
+    assert links
+    assert [link for link in links if not (README.parent / link).exists()] == []
