@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["CriticalPeriodDetector"]
+__all__ = ["CRITERIA", "CriticalPeriodDetector"]
 
-_CRITERIA = ("slope45", "fixed")
+CRITERIA = ("slope45", "fixed")
 
 
 class CriticalPeriodDetector:
@@ -51,8 +51,8 @@ class CriticalPeriodDetector:
         *,
         at: int | None = None,
     ) -> None:
-        if criterion not in _CRITERIA:
-            raise ValueError(f"criterion: expected one of {_CRITERIA}, got {criterion!r}")
+        if criterion not in CRITERIA:
+            raise ValueError(f"criterion: expected one of {CRITERIA}, got {criterion!r}")
         if total_epochs < 1:
             raise ValueError(f"total_epochs: expected at least 1, got {total_epochs}")
         if window < 2:

@@ -1,0 +1,318 @@
+"""The training loop: one epoch after another, each with what the recipe still spends on it.
+
+    samples on the device -> gather -> augment -> subtract mean -> model -> loss -> backward -> step
+
+At an epoch's end the detector reads the rotation, and the next epoch's recipe follows from it.
+All randomness comes from (seed, epoch), so a resumed run equals an uninterrupted one to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import cpfast
+from cpfast.train import augment, models
+from cpfast.train.clock import Clock
+from cpfast.train.config import ENVIRONMENT, Config
+from cpfast.train.data import ImageData
+from cpfast.train.energy import EnergyMeter
+from cpfast.train.errors import Diverged, UserError
+from cpfast.train.runfolder import CHECKPOINT, RunFolder
+
+EVALUATION_BATCH = 512
+ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the counters is not free
+PRUNING_ANNEAL = 0.875
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Progress(Protocol):
+    """What the loop tells a progress bar."""
+
+    def step(self, epochs: float) -> None: ...
+    def epoch(self, metrics: dict[str, Any]) -> None: ...
+
+
+class Training:
+    """All that a run carries from one epoch to the next.
+
+    Args:
+        config: settings; `config.device` must exist.
+        data: on that device.
+
+    Attributes:
+        epoch: number of epochs completed.
+    """
+
+    def __init__(self, config: Config, data: ImageData) -> None:
+        self.config = config
+        self.data = data
+        self.device = torch.device(config.device)
+        self.epoch = 0
+        self.fingerprint = data.fingerprint()  # once: it reads all of the data
+        model = models.build(config.model, data.shape[2], len(data.classes), config.seed)
+        # torch's annotations leave this form out
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: nn.Module = model.to(self.device)
+        self.mean = data.mean().permute(2, 0, 1)
+        self.optimizer = torch.optim.SGD(
+            _parameter_groups(self.model, config.weight_decay),
+            lr=config.lr,
+            momentum=0.9,
+            nesterov=True,
+        )
+        self.schedule = cpfast.schedules.FractionSchedule(
+            self.optimizer, getattr(cpfast.schedules, config.schedule)()
+        )
+        self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
+        self.rotation = cpfast.LayerRotation(self.model, include=cpfast.is_weight)
+        self.detector = cpfast.CriticalPeriodDetector(
+            criterion=config.criterion, total_epochs=config.epochs, at=config.at
+        )
+        self.pruner = cpfast.DataPruner(
+            len(data.train_labels),
+            num_epochs=config.epochs,
+            policy=config.policy,
+            keep=config.keep,
+            anneal=PRUNING_ANNEAL if config.anneal is None else config.anneal,
+            seed=config.seed,
+            device=self.device,
+        )
+        self.recipe = cpfast.Recipe.from_method(
+            config.method,
+            config.epochs,
+            repeats=config.repeats,
+            keep=config.keep,
+            anneal=config.anneal,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "config": self.config.to_dict(),
+            "data": self.fingerprint,
+            **{name: getattr(self, name).state_dict() for name in self._stateful()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`.
+
+        Raises:
+            ValueError: it belongs to another run, or to other data.
+        """
+        try:
+            other = _settings(state["config"]) ^ _settings(self.config.to_dict())
+            if other:
+                names = ", ".join(sorted({name for name, _ in other}))
+                raise ValueError(f"of another run (it differs in {names})")
+            if state["data"] != self.fingerprint:
+                raise ValueError(
+                    f"of other data: the run began with {state['data']}, and {self.config.data} "
+                    f"is now {self.fingerprint}"
+                )
+            for name in self._stateful():
+                getattr(self, name).load_state_dict(state[name])
+            self.epoch = state["epoch"]
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise ValueError(f"does not fit the run ({error!r})") from error
+
+    def _stateful(self) -> tuple[str, ...]:
+        return ("model", "optimizer", "schedule", "scaler", "rotation", "detector", "pruner")
+
+
+def run(
+    config: Config,
+    data: ImageData,
+    folder: RunFolder,
+    *,
+    progress: Progress | None = None,
+    at_period_end: Callable[[Training], None] | None = None,
+    epochs: int | None = None,
+) -> Training:
+    """Train until `config.epochs` are completed, from the folder's checkpoint if it has one.
+
+    Args:
+        data: on any device; moved to `config.device`.
+        folder: created, and locked by the caller; gets a line of metrics and a checkpoint an
+            epoch, and the energy used.
+        at_period_end: called once the epoch that ended the critical period is stored.
+        epochs: stop once this many are completed; None for all.
+
+    Raises:
+        Diverged: a loss or a rotation is not finite. The last finite epoch stays stored.
+        UserError: the checkpoint does not fit.
+    """
+    training = Training(config, data.to(torch.device(config.device)))
+    checkpoint = folder.checkpoint()
+    if checkpoint is not None:
+        try:
+            training.load_state_dict(checkpoint)
+        except ValueError as error:
+            raise UserError(f"{folder.path / CHECKPOINT}: {error}") from error
+    folder.cut_metrics(training.epoch)
+    last = config.epochs if epochs is None else min(epochs, config.epochs)
+    if training.epoch >= last:
+        return training
+    if at_period_end is not None and training.detector.end_epoch == training.epoch:
+        # The stop came between storing that epoch and the call.
+        at_period_end(training)
+    meter = EnergyMeter(training.device, folder.energy()) if config.energy else None
+    try:
+        energy_read = time.monotonic()
+        while training.epoch < last:
+            metrics = train_epoch(training, progress)
+            folder.append_metrics(metrics)
+            folder.save_checkpoint(training.state_dict())
+            if meter is not None and time.monotonic() - energy_read > ENERGY_EVERY:
+                folder.save_energy(meter.read())
+                energy_read = time.monotonic()
+            if progress is not None:
+                progress.epoch(metrics)
+            if at_period_end is not None and training.detector.end_epoch == training.epoch:
+                if meter is not None:
+                    folder.save_energy(meter.read())
+                at_period_end(training)
+    finally:
+        if meter is not None:
+            folder.save_energy(meter.stop())
+    return training
+
+
+def train_epoch(training: Training, progress: Progress | None = None) -> dict[str, Any]:
+    """One epoch and what it reports: a line of metrics.jsonl.
+
+    Times are in seconds: "train" is synchronised wall time, and "detection", "scoring" and
+    "selection" are parts of it. Scoring is the whole call of the scored loss, the loss itself
+    included: an upper bound. "evaluation" is not part of "train".
+    """
+    t, config = training, training.config
+    phase = t.recipe.phase(t.epoch, t.detector.end_epoch)
+    clock = Clock(t.device)
+    with clock.whole("train"):
+        with clock.part("selection"):
+            order = t.pruner.plan(t.epoch, repeats=phase.repeats, prune=phase.prune)
+        count = len(order)
+        warps = augment.draw(count, seed=config.seed, epoch=t.epoch, flip=config.flip)
+        # Batches of equal size, at most one sample apart: no sample is left out, and none makes
+        # a batch of its own.
+        steps = math.ceil(count / config.batch_size)
+        batches = zip(
+            order.tensor_split(steps), warps.to(t.device).tensor_split(steps), strict=True
+        )
+        t.model.train()
+        loss_sum = torch.zeros((), device=t.device)
+        for step, (index, warp) in enumerate(batches):
+            t.schedule.step((t.epoch + step / steps) / config.epochs)
+            # The mean goes after the warp, else it would be warped too, unlike the test images'.
+            images = augment.apply(_to_float(t.data.train_images[index]), warp) - t.mean
+            with _autocast(t):
+                logits = t.model(images)
+            loss = _loss(t, logits.float(), t.data.train_labels[index], index, clock)
+            t.scaler.scale(loss).backward()
+            t.scaler.step(t.optimizer)
+            t.scaler.update()
+            t.optimizer.zero_grad(set_to_none=True)
+            loss_sum += loss.detach() * len(index)
+            if progress is not None:
+                progress.step(1 / steps)
+        rotation: dict[str, float] = {}
+        if config.detect:
+            with clock.part("detection"):
+                t.rotation.update()
+                rotation = t.rotation.compute()
+                mean_rotation = math.fsum(rotation.values()) / len(rotation)
+        train_loss = loss_sum.item() / count
+        _check_finite("training loss", train_loss, t.epoch + 1)
+        if config.detect:
+            _check_finite("layer rotation", mean_rotation, t.epoch + 1)
+            with clock.part("detection"):
+                t.detector.step(mean_rotation, t.epoch + 1)
+    t.epoch += 1
+    accuracy = None
+    if t.epoch % config.eval_every == 0 or t.epoch == config.epochs:
+        with clock.whole("evaluation"):
+            accuracy = evaluate(t)
+    slopes = t.detector.slopes
+    return {
+        "epoch": t.epoch,
+        "train_loss": train_loss,
+        "test_accuracy": accuracy,
+        "rotation_mean": mean_rotation if config.detect else None,
+        "rotation": rotation,
+        "slope": slopes[-1][1] if slopes and slopes[-1][0] == t.epoch else None,
+        "period_end": t.detector.end_epoch,
+        "period_end_reason": t.detector.reason,
+        "repeats": phase.repeats,
+        "prune": phase.prune,
+        "samples": count,
+        "full_samples": config.repeats * len(t.data.train_labels),
+        "lr": t.optimizer.param_groups[0]["lr"],
+        "seconds": {
+            "evaluation": 0.0, "detection": 0.0, "scoring": 0.0, "selection": 0.0, **clock.read()
+        },
+    }  # fmt: skip
+
+
+def evaluate(training: Training) -> float:
+    """Share of the test images that are classified correctly, un-augmented."""
+    t = training
+    t.model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=t.device)
+    with torch.inference_mode():
+        for images, labels in zip(
+            t.data.test_images.split(EVALUATION_BATCH),
+            t.data.test_labels.split(EVALUATION_BATCH),
+            strict=True,
+        ):
+            with _autocast(t):
+                logits = t.model(_to_float(images) - t.mean)
+            correct += (logits.argmax(1) == labels).sum()
+    return correct.item() / len(t.data.test_labels)
+
+
+def _loss(t: Training, logits: Tensor, labels: Tensor, index: Tensor, clock: Clock) -> Tensor:
+    if not t.config.prunes:
+        # An arm that never prunes must not pay for scores.
+        return F.cross_entropy(logits, labels)
+    with clock.part("scoring"):
+        return t.pruner.loss(logits, labels, index)
+
+
+def _to_float(images: Tensor) -> Tensor:
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [0, 1], the channels last in memory."""
+    return images.float().div_(255).permute(0, 3, 1, 2)
+
+
+def _autocast(t: Training) -> torch.autocast:
+    precision = t.config.precision
+    return torch.autocast(t.device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32")
+
+
+def _settings(config: dict[str, Any]) -> set[tuple[str, Any]]:
+    return {(name, value) for name, value in config.items() if name not in ENVIRONMENT}
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on convolution and dense kernels only, as in the paper."""
+    kernels: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (kernels if cpfast.is_weight(name, parameter) else others).append(parameter)
+    return [
+        {"params": kernels, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _check_finite(what: str, value: float, epoch: int) -> None:
+    if not math.isfinite(value):
+        raise Diverged(
+            f"training diverged: the {what} of epoch {epoch} is {value}; "
+            "try a lower --lr (the epochs before are kept)"
+        )

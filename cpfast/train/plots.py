@@ -1,0 +1,191 @@
+"""Pictures of a run and of a comparison, drawn without a display."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cpfast.train import report
+from cpfast.train.compare import ARMS, interval
+from cpfast.train.config import Config
+from cpfast.train.errors import require
+from cpfast.train.runfolder import write_atomically
+
+# Okabe and Ito's colours, told apart under every kind of colour blindness; markers say the same.
+ARM_STYLE = {
+    "full": ("#000000", "o", "full: k = {k} throughout"),
+    "detector": ("#D55E00", "D", "detector: k = {k}, then 1"),
+    "k1": ("#0072B2", "s", "k1: k = 1, as many epochs"),
+    "k1_matched": ("#009E73", "^", "k1_matched: k = 1, detector's samples"),
+}
+END_COLOUR = "#D55E00"
+MEAN_COLOUR = "#000000"
+FEW_LAYERS = 8
+STYLE = {
+    "figure.dpi": 150,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "legend.frameon": False,
+}
+
+
+def draw_run(summary: dict[str, Any], path: Path) -> None:
+    """Rotation of each layer, its mean, the slope, and the end of the period: a PNG at `path`."""
+    pyplot = _pyplot()
+    config: Config = summary["config"]
+    metrics = [line for line in summary["metrics"] if line["rotation"]]
+    # At initialisation nothing has rotated.
+    epochs = [0, *(line["epoch"] for line in metrics)]
+    end = summary["period_end"]
+    with pyplot.rc_context(STYLE):
+        figure, (top, bottom) = pyplot.subplots(
+            2, 1, figsize=(7.5, 6), sharex=True, height_ratios=(2, 1), layout="constrained"
+        )
+        _draw_layers(figure, top, metrics, epochs)
+        top.plot(
+            epochs, [0.0, *(line["rotation_mean"] for line in metrics)],
+            color=MEAN_COLOUR, linewidth=2.5, label="mean",
+        )  # fmt: skip
+        top.set_ylabel("rotation from initialisation\n(cosine distance)")
+        top.set_ylim(bottom=0)
+
+        slopes = [(line["epoch"], line["slope"]) for line in metrics if line["slope"] is not None]
+        bottom.plot([e for e, _ in slopes], [s for _, s in slopes], color=MEAN_COLOUR, linewidth=2)
+        bottom.axhline(1, color="0.4", linestyle="--", linewidth=1)
+        bottom.annotate(
+            "1 (45°)", (1, 1), xycoords=("axes fraction", "data"), xytext=(-2, 3),
+            textcoords="offset points", ha="right", color="0.3",
+        )  # fmt: skip
+        bottom.set_ylabel("slope of the mean\n(per whole training)")
+        bottom.set_xlabel("epoch")
+        bottom.set_xlim(0, config.epochs)
+        bottom.set_ylim(0, max([2.0, *(1.1 * slope for _, slope in slopes)]))
+        if not slopes:
+            bottom.text(
+                0.5, 0.25, "no slope: fewer epochs than its window, or another criterion",
+                transform=bottom.transAxes, ha="center", color="0.4",
+            )  # fmt: skip
+        for axes in (top, bottom):
+            axes.grid(color="0.9", linewidth=0.8)
+            axes.set_axisbelow(True)
+            if end is not None:
+                axes.axvline(end, color=END_COLOUR, linewidth=1.8)
+        if end is not None:
+            right = end < 0.45 * config.epochs
+            bottom.annotate(
+                f"critical period ends after epoch {end}{_action(config)}",
+                (end, 0.94), xycoords=("data", "axes fraction"), va="top",
+                xytext=(6 if right else -6, 0), textcoords="offset points",
+                ha="left" if right else "right", color=END_COLOUR, fontweight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            )  # fmt: skip
+        accuracy = summary["test_accuracy"]
+        shown = "" if accuracy is None else f", {100 * accuracy:.1f} % test accuracy"
+        top.set_title(f"{report.data_name(config)}, {config.model}, {config.method}{shown}")
+        _save(figure, path)
+        pyplot.close(figure)
+
+
+def _action(config: Config) -> str:
+    """What the method does at the end of the period."""
+    return {
+        "detector": f"\nk = {config.repeats} to 1",
+        "detector+prune": f"\nk = {config.repeats} to 1, pruning on",
+    }.get(config.method, "")
+
+
+def _draw_layers(
+    figure: Any, axes: Any, metrics: Sequence[dict[str, Any]], epochs: Sequence[int]
+) -> None:
+    """Layers from input (dark) to output (light): a legend for few, a colour bar for many."""
+    matplotlib = require("matplotlib", "a picture")
+    names = list(metrics[0]["rotation"]) if metrics else []
+    # the palest end cannot be read on white
+    colours = matplotlib.colors.LinearSegmentedColormap.from_list(
+        "layers", matplotlib.colormaps["viridis"]([0.0, 0.25, 0.5, 0.7, 0.88])
+    )
+    few = len(names) <= FEW_LAYERS
+    for number, name in enumerate(names):
+        axes.plot(
+            epochs, [0.0, *(line["rotation"][name] for line in metrics)],
+            color=colours(number / max(1, len(names) - 1)),
+            linewidth=1.4 if few else 0.8, label=name.removesuffix(".weight") if few else None,
+        )  # fmt: skip
+    if few:
+        axes.plot([], [], color=MEAN_COLOUR, linewidth=2.5, label="mean of the layers")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="layer")
+    else:
+        axes.plot([], [], color=MEAN_COLOUR, linewidth=2.5, label="mean of the layers")
+        axes.legend(loc="upper left")
+        scale = matplotlib.cm.ScalarMappable(
+            matplotlib.colors.Normalize(1, len(names)), cmap=colours
+        )
+        figure.colorbar(scale, ax=axes, label="layer, from input to output", pad=0.01)
+
+
+def draw_comparison(results: dict[str, Any], path: Path) -> None:
+    """Test accuracy against training time, per arm with its interval: a PNG at `path`."""
+    pyplot = _pyplot()
+    config = Config.from_dict(results["config"], path)
+    with pyplot.rc_context(STYLE):
+        figure, (left, right) = pyplot.subplots(
+            1, 2, figsize=(10, 4.6), width_ratios=(1, 1), layout="constrained"
+        )
+        for arm in ARMS:
+            entries = [e for e in results["runs"] if e["arm"] == arm]
+            if not entries:
+                continue
+            colour, marker, label = ARM_STYLE[arm]
+            label = label.format(k=config.repeats)
+            seconds, seconds_half = interval([e["seconds"] for e in entries])
+            accuracy, half = interval([100 * e["test_accuracy"] for e in entries])
+            times, values = _mean_curve([e["curve"] for e in entries])
+            left.plot(times, values, color=colour, marker=marker, markersize=4, linewidth=1.5)
+            right.errorbar(
+                seconds, accuracy, yerr=half, xerr=seconds_half, color=colour, marker=marker,
+                markersize=8, linewidth=1.5, capsize=4, label=label, linestyle="none", zorder=3,
+            )  # fmt: skip
+            right.plot(
+                [e["seconds"] for e in entries], [100 * e["test_accuracy"] for e in entries],
+                color=colour, marker=marker, markersize=4, alpha=0.45, linestyle="none",
+            )  # fmt: skip
+        for axes in (left, right):
+            axes.set_xlabel("training time, s")
+            axes.set_ylabel("test accuracy, %")
+            axes.set_xlim(left=0)
+            axes.grid(color="0.9", linewidth=0.8)
+            axes.set_axisbelow(True)
+        left.set_title("During training (mean over seeds)")
+        seeds = len(results["seeds"])
+        spread = "95 % interval" if seeds > 1 else "one seed"
+        right.set_title(f"After the last epoch ({spread})")
+        figure.legend(loc="outside lower center", ncols=2)
+        caveat = ": the mechanism, not a benefit" if config.data == "digits" else ""
+        figure.suptitle(
+            f"{report.data_name(config)}, {config.model}, {config.epochs} epochs, "
+            f"{seeds} seed{'s' if seeds > 1 else ''}{caveat}"
+        )
+        _save(figure, path)
+        pyplot.close(figure)
+
+
+def _mean_curve(curves: Sequence[Any]) -> tuple[list[float], list[float]]:
+    """Mean time and mean accuracy in % at each evaluation that all seeds have."""
+    points = list(zip(*curves, strict=False))
+    times = [statistics.fmean(time for time, _ in point) for point in points]
+    values = [100 * statistics.fmean(accuracy for _, accuracy in point) for point in points]
+    return times, values
+
+
+def _pyplot() -> Any:
+    matplotlib = require("matplotlib", "a picture", ", or pass --no-plot")
+    matplotlib.use("Agg")
+    return require("matplotlib.pyplot", "a picture", ", or pass --no-plot")
+
+
+def _save(figure: Any, path: Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))

@@ -1,0 +1,161 @@
+"""What a run or a comparison came to, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cpfast.train.config import Config
+from cpfast.train.errors import UserError
+from cpfast.train.runfolder import METRICS, RunFolder
+
+PARTS = ("detection", "scoring", "selection")
+
+
+def summarise(folder: RunFolder) -> dict[str, Any]:
+    """The sums over a run's epochs that its table shows.
+
+    Returns:
+        "config" and "metrics" (the lines), "epochs", "test_accuracy" (of the last epoch that was
+        evaluated: in a finished run the last), "samples" and "full_samples", "seconds" by part,
+        "energy" (of energy.json, or None), "period_end" and "period_end_reason".
+
+    Raises:
+        UserError: no run, or none of its epochs is completed.
+    """
+    config = folder.config()
+    metrics = folder.metrics()
+    if not metrics:
+        raise UserError(f"{folder.path / METRICS}: no epoch is completed yet")
+    last = metrics[-1]
+    evaluated = [line for line in metrics if line["test_accuracy"] is not None]
+    return {
+        "config": config,
+        "metrics": metrics,
+        "epochs": last["epoch"],
+        "evaluated_epoch": evaluated[-1]["epoch"] if evaluated else None,
+        "test_accuracy": evaluated[-1]["test_accuracy"] if evaluated else None,
+        "samples": sum(line["samples"] for line in metrics),
+        "full_samples": sum(line["full_samples"] for line in metrics),
+        "seconds": {
+            part: sum(line["seconds"][part] for line in metrics)
+            for part in ("train", "evaluation", *PARTS)
+        },
+        "energy": folder.energy(),
+        "period_end": last["period_end"],
+        "period_end_reason": last["period_end_reason"],
+    }
+
+
+def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
+    """The table at the end of `cpfast train`."""
+    config: Config = summary["config"]
+    seconds = summary["seconds"]
+    done, total = summary["epochs"], config.epochs
+    rows = [("test accuracy", _accuracy_text(summary))]
+    rows.append(("critical period", _period_text(summary)))
+    used, full = summary["samples"], summary["full_samples"]
+    rows.append(
+        (
+            "samples processed",
+            f"{used:,} of the full recipe's {full:,} (k = {config.repeats}): "
+            f"{100 * (1 - used / full):.1f} % saved",
+        )
+    )
+    rows.append(
+        (
+            "training time",
+            f"{_time(seconds['train'])}, plus evaluation {_time(seconds['evaluation'])}",
+        )
+    )
+    rows.append(("energy", _energy_text(summary["energy"])))
+    for part in PARTS:
+        share = f"{100 * seconds[part] / seconds['train']:.2f} % of the training time"
+        if part == "scoring" and config.prunes:
+            share += " (upper bound: it contains the loss itself)"
+        elif part == "scoring":
+            share += " (nothing is scored)"
+        rows.append((part, share))
+    if picture is not None:
+        rows.append(("picture", str(picture)))
+    title = f"{data_name(config)}, {config.model}, {config.method}, seed {config.seed}: " + (
+        f"{total} epochs" if done == total else f"epoch {done} of {total}, unfinished"
+    )
+    width = max(len(name) for name, _ in rows)
+    lines = [title, "-" * len(title), *(f"{name:<{width}}  {value}" for name, value in rows)]
+    if config.repeats > 1:
+        lines.append(
+            f"The saving is against k = {config.repeats} throughout; "
+            "`cpfast compare` measures it against k = 1."
+        )
+    return "\n".join(lines)
+
+
+def data_name(config: Config) -> str:
+    name = config.data if config.data == "digits" else Path(config.data).name
+    return name if config.limit is None else f"{name} ({config.limit:,} images)"
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest entry: the first to the left, the others to the right."""
+    cells = [header, *rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def energy_sources(energy: dict[str, Any]) -> str:
+    """For example "CPU estimated, GPU measured, RAM estimated"; what is not used is left out."""
+    return ", ".join(
+        f"{name.upper()} {part['source']}"
+        for name, part in energy["components"].items()
+        if part["source"] != "none"
+    )
+
+
+def watt_hours(energy: dict[str, Any]) -> float:
+    return 1000 * energy["kwh"]
+
+
+def _accuracy_text(summary: dict[str, Any]) -> str:
+    if summary["test_accuracy"] is None:
+        return "not evaluated yet"
+    epoch = summary["evaluated_epoch"]
+    last = " (the last)" if epoch == summary["config"].epochs else ""
+    return f"{100 * summary['test_accuracy']:.2f} % at epoch {epoch}{last}"
+
+
+def _period_text(summary: dict[str, Any]) -> str:
+    config: Config = summary["config"]
+    if not config.detect:
+        return "not watched"
+    if summary["period_end"] is None:
+        return "did not end"
+    acted = "" if config.method in ("detector", "detector+prune") else "; this method ignores it"
+    return f"ended after epoch {summary['period_end']} ({summary['period_end_reason']}){acted}"
+
+
+def _energy_text(energy: dict[str, Any] | None) -> str:
+    if energy is None:
+        return "not measured"
+    parts = ", ".join(
+        f"{name.upper()} {1000 * part['kwh']:.3g} {part['source']}"
+        for name, part in energy["components"].items()
+        if part["source"] != "none"
+    )
+    return f"{watt_hours(energy):.3g} Wh, evaluation included ({parts})"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,336 @@
+"""The command line, end to end: exit codes, messages, files, stops."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from cpfast.train import cli
+from cpfast.train.runfolder import RunFolder
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+QUICK = ["--model", "cnn", "--batch-size", "8", "--lr", "0.05", "--threads", "1", "--no-energy"]
+
+
+@pytest.fixture(autouse=True)
+def settings():
+    """`main` sets these for its process."""
+    threads, flags = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.deterministic = flags
+
+
+@pytest.fixture
+def npz(tmp_path, monkeypatch):
+    """A toy data set, in an empty working directory."""
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 24), ("test", 12)):
+        labels = np.arange(count) % 3
+        images = generator.integers(0, 150, (count, 9, 9), dtype=np.uint8)
+        for label in range(3):
+            images[labels == label, 3 * label : 3 * label + 3] += 105
+        arrays[f"x_{split}"], arrays[f"y_{split}"] = images, labels
+    path = tmp_path / "toy.npz"
+    np.savez(path, **arrays)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return str(path)
+
+
+def fails(capsys, *arguments):
+    """The one-line message of a command that must fail."""
+    assert cli.main(list(arguments)) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    lines = output.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("cpfast: error: "), output.err
+    return lines[0].removeprefix("cpfast: error: ")
+
+
+def spawn(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "cpfast", *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_epochs(process, folder, count, seconds=120):
+    """Until so many epochs are stored."""
+    deadline = time.monotonic() + seconds
+    while True:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        metrics = folder / "metrics.jsonl"
+        if metrics.exists() and metrics.read_text().count("\n") > count:
+            return
+        time.sleep(0.02)
+
+
+def same_models(a, b):
+    first, second = RunFolder(a).checkpoint(), RunFolder(b).checkpoint()
+    assert first["epoch"] == second["epoch"]
+    return all(torch.equal(w, second["model"][name]) for name, w in first["model"].items())
+
+
+def test_train_end_to_end(npz, tmp_path):
+    process = spawn("train", "--data", npz, *QUICK[:-1], "--epochs", "7", "--seed", "3",
+                    "--criterion", "fixed", "--at", "3")  # fmt: skip
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert err == ""
+    folder = tmp_path / "work" / "runs" / "toy.npz-cnn-detector+prune-1"
+    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
+        "config.json", "energy.json", "last.pt", "metrics.jsonl", "rotation.png"
+    ]  # fmt: skip
+    config = json.loads((folder / "config.json").read_text())
+    assert config["seed"] == 3 and config["epochs"] == 7 and config["data"] == npz
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 7
+    samples = sum(line["samples"] for line in lines)
+    table = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in out.splitlines() if "  " in line)
+    accuracy = 100 * lines[-1]["test_accuracy"]
+    assert table["test accuracy"] == f"{accuracy:.2f} % at epoch 7 (the last)"
+    assert table["critical period"].startswith("ended after epoch 3 (fixed")
+    assert table["samples processed"].startswith(f"{samples:,} of the full recipe's 504 (k = 3)")
+    assert "Wh, evaluation included (CPU " in table["energy"]
+    assert "RAM " in table["energy"] and "estimated" in table["energy"]
+    for part in ("detection", "scoring", "selection"):
+        assert re.match(r"\d+\.\d\d % of the training time", table[part])
+    assert table["picture"] == "runs/toy.npz-cnn-detector+prune-1/rotation.png"
+    assert (folder / "rotation.png").stat().st_size > 20_000
+
+
+def test_kill_loses_the_epoch_under_way_only(npz, tmp_path):
+    options = ["--data", npz, *QUICK, "--no-plot", "--epochs", "60", "--criterion", "fixed",
+               "--at", "4"]  # fmt: skip
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = spawn("train", *options, "--out", str(killed))
+    wait_for_epochs(process, killed, 5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    stored = RunFolder(killed).checkpoint()["epoch"]
+    assert 5 <= stored < 60
+    assert cli.main(["train", "--resume", "--out", str(killed)]) == 0
+    assert cli.main(["train", *options, "--out", str(whole)]) == 0
+    assert same_models(killed, whole)
+
+
+def test_interrupt_says_how_to_go_on(npz, tmp_path, capsys):
+    out = tmp_path / "a run"
+    process = spawn("train", "--data", npz, *QUICK, "--epochs", "2000", "--out", str(out))
+    wait_for_epochs(process, out, 2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    message = err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+    found = re.fullmatch(
+        r"cpfast: interrupted after epoch (\d+) of 2000; continue with: "
+        rf"cpfast train --resume --out '{re.escape(str(out))}'",
+        message,
+    )
+    assert found and 0 <= RunFolder(out).checkpoint()["epoch"] - int(found[1]) <= 0
+    # and the lock is gone
+    with RunFolder(out).locked():
+        pass
+
+
+def test_folder_in_use(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    process = spawn("train", "--data", npz, *QUICK, "--epochs", "5000", "--out", str(out))
+    try:
+        wait_for_epochs(process, out, 1)
+        for extra in (["--resume"], ["--data", npz, *QUICK]):
+            message = fails(capsys, "train", "--out", str(out), *extra)
+            assert message == f"{out}: in use by process {process.pid}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_finished_run_is_shown_again_but_not_overwritten(npz, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    options = ["train", "--data", npz, *QUICK, "--no-plot", "--epochs", "2", "--out", out]
+    assert cli.main(options) == 0
+    first = capsys.readouterr().out.split("\n\n")[-1]
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    assert "holds a run already; continue it with --resume" in fails(capsys, *options)
+    assert cli.main(["train", "--resume", "--out", out]) == 0
+    assert capsys.readouterr().out.split("\n\n")[-1] == first
+    assert cli.main(["report", out, "--no-plot"]) == 0
+    assert capsys.readouterr().out == first
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+    message = fails(capsys, "train", "--resume", "--out", out, "--epochs", "9", "--keep", "0.7")
+    assert message == (
+        f"--resume {out}: cannot change --epochs 9 (the run has 2); --keep 0.7 (the run has 0.5)"
+    )
+
+
+def test_default_folders_do_not_collide(npz, tmp_path):
+    for _ in range(2):
+        assert cli.main(["train", "--data", npz, *QUICK, "--no-plot", "--epochs", "1"]) == 0
+    runs = sorted(p.name for p in (tmp_path / "work" / "runs").iterdir())
+    assert runs == [f"toy.npz-cnn-detector+prune-{n}" for n in (1, 2)]
+
+
+def test_compare_end_to_end(npz, tmp_path, capsys):
+    command = ["compare", "--data", npz, *QUICK, "--epochs", "4", "--seeds", "2",
+               "--criterion", "fixed", "--at", "1"]  # fmt: skip
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^seed \d  ", out, flags=re.MULTILINE)) == 8
+    assert "The fair controls are k1 and k1_matched" in out and "digits" not in out
+    (folder,) = (tmp_path / "work" / "runs").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["runs"]) == 8
+    assert (folder / "accuracy.png").stat().st_size > 20_000
+    # the same command finds all done
+    assert cli.main(command) == 0
+    again = capsys.readouterr().out
+    assert "8 of 8 runs done" in again and "seed 0  full" not in again
+    assert json.loads((folder / "results.json").read_text()) == results
+    # a report of both kinds at once
+    assert cli.main(["report", str(folder), str(folder / "seed0" / "detector")]) == 0
+    both = capsys.readouterr().out
+    assert "k1_matched" in both and "ended after epoch 1" in both
+    assert (folder / "seed0" / "detector" / "rotation.png").exists()
+
+
+def test_env(capsys):
+    assert cli.main(["env"]) == 0
+    out = capsys.readouterr().out
+    for name in ("python", "torch", "cpfast", "numpy", "backend"):
+        assert re.search(rf"^{name} +\S", out, flags=re.MULTILINE)
+    assert torch.__version__ in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: command"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["train", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["train", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["train", "--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["train", "--keep", "2"], "--keep must be in (0, 1], got 2.0"),
+        (["train", "--data", "/nowhere"], "--data /nowhere: no such folder or file"),
+        (["train", "--limit", "3"], "--limit must be in 10 (classes) .. 256"),
+        (["train", "--resume"], "--resume needs --out RUN"),
+        (["train", "--resume", "--out", "/nowhere"], "/nowhere: no run here"),
+        (["train", "--device", "tpu"], "--device must be cpu, cuda or cuda:N; got 'tpu'"),
+        (["train", "--precision", "fp16", "--device", "cpu"], "use bf16 or fp32"),
+        (["compare", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["compare", "--seed", "4294967295", "--seeds", "2"], "--seed must be in"),
+        (["report", "/nowhere"], "/nowhere: no run and no comparison here"),
+        (["report"], "the following arguments are required: RUN"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--epochs", "1", "--repeats", "1", "--batch-size", "1000"],
+        ["--epochs", "2", "--batch-size", "1", "--limit", "3", "--criterion", "fixed", "--at", "1"],
+        ["--epochs", "3", "--method", "prune", "--anneal", "0", "--policy", "random"],
+        ["--epochs", "3", "--method", "detector+prune", "--anneal", "1", "--keep", "1"],
+        ["--epochs", "2", "--precision", "bf16", "--schedule", "cosine", "--flip"],
+    ],
+)
+def test_settings_at_their_edges(npz, options, capsys):
+    assert cli.main(["train", "--data", npz, *QUICK, "--no-plot", *options]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_missing_gpu_is_an_error_that_names_the_fix(capsys):
+    message = fails(capsys, "train", "--device", "cuda")
+    assert message.startswith("--device cuda: torch") and message.endswith("or use --device cpu")
+
+
+def test_truncated_checkpoint_is_named_and_kept(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--data", npz, *QUICK, "--no-plot", "--epochs", "2", "--out", str(out)]
+    assert cli.main(["train", *options]) == 0
+    whole = (out / "last.pt").read_bytes()
+    (out / "last.pt").write_bytes(whole[:5000])
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert message == f"cpfast: error: {out}/last.pt: truncated, or not a checkpoint\n"
+    assert (out / "last.pt").read_bytes() == whole[:5000]
+
+
+def test_divergence_is_one_line(npz, tmp_path, capsys):
+    arguments = ["train", "--data", npz, *QUICK, "--lr", "1e30", "--epochs", "3", "--no-plot"]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"cpfast: error: training diverged: .* of epoch 1 is .*\n", error)
+
+
+@pytest.mark.parametrize(
+    ("module", "option"), [("codecarbon", "--no-energy"), ("matplotlib", "--no-plot")]
+)
+def test_a_missing_library_names_extra_and_option(module, option, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    message = fails(capsys, "train")
+    assert f"needs {module}" in message and "pip install '.[train]'" in message
+    assert message.endswith(f"or pass {option}")
+
+
+def test_importing_cpfast_needs_none_of_this():
+    code = (
+        "import sys, cpfast; bad = [m for m in ('cpfast.train', 'sklearn', 'matplotlib', "
+        "'codecarbon', 'PIL') if m in sys.modules]; assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
+
+
+def test_a_picture_of_many_layers_and_of_a_period_that_goes_on(tmp_path):
+    image_module = pytest.importorskip("PIL.Image")
+    from cpfast.train import plots
+    from cpfast.train.config import Config
+
+    names = [f"layer{i}.weight" for i in range(30)]
+    metrics = [
+        {
+            "epoch": epoch,
+            "rotation": {name: epoch * (i + 1) / 300 for i, name in enumerate(names)},
+            "rotation_mean": epoch * 15.5 / 300,
+            "slope": None if epoch < 5 else 3.0,
+        }
+        for epoch in range(1, 9)
+    ]
+    summary = {
+        "config": Config.from_options({"epochs": 20}), "metrics": metrics, "period_end": None,
+        "test_accuracy": None,
+    }  # fmt: skip
+    plots.draw_run(summary, tmp_path / "a.png")
+    plots.draw_run({**summary, "period_end": 6}, tmp_path / "b.png")
+    orange = tuple(bytes.fromhex("D55E00"))
+    found = []
+    for name in "ab":
+        image = image_module.open(tmp_path / f"{name}.png").convert("RGB")
+        assert image.width > 600 and image.height > 600
+        colours = {colour: count for count, colour in image.getcolors(1 << 20)}
+        assert len(colours) > 100
+        found.append(colours.get(orange, 0))
+    # the end is drawn only where there is one
+    assert found[0] == 0 and found[1] > 500

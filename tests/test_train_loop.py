@@ -1,0 +1,290 @@
+"""The loop: what each method spends, resume to the bit, divergence, unfit checkpoints."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from cpfast.train import augment, loop
+from cpfast.train.config import METHODS, Config
+from cpfast.train.data import ImageData
+from cpfast.train.errors import Diverged, UserError
+from cpfast.train.runfolder import RunFolder
+
+CLASSES = 3
+TRAIN = 30
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def toy_data(seed=0):
+    """Three classes told apart by which rows are bright."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(count):
+        labels = torch.arange(count) % CLASSES
+        images = torch.randint(0, 90, (count, 6, 6, 1), generator=generator, dtype=torch.uint8)
+        for label in range(CLASSES):
+            images[labels == label, 2 * label : 2 * label + 2] += 120
+        return images, labels
+
+    return ImageData(*make(TRAIN), *make(15), ("a", "b", "c"), "toy")
+
+
+def make_config(**options):
+    base = {
+        "epochs": 6, "batch_size": 8, "model": "cnn", "method": "full", "lr": 0.05,
+        "criterion": "fixed", "at": 2, "energy": False,
+    }  # fmt: skip
+    return Config.from_options({**base, **options})
+
+
+def start(path, config):
+    folder = RunFolder(path)
+    folder.create(config)
+    return folder
+
+
+def assert_same(a, b, where="state"):
+    """Equal to the bit, whatever is nested."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def without_times(lines):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_resume_equals_no_stop_to_the_bit(tmp_path, method, stop):
+    config, data = make_config(method=method), toy_data()
+    whole = start(tmp_path / "whole", config)
+    loop.run(config, data, whole)
+    parts = start(tmp_path / "parts", config)
+    loop.run(config, data, parts, epochs=stop)
+    assert parts.checkpoint()["epoch"] == stop
+    loop.run(config, data, parts)
+    assert_same(whole.checkpoint(), parts.checkpoint())
+    assert without_times(whole.metrics()) == without_times(parts.metrics())
+
+
+@pytest.mark.parametrize("options", [{"policy": "random"}, {"anneal": 0.5}, {"precision": "bf16"}])
+def test_resume_with_other_settings(tmp_path, options):
+    config, data = make_config(method="detector+prune", epochs=4, at=1, **options), toy_data()
+    whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
+    loop.run(config, data, whole)
+    for epochs in (1, 2, 3, 4):
+        loop.run(config, data, parts, epochs=epochs)
+    assert_same(whole.checkpoint(), parts.checkpoint())
+
+
+def test_an_epoch_that_was_not_stored_is_done_again(tmp_path):
+    config, data = make_config(epochs=3), toy_data()
+    whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
+    loop.run(config, data, whole)
+    loop.run(config, data, parts, epochs=1)
+    checkpoint = (parts.path / "last.pt").read_bytes()
+    loop.run(config, data, parts, epochs=2)
+    # killed after the line of metrics, before the checkpoint
+    (parts.path / "last.pt").write_bytes(checkpoint)
+    loop.run(config, data, parts)
+    assert without_times(whole.metrics()) == without_times(parts.metrics())
+    assert_same(whole.checkpoint(), parts.checkpoint())
+
+
+def test_what_each_method_spends(tmp_path):
+    data = toy_data()
+    spent = {}
+    for method in METHODS:
+        config = make_config(method=method, epochs=8, at=3)
+        folder = start(tmp_path / method, config)
+        loop.run(config, data, folder)
+        lines = folder.metrics()
+        assert {line["full_samples"] for line in lines} == {3 * TRAIN}
+        assert [line["period_end"] for line in lines] == [None] * 2 + [3] * 6
+        spent[method] = [(line["repeats"], line["prune"], line["samples"]) for line in lines]
+    assert spent["full"] == [(3, False, 90)] * 8
+    assert spent["detector"] == [(3, False, 90)] * 3 + [(1, False, 30)] * 5
+    assert spent["prune"][0] == (3, True, 90)
+    assert [s[:2] for s in spent["prune"]] == [(3, True)] * 8
+    assert spent["prune"][7][2] == 90  # annealed
+    assert min(s[2] for s in spent["prune"]) < 90
+    assert spent["detector+prune"][:3] == [(3, False, 90)] * 3
+    after = [s[2] for s in spent["detector+prune"][3:]]
+    assert min(after) < 30 and after[-1] == 30
+
+
+def test_scored_only_where_it_prunes(tmp_path, monkeypatch):
+    training = loop.Training(make_config(method="detector"), toy_data())
+    monkeypatch.setattr(training.pruner, "loss", None)
+    seconds = loop.train_epoch(training)["seconds"]
+    assert seconds["scoring"] == 0 and seconds["detection"] > 0
+    training = loop.Training(make_config(method="prune"), toy_data())
+    seconds = loop.train_epoch(training)["seconds"]
+    assert 0 < seconds["scoring"] < seconds["train"]
+    assert seconds["scoring"] + seconds["selection"] + seconds["detection"] < seconds["train"]
+
+
+def test_it_learns_and_reports_the_last_accuracy(tmp_path):
+    config = make_config(epochs=8, eval_every=3)
+    folder = start(tmp_path / "run", config)
+    training = loop.run(config, toy_data(), folder)
+    lines = folder.metrics()
+    evaluated = [line["epoch"] for line in lines if line["test_accuracy"] is not None]
+    assert evaluated == [3, 6, 8]
+    assert lines[-1]["test_accuracy"] == loop.evaluate(training) == 1.0
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"] / 2
+
+
+def test_metrics_of_rotation(tmp_path):
+    training = loop.Training(make_config(criterion="slope45", at=None), toy_data())
+    before = {n: p.detach().clone() for n, p in training.model.named_parameters() if p.dim() > 1}
+    line = loop.train_epoch(training)
+    assert list(line["rotation"]) == list(before)
+    for name, start_weight in before.items():
+        w = training.model.get_parameter(name).detach().double().flatten()
+        w0 = start_weight.double().flatten()
+        assert line["rotation"][name] == pytest.approx(
+            1 - (w @ w0 / (w.norm() * w0.norm())).item(), rel=1e-4
+        )
+    assert line["rotation_mean"] == pytest.approx(np.mean(list(line["rotation"].values())))
+    assert line["slope"] is None
+    for _ in range(4):
+        line = loop.train_epoch(training)
+    assert math.isfinite(line["slope"])
+
+
+def test_batches_hold_every_sample_once_and_differ_by_one_at_most(monkeypatch):
+    training = loop.Training(make_config(repeats=1, batch_size=7), toy_data())
+    seen = []
+    real = augment.apply
+    monkeypatch.setattr(
+        augment, "apply", lambda images, p: (seen.append(len(images)), real(images, p))[1]
+    )
+    plans = []
+    plan = training.pruner.plan
+    monkeypatch.setattr(
+        training.pruner, "plan", lambda *a, **k: plans.append(plan(*a, **k)) or plans[0]
+    )
+    loop.train_epoch(training)
+    assert sum(seen) == TRAIN and max(seen) - min(seen) <= 1 and max(seen) <= 7
+    assert sorted(plans[0].tolist()) == list(range(TRAIN))
+
+
+def test_weight_decay_is_on_kernels_only():
+    training = loop.Training(make_config(weight_decay=0.01), toy_data())
+    decay = {
+        id(p): group["weight_decay"]
+        for group in training.optimizer.param_groups
+        for p in group["params"]
+    }
+    for name, parameter in training.model.named_parameters():
+        assert decay[id(parameter)] == (0.01 if parameter.dim() > 1 else 0.0), name
+
+
+def test_learning_rate_follows_the_fraction_of_training(tmp_path):
+    config = make_config(epochs=4, lr=0.08, schedule="step")
+    folder = start(tmp_path / "run", config)
+    loop.run(config, toy_data(), folder)
+    rates = [line["lr"] for line in folder.metrics()]
+    assert rates == pytest.approx([0.08, 0.08, 0.008, 0.0008])
+
+
+def test_global_random_state_is_left_alone(tmp_path):
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    config = make_config(method="detector+prune", epochs=2, at=1)
+    loop.run(config, toy_data(), start(tmp_path / "run", config))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert random.getstate() == before[2]
+
+
+def test_divergence_names_epoch_and_value_and_keeps_the_last_epoch(tmp_path):
+    config, data = make_config(epochs=3, lr=0.05), toy_data()
+    folder = start(tmp_path / "run", config)
+    loop.run(config, data, folder, epochs=1)
+    state = folder.checkpoint()
+    state["model"]["head.bias"][0] = math.nan
+    folder.save_checkpoint(state)
+    with pytest.raises(Diverged, match="training loss of epoch 2 is nan"):
+        loop.run(config, data, folder)
+    assert folder.checkpoint()["epoch"] == 1 and len(folder.metrics()) == 1
+
+
+def test_huge_learning_rate_diverges_with_a_clear_error(tmp_path):
+    config = make_config(epochs=3, lr=1e30, method="detector+prune")
+    with pytest.raises(Diverged, match=r"training diverged: .* of epoch 1 is"):
+        loop.run(config, toy_data(), start(tmp_path / "run", config))
+
+
+def test_checkpoint_of_another_run(tmp_path):
+    data, first, second = toy_data(), make_config(epochs=2), make_config(epochs=2, seed=1)
+    a, b = start(tmp_path / "a", first), start(tmp_path / "b", second)
+    loop.run(first, data, a, epochs=1)
+    loop.run(second, data, b, epochs=1)
+    (b.path / "last.pt").write_bytes((a.path / "last.pt").read_bytes())
+    with pytest.raises(UserError, match=r"b/last.pt: of another run \(it differs in seed\)"):
+        loop.run(second, data, b)
+
+
+def test_data_that_changed(tmp_path):
+    config = make_config(epochs=2)
+    folder = start(tmp_path / "run", config)
+    loop.run(config, toy_data(), folder, epochs=1)
+    with pytest.raises(UserError, match="of other data: the run began with"):
+        loop.run(config, toy_data(seed=1), folder)
+
+
+def test_at_period_end_is_called_once_after_storing(tmp_path):
+    config, data = make_config(epochs=4, at=2), toy_data()
+    folder = start(tmp_path / "run", config)
+    calls = []
+    loop.run(
+        config, data, folder,
+        at_period_end=lambda t: calls.append((t.epoch, folder.checkpoint()["epoch"])),
+    )  # fmt: skip
+    assert calls == [(2, 2)]
+
+
+def test_at_period_end_is_made_up_for_after_a_stop(tmp_path):
+    config, data = make_config(epochs=4, at=2), toy_data()
+    folder = start(tmp_path / "run", config)
+    loop.run(config, data, folder, epochs=2)
+    calls = []
+    loop.run(config, data, folder, at_period_end=lambda t: calls.append(t.epoch))
+    assert calls == [2]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_cuda_resume_and_times(tmp_path, precision):
+    config = make_config(method="detector+prune", device="cuda:0", precision=precision)
+    data = toy_data()
+    whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
+    loop.run(config, data, whole)
+    loop.run(config, data, parts, epochs=3)
+    loop.run(config, data, parts)
+    assert_same(whole.checkpoint(), parts.checkpoint())
+    assert all(line["seconds"]["scoring"] > 0 for line in whole.metrics())
