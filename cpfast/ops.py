@@ -168,7 +168,7 @@ def select_samples(
 
     Of the M samples below the mean of the finite scores, exactly floor(keep * M) are drawn at
     random, and their weight is 1 / keep, so that the expected gradient is that of all samples.
-    Samples whose score is not finite are kept.
+    Samples whose score is NaN or inf are kept.
 
     The draw is a function of the scores and the numbers alone: the same on every device, rank
     and thread count, and nothing needs saving to repeat it.

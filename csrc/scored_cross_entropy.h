@@ -22,6 +22,7 @@
 // s2 = sum_{j != y} exp(x_j - m)^2, the loss of a confident row is log1p(s1 / exp(x_y - m)),
 // which keeps its digits where 1 - p_y has none left, and so do el2n and the gradient at y,
 // p_y - 1 = -s1 / Z. What backward needs is (m, s1): unlike a rounded log-sum-exp, m is exact.
+// (While adding, m is the largest logit but the target's, so that the squares do not underflow.)
 #pragma once
 
 #include "checks.h"

@@ -9,7 +9,7 @@
 //
 // InfoBatch's rule (arXiv 2303.04947): with M samples below the mean, a random
 // floor(keep * M) of them are kept, and all the others. The mean is that of the finite scores;
-// a score that is not finite is below no mean, so its sample is kept.
+// NaN and inf are below no mean, so their samples are kept.
 //
 // The result is a function of the scores and the five numbers alone, the same on every device
 // and thread count: the mean adds tiles of kTile scores in float64, in order, and the below-mean

@@ -71,7 +71,7 @@ def test_against_float64(device, dtype, shape, smoothing):
 
 
 @pytest.mark.parametrize("classes", [10, 100])
-@pytest.mark.parametrize("gap", [5.0, 18.0, 60.0])
+@pytest.mark.parametrize("gap", [5.0, 18.0, 60.0, 80.0])
 def test_confident_rows_keep_their_digits(device, classes, gap):
     logits = torch.zeros(1, classes, device=device)
     logits[0, 3] = gap

@@ -70,7 +70,7 @@ def test_equal_scores_are_below_no_mean(device):
         assert int(ops.select_samples(scores, **DRAW).count) == 10_001
 
 
-def test_scores_that_are_not_finite_are_kept_and_leave_the_mean_alone(device):
+def test_nan_and_inf_are_kept_and_leave_the_mean_alone(device):
     scores = torch.tensor([1.0, 2.0, 3.0, math.nan, math.inf], device=device)
     for epoch in range(20):
         selection = ops.select_samples(scores, keep=0.9, seed=0, epoch=epoch)

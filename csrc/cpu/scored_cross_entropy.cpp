@@ -27,22 +27,24 @@ struct Forward {
     stats[2 * row + 1] = 1;
   }
 
-  void write(int64_t row, double nll, double s1, double s2, double total, double e_y, Real<T> x_y,
-             Real<T> before, Real<T> after) const {
+  // s1 and s2 are relative to the largest of the other logits, and gap is its exponential over
+  // that of the largest of all: squares of a confident row's terms would underflow.
+  void write(int64_t row, double nll, double s1, double s2, double gap, double total, double e_y,
+             Real<T> x_y, Real<T> before, Real<T> after) const {
     const Real<T> others = std::max(before, after), max = std::max(others, x_y);
-    const double z = s1 + e_y;
+    const double z = s1 * gap + e_y, p = s1 * gap / z;
     double value = nll;
     if (smoothing > 0) {
       const double lse = max + std::log(z);
       value = (1 - smoothing) * nll + smoothing * (lse - (total + x_y) / classes);
     }
     loss[row] = static_cast<Real<T>>(weight ? weight[row] * value : value);
-    el2n[row] = static_cast<float>(std::sqrt(s2 + s1 * s1) / z);
+    el2n[row] = static_cast<float>(s1 > 0 ? p * std::sqrt(1 + s2 / (s1 * s1)) : p);
     margin[row] = std::isnan(nll) ? std::numeric_limits<float>::quiet_NaN()
                                   : static_cast<float>(x_y - others);
     correct[row] = !std::isnan(nll) && x_y > before && x_y >= after;
     stats[2 * row] = max;
-    stats[2 * row + 1] = static_cast<Real<T>>(s1);
+    stats[2 * row + 1] = static_cast<Real<T>>(s1 * gap);
   }
 };
 

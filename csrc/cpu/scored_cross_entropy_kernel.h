@@ -65,19 +65,23 @@ inline void forward_row(const Forward<T>& f, int64_t row) {
   const Real x_y = x[y];
   const Real before = max_of(x, y, kLowest);
   const Real after = max_of(x + y + 1, f.classes - y - 1, kLowest);
-  const Real max = std::max(std::max(before, after), x_y);
+  const Real others = std::max(before, after), max = std::max(others, x_y);
+  // Where all others are masked, subtracting -inf would make NaN of them.
+  const Real shift = others == kLowest ? Real(0) : others;
   double s1 = 0, s2 = 0, total = 0;
-  if (f.smoothing > 0) {
-    add_sums<true>(x, y, max, s1, s2, total);
-    add_sums<true>(x + y + 1, f.classes - y - 1, max, s1, s2, total);
-  } else {
-    add_sums<false>(x, y, max, s1, s2, total);
-    add_sums<false>(x + y + 1, f.classes - y - 1, max, s1, s2, total);
-  }
+  const auto add = [&]<bool kTotal>(std::bool_constant<kTotal>) {
+    add_sums<kTotal>(x, y, shift, s1, s2, total);
+    add_sums<kTotal>(x + y + 1, f.classes - y - 1, shift, s1, s2, total);
+  };
+  if (f.smoothing > 0)
+    add(std::true_type{});
+  else
+    add(std::false_type{});
+  const double gap = std::exp(static_cast<double>(others) - max);
   const double e_y = std::exp(static_cast<double>(x_y) - max);
-  const double nll = x_y >= max ? std::log1p(s1 / e_y)
-                                : (static_cast<double>(max) - x_y) + std::log(s1 + e_y);
-  f.write(row, nll, s1, s2, total, e_y, x_y, before, after);
+  const double nll = x_y >= max ? std::log1p(s1 * gap / e_y)
+                                : (static_cast<double>(max) - x_y) + std::log(s1 * gap + e_y);
+  f.write(row, nll, s1, s2, gap, total, e_y, x_y, before, after);
 }
 
 template <typename T>
@@ -107,24 +111,26 @@ inline void forward_few(const Forward<T>& f, int64_t begin, int64_t end) {
       x_y = y == c ? x : x_y;
       total += y == c ? V{} : x;
     }
-    const V max = maximum<Real>(maximum<Real>(before, after), x_y);
+    const V others = maximum<Real>(before, after), max = maximum<Real>(others, x_y);
+    const V shift = others == kLowest ? V{} : others;
     V s1 = {}, s2 = {};
     for (int c = 0; c < f.classes; ++c) {
-      const V e = exp_nonpositive<Real>(load(logits[c]) - max);
-      const V others = y == c ? V{} : e;
-      s1 += others;
-      s2 += others * others;
+      const V e = exp_nonpositive<Real>(load(logits[c]) - shift);
+      const V other = y == c ? V{} : e;
+      s1 += other;
+      s2 += other * other;
     }
-    const V e_y = exp_nonpositive<Real>(x_y - max);
-    // As in forward_row; where the target is not the largest, one term of s1 is 1.
+    const V gap = exp_nonpositive<Real>(others - max), e_y = exp_nonpositive<Real>(x_y - max);
+    // As in forward_row; where the target is not the largest, gap and one term of s1 are 1.
     const I largest = x_y >= max;
-    const V u = largest ? s1 / e_y : (s1 - 1) + e_y;
+    const V u = largest ? s1 * gap / e_y : (s1 - 1) + e_y;
     const V nll = (largest ? V{} : max - x_y) + log1p_nonnegative<Real>(u < 0 ? V{} : u);
     for (int r = 0; r < rows; ++r) {
       if (f.target[first + r] == f.ignore_index)
         f.write_ignored(first + r);
       else
-        f.write(first + r, nll[r], s1[r], s2[r], total[r], e_y[r], x_y[r], before[r], after[r]);
+        f.write(first + r, nll[r], s1[r], s2[r], gap[r], total[r], e_y[r], x_y[r], before[r],
+                after[r]);
     }
   }
 }
