@@ -19,15 +19,10 @@
 #pragma once
 
 #include "checks.h"
+#include "dispatch.h"
 
 #include <cmath>
 #include <cstdint>
-
-#ifdef __CUDACC__
-#define CPFAST_HOST_DEVICE __host__ __device__
-#else
-#define CPFAST_HOST_DEVICE
-#endif
 
 namespace cpfast::layer_statistics {
 

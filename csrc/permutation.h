@@ -4,13 +4,9 @@
 // kernels and the Python reference share these integers, so they draw the same samples.
 #pragma once
 
-#include <cstdint>
+#include "dispatch.h"
 
-#ifdef __CUDACC__
-#define CPFAST_HOST_DEVICE __host__ __device__
-#else
-#define CPFAST_HOST_DEVICE
-#endif
+#include <cstdint>
 
 namespace cpfast {
 

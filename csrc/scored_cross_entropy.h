@@ -26,6 +26,7 @@
 #pragma once
 
 #include "checks.h"
+#include "dispatch.h"
 
 namespace cpfast::scored_cross_entropy {
 

@@ -11,20 +11,12 @@ struct Layer {
   int64_t numel, first_tile;
 };
 
-template <typename To, typename From>
-void widen_from(const void* from, int64_t offset, int64_t n, To* to) {
-  const From* at = static_cast<const From*>(from) + offset;
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(at[i]);
-}
-
 template <typename To>
 void widen_to(ScalarType dtype, const void* from, int64_t offset, int64_t n, To* to) {
-  switch (dtype) {
-    case ScalarType::Double: return widen_from<To, double>(from, offset, n, to);
-    case ScalarType::Half: return widen_from<To, c10::Half>(from, offset, n, to);
-    case ScalarType::BFloat16: return widen_from<To, c10::BFloat16>(from, offset, n, to);
-    default: return widen_from<To, float>(from, offset, n, to);
-  }
+  for_floating(dtype, [&]<typename From>(From) {
+    const From* at = static_cast<const From*>(from) + offset;
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(at[i]);
+  });
 }
 
 #define CPFAST_KERNEL "layer_statistics_kernel.h"

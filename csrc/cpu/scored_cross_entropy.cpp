@@ -73,16 +73,6 @@ struct Backward {
 // A thread is worth waking for 8K logits (about 10 us of work).
 int64_t rows_per_thread(int64_t classes) { return std::max<int64_t>(1, 8192 / classes); }
 
-template <typename Run>
-void for_dtype(ScalarType dtype, const Run& run) {
-  switch (dtype) {
-    case ScalarType::Double: return run(double{});
-    case ScalarType::Half: return run(c10::Half{});
-    case ScalarType::BFloat16: return run(c10::BFloat16{});
-    default: return run(float{});
-  }
-}
-
 void check_targets(const char* op, const Tensor& target, int64_t classes, int64_t ignore_index) {
   const int64_t* y = target.const_data_ptr<int64_t>();
   for (int64_t row = 0; row < target.size(0); ++row)
@@ -109,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_cpu(
          correct = vector(ScalarType::Float),
          stats = torch::stable::new_empty(input, {rows, 2}, real);
 
-  for_dtype(input.scalar_type(), [&]<typename T>(T) {
+  for_floating(input.scalar_type(), [&]<typename T>(T) {
     const Forward<T> f{input.const_data_ptr<T>(),
                        target.const_data_ptr<int64_t>(),
                        weight ? weight->const_data_ptr<Real<T>>() : nullptr,
@@ -138,7 +128,7 @@ Tensor backward_cpu(Tensor grad_loss, Tensor input, Tensor target, Tensor softma
   const int64_t rows = input.size(0), classes = input.size(1);
   Tensor grad_input = torch::stable::new_empty(input, {rows, classes});
 
-  for_dtype(input.scalar_type(), [&]<typename T>(T) {
+  for_floating(input.scalar_type(), [&]<typename T>(T) {
     const Backward<T> b{input.const_data_ptr<T>(),
                         target.const_data_ptr<int64_t>(),
                         weight ? weight->const_data_ptr<Real<T>>() : nullptr,

@@ -323,16 +323,6 @@ __global__ void __launch_bounds__(kThreads<kLanes>, (kBlocks<T, kLanes>))
 }
 
 template <typename Run>
-void for_dtype(ScalarType dtype, const Run& run) {
-  switch (dtype) {
-    case ScalarType::Double: return run(double{});
-    case ScalarType::Half: return run(c10::Half{});
-    case ScalarType::BFloat16: return run(c10::BFloat16{});
-    default: return run(float{});
-  }
-}
-
-template <typename Run>
 void for_lanes(int64_t classes, const Run& run) {
   if (classes <= kFewClasses) return run(std::integral_constant<int, kFewLanes>{});
   if (classes <= kWarpClasses) return run(std::integral_constant<int, 32>{});
@@ -363,7 +353,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_cuda(
   if (rows == 0) return {loss, el2n, margin, correct, stats};
 
   const Launcher launch(input);
-  for_dtype(input.scalar_type(), [&]<typename T>(T) {
+  for_floating(input.scalar_type(), [&]<typename T>(T) {
     using Real = Compute<T>;
     const Forward<T> f{input.const_data_ptr<T>(),
                        target.const_data_ptr<int64_t>(),
@@ -396,7 +386,7 @@ Tensor backward_cuda(Tensor grad_loss, Tensor input, Tensor target, Tensor softm
   if (rows == 0) return grad_input;
 
   const Launcher launch(input);
-  for_dtype(input.scalar_type(), [&]<typename T>(T) {
+  for_floating(input.scalar_type(), [&]<typename T>(T) {
     using Real = Compute<T>;
     const Backward<T> b{input.const_data_ptr<T>(),
                         target.const_data_ptr<int64_t>(),

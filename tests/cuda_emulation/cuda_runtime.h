@@ -1,0 +1,116 @@
+// What the kernels use of CUDA, on the host.
+#pragma once
+
+#include <math.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include <torch/headeronly/macros/Macros.h>
+
+#define __global__
+#define __device__
+#define __grid_constant__
+#define __launch_bounds__(...)
+// Thread-local, for then all of them lie in one piece of memory, which can be overwritten before
+// every block. (GCC ignores a section attribute on the static variables of templates.)
+#define __shared__ static thread_local
+
+#undef CUDA_KERNEL_ASSERT
+#define CUDA_KERNEL_ASSERT(condition)              \
+  do {                                             \
+    if (!(condition)) emulation::trap(#condition); \
+  } while (0)
+
+struct Index3 {
+  unsigned x, y, z;
+};
+extern Index3 threadIdx, blockIdx;
+
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+namespace emulation {
+
+[[noreturn]] void trap(const char* reason);
+int lane();
+
+// What lanes can meet at. Each kind has room for the size of a value and a distance between lanes.
+enum Collective {
+  kSyncWarp = 1 << 10,
+  kShuffle = 2 << 10,
+  kXor = 3 << 10,
+  kUp = 4 << 10,
+  kBallot = 5 << 10,
+};
+
+// Leaves this lane's bits, waits until all lanes of the mask have, and returns those of all lanes.
+// The lanes must have come with equal labels.
+const uint64_t* exchange(unsigned mask, uint64_t bits, int label);
+
+template <typename T>
+T exchange_with(unsigned mask, T value, int from, int label) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  if (from < 0 || from > 31 || !(mask >> from & 1)) trap("a shuffle from a lane outside the mask");
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const uint64_t* all = exchange(mask, bits, label + 32 * static_cast<int>(sizeof(T)));
+  std::memcpy(&value, &all[from], sizeof(T));
+  return value;
+}
+
+inline void store(uint4* to, const uint4& words) { *to = words; }
+
+}  // namespace emulation
+
+void __syncthreads();
+
+inline void __syncwarp() { emulation::exchange(0xffffffffu, 0, emulation::kSyncWarp); }
+
+template <typename T>
+inline T __shfl_sync(unsigned mask, T value, int from) {
+  return emulation::exchange_with(mask, value, from, emulation::kShuffle);
+}
+
+template <typename T>
+inline T __shfl_xor_sync(unsigned mask, T value, int offset) {
+  return emulation::exchange_with(mask, value, emulation::lane() ^ offset,
+                                  emulation::kXor + offset);
+}
+
+template <typename T>
+inline T __shfl_up_sync(unsigned mask, T value, int offset) {
+  const int lane = emulation::lane();
+  return emulation::exchange_with(mask, value, lane < offset ? lane : lane - offset,
+                                  emulation::kUp + offset);
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool vote) {
+  const uint64_t* votes = emulation::exchange(mask, vote, emulation::kBallot);
+  unsigned ballot = 0;
+  for (int i = 0; i < 32; ++i)
+    if ((mask >> i & 1) && votes[i]) ballot |= 1u << i;
+  return ballot;
+}
+
+inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
+
+template <typename T>
+inline T __ldg(const T* from) {
+  return *from;
+}
+
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+  return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (shift & 31));
+}
+
+inline int __popc(unsigned word) { return __builtin_popcount(word); }
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline long long atomicMax(long long* at, long long value) {
+  const long long old = *at;
+  if (value > old) *at = value;
+  return old;
+}

@@ -1,0 +1,62 @@
+// Stands in for csrc/cuda/launch.h: kernels run at once, on the CPU, and outputs and scratch lie
+// between guards.
+#pragma once
+
+#include "../checks.h"
+
+#include <cuda_runtime.h>
+
+#include <functional>
+#include <optional>
+#include <vector>
+
+namespace emulation {
+
+void run_grid(int64_t blocks, int threads, const std::function<void()>& kernel);
+void* allocate_guarded(int64_t bytes);
+
+inline int64_t size_of(cpfast::ScalarType dtype) {
+  using enum cpfast::ScalarType;
+  switch (dtype) {
+    case Byte: return 1;
+    case Half: return 2;
+    case BFloat16: return 2;
+    case Float: return 4;
+    case Int: return 4;
+    case Double: return 8;
+    case Long: return 8;
+    default: cpfast::fail("new_empty", "a dtype that the emulation does not know");
+  }
+}
+
+inline cpfast::Tensor new_empty(const cpfast::Tensor& like, const std::vector<int64_t>& shape,
+                                std::optional<cpfast::ScalarType> wanted = std::nullopt) {
+  const cpfast::ScalarType dtype = wanted.value_or(like.scalar_type());
+  std::vector<int64_t> strides(shape.size());
+  int64_t numel = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = numel;
+    numel *= shape[i];
+  }
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  return torch::stable::from_blob(allocate_guarded(numel * size_of(dtype)), shape, strides, cpu,
+                                  dtype);
+}
+
+}  // namespace emulation
+
+namespace cpfast {
+
+class Launcher {
+ public:
+  explicit Launcher(const Tensor&) {}
+
+  template <typename... Parameters, typename... Arguments>
+  void operator()(void (*kernel)(Parameters...), int64_t blocks, int threads,
+                  const Arguments&... arguments) const {
+    if (blocks == 0) return;
+    emulation::run_grid(blocks, threads, [&] { kernel(arguments...); });
+  }
+};
+
+}  // namespace cpfast
