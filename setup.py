@@ -6,7 +6,9 @@ torch has CUDA and nvcc is found. TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured
 
 import os
 import pathlib
+import re
 import shutil
+import subprocess
 import sys
 
 import pybind11
@@ -30,6 +32,14 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
 
+def toolkit_version() -> str:
+    home = cpp_extension.CUDA_HOME
+    nvcc = str(pathlib.Path(home, "bin", "nvcc")) if home else "nvcc"
+    out = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+\.\d+)", out)
+    return found[1] if found else "unknown"
+
+
 def wants_cuda() -> bool:
     setting = os.environ.get("CPFAST_CUDA", "")
     if setting not in ("", "0", "1"):
@@ -42,6 +52,11 @@ def wants_cuda() -> bool:
         )
     if cpp_extension.CUDA_HOME is None and shutil.which("nvcc") is None:
         missing.append("nvcc is not found (install the CUDA toolkit, or set CUDA_HOME)")
+    elif torch.version.cuda is not None:
+        # torch refuses to build across major versions.
+        toolkit = toolkit_version()
+        if toolkit.split(".")[0] != torch.version.cuda.split(".")[0]:
+            missing.append(f"nvcc is of CUDA {toolkit}, and torch of CUDA {torch.version.cuda}")
     if setting == "1" and missing:
         sys.exit("setup.py: CPFAST_CUDA=1, but " + "; ".join(missing))
     return setting != "0" and not missing

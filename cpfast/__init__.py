@@ -5,7 +5,7 @@ in the loss itself; a detector finds the end of the critical learning period; a 
 spend less from then on.
 """
 
-from importlib.metadata import version as _version
+from importlib import metadata as _metadata
 
 from cpfast import ops, recipes, schedules
 from cpfast._backend import backend, build_info
@@ -15,7 +15,10 @@ from cpfast.recipes import Phase, Recipe
 from cpfast.rotation import LayerRotation, is_weight
 from cpfast.sampling import IndexedDataset, PrunedSampler
 
-__version__ = _version("cpfast")
+try:
+    __version__ = _metadata.version("cpfast")
+except _metadata.PackageNotFoundError:  # a checkout that is not installed, on the reference
+    __version__ = "0+unknown"
 
 __all__ = [
     "CriticalPeriodDetector",

@@ -35,9 +35,15 @@ def _load_native() -> Any:
     try:
         from cpfast import _C
     except ImportError as error:
+        hidden = ""
+        if (_FOLDER.parent / "setup.py").exists():
+            hidden = (
+                "; this is a checkout, whose cpfast/ hides an installed one: for that, start "
+                "elsewhere, or install with pip install -e ."
+            )
         raise ImportError(
             f"cpfast's compiled ops cannot be loaded from {_FOLDER} ({error}): build them with "
-            f"{_REBUILD}, or set CPFAST_BACKEND=reference to run on plain PyTorch"
+            f"{_REBUILD}, or set CPFAST_BACKEND=reference to run on plain PyTorch{hidden}"
         ) from None
     return _C
 

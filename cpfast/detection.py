@@ -61,6 +61,8 @@ class CriticalPeriodDetector:
             raise ValueError(f"at: expected an epoch for 'fixed' alone, got {at} for {criterion!r}")
         if at is not None and at < 1:
             raise ValueError(f"at: expected an epoch from 1 on, got {at}")
+        if at is not None and at > total_epochs:
+            raise ValueError(f"at: expected at most total_epochs, {total_epochs}, got {at}")
         self.criterion = criterion
         self.total_epochs = total_epochs
         self.window = window
@@ -116,6 +118,7 @@ class CriticalPeriodDetector:
         return f"fixed: epoch {self.at}" if epoch >= self.at else None
 
     def state_dict(self) -> dict[str, Any]:
+        """The settings, the history and what was detected: numbers and strings alone."""
         return {
             "criterion": self.criterion,
             "total_epochs": self.total_epochs,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cpfast import _backend, reference
 from cpfast.results import LayerStatistics, ScoredLoss, Selection
@@ -38,6 +39,12 @@ def _layer_arguments(
     ref_sq_norms: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     # An empty list never reaches the C++ checks: the dispatcher finds no device in it.
+    for name, tensors in (("params", params), ("refs", refs)):
+        if isinstance(tensors, Tensor):
+            raise TypeError(
+                f"cpfast::{op}: {name}: expected a list of tensors, one a layer, got a tensor of "
+                f"shape {list(tensors.shape)}"
+            )
     weights, references = list(params), list(refs)
     if not weights:
         raise RuntimeError(f"cpfast::{op}: params: expected at least one tensor, got an empty list")
@@ -137,6 +144,10 @@ def scored_cross_entropy(
             "cpfast::scored_cross_entropy: weight: requires a gradient, but none is computed for "
             "it; pass weight.detach()"
         )
+    if forward_ad.unpack_dual(input).tangent is not None:
+        raise RuntimeError(
+            "cpfast::scored_cross_entropy: input: forward-mode derivatives are not implemented"
+        )
     if _REFERENCE:
         return reference.scored_cross_entropy(
             input,
@@ -214,19 +225,35 @@ def record_scores(scores: Tensor, index: Tensor, values: Tensor) -> None:
         return
     _backend.require_kernels("record_scores", "scores", scores.device)
     _ops.record_scores(scores, index.contiguous(), values)
+    torch.autograd.graph.increment_version(scores)
 
 
 def _compute_dtype(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
+def _check_devices(op: str, **tensors: Tensor | None) -> None:
+    # One meta tensor sends the whole call to the fake kernel, whatever the others are.
+    given = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(given.values())) > 1:
+        found = ", ".join(f"{name} on {device}" for name, device in given.items())
+        raise RuntimeError(f"cpfast::{op}: expected one device, got {found}")
+
+
+def _check_layer_devices(op: str, params: list[Tensor], refs: list[Tensor]) -> None:
+    layers = {f"params[{i}]": p for i, p in enumerate(params)}
+    _check_devices(op, **layers, **{f"refs[{i}]": r for i, r in enumerate(refs)})
+
+
 def _register_fakes() -> None:
     @torch.library.register_fake("cpfast::layer_statistics")
     def _(params: list[Tensor], refs: list[Tensor], ref_sq_norms: Tensor | None = None) -> Tensor:
+        _check_layer_devices("layer_statistics", params, refs)
         return params[0].new_empty((5, len(params)), dtype=torch.float32)
 
     @torch.library.register_fake("cpfast::layer_rotation")
     def _(params: list[Tensor], refs: list[Tensor], ref_sq_norms: Tensor | None = None) -> Tensor:
+        _check_layer_devices("layer_rotation", params, refs)
         return params[0].new_empty((len(params),), dtype=torch.float32)
 
     @torch.library.register_fake("cpfast::scored_cross_entropy")
@@ -237,6 +264,7 @@ def _register_fakes() -> None:
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
     ) -> tuple[Tensor, ...]:
+        _check_devices("scored_cross_entropy", input=input, target=target, weight=weight)
         rows, real = input.shape[0], _compute_dtype(input)
         scores = [input.new_empty(rows, dtype=torch.float32) for _ in range(3)]
         return (
@@ -256,7 +284,7 @@ def _register_fakes() -> None:
 
     @torch.library.register_fake("cpfast::record_scores")
     def _(scores: Tensor, index: Tensor, values: Tensor) -> None:
-        return None
+        _check_devices("record_scores", scores=scores, index=index, values=values)
 
 
 def _register_autograd() -> None:

@@ -14,7 +14,11 @@ from cpfast import ops
 __all__ = ["POLICIES", "DataPruner"]
 
 POLICIES = ("infobatch", "random")
+_SETTINGS = ("num_samples", "num_epochs", "policy", "keep", "anneal", "seed")
+_STATE = (*_SETTINGS, "scores", "weights", "plan", "planned", "counts")
 _UNSEEN = math.inf
+# An ignored sample would be recorded as one of loss 0.
+_NONE_IGNORED = torch.iinfo(torch.int64).min
 
 
 class DataPruner:
@@ -28,8 +32,8 @@ class DataPruner:
         ``"random"`` (arXiv 2305.18424): floor(keep * N) fresh random samples an epoch (at least
         one), weight 1.
 
-    Under both, epochs from ceil(anneal * num_epochs) on are full, with weights 1. ``anneal=1``
-    prunes to the end.
+    Under both, epochs from ceil(anneal * num_epochs) on are full, with weights 1 (InfoBatch's own
+    code takes the floor). ``anneal=1`` prunes to the end.
 
     The plan is a function of the scores, the seed and the epoch: after :meth:`sync` it is the same
     on every rank, and resuming needs no generator's state. Scores live on one device and never
@@ -46,8 +50,6 @@ class DataPruner:
 
     Attributes:
         scores: [N] float32; inf where a sample has not been seen.
-        samples_seen: samples in all epochs planned so far, over all ranks.
-        samples_saved: samples that those epochs left out.
 
     Raises:
         ValueError: for an unknown policy, or numbers out of range.
@@ -63,6 +65,8 @@ class DataPruner:
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed: expected an integer of 64 bits, got {seed}")
         for name, value in (("num_samples", num_samples), ("num_epochs", num_epochs)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
@@ -86,12 +90,27 @@ class DataPruner:
         self._unsynced = False
         self._plan: Tensor | None = None
         self._planned: tuple[int, int, bool] | None = None
-        self.samples_seen = 0
-        self.samples_saved = 0
+        # Per epoch: how many samples its plan has, and how many full passes would have.
+        self._counts: dict[int, tuple[int, int]] = {}
 
     @property
     def device(self) -> torch.device:
         return self.scores.device
+
+    @property
+    def planned(self) -> tuple[int, int, bool] | None:
+        """The (epoch, repeats, prune) of the current plan; None before the first."""
+        return self._planned
+
+    @property
+    def samples_seen(self) -> int:
+        """Samples in all epochs planned so far, over all ranks."""
+        return sum(planned for planned, _ in self._counts.values())
+
+    @property
+    def samples_saved(self) -> int:
+        """Samples that those epochs left out."""
+        return sum(full - planned for planned, full in self._counts.values())
 
     def is_full(self, epoch: int) -> bool:
         """Whether the policy leaves nothing out in ``epoch`` (from 0)."""
@@ -102,7 +121,8 @@ class DataPruner:
     def plan(self, epoch: int, *, repeats: int = 1, prune: bool = True) -> Tensor:
         """The indices of epoch ``epoch`` (from 0), in random order: [n] int64 on the device.
 
-        Asking again for the same epoch returns the same tensor.
+        Asking again for the current epoch returns the same tensor. Another epoch becomes the
+        current one: its weights replace those of the last.
 
         Args:
             epoch: counts from 0.
@@ -111,7 +131,7 @@ class DataPruner:
             prune: False plans full passes with weights 1, whatever the policy says.
 
         Raises:
-            ValueError: for numbers out of range, or NaN among the scores.
+            ValueError: for numbers out of range, or NaN among scores that choose the samples.
             RuntimeError: where scores were recorded under torch.distributed and not synced.
         """
         if epoch < 0:
@@ -120,25 +140,21 @@ class DataPruner:
             raise ValueError(f"repeats: expected at least 1, got {repeats}")
         if self._planned == (epoch, repeats, prune) and self._plan is not None:
             return self._plan
-        if self._unsynced:
-            raise RuntimeError(
-                f"DataPruner.plan: scores were recorded since the last sync; under "
-                f"torch.distributed call sync() on every rank before plan({epoch})"
-            )
-        if self._plan is not None and self._planned is not None and self._planned[0] == epoch:
-            self._count(-len(self._plan), self._planned[1])
+        self._require_synced(f"plan({epoch})")
         pruned = prune and not self.is_full(epoch)
         self._weights.fill_(1.0)
         passes = [self._select(epoch, stream, pruned) for stream in range(repeats)]
         self._plan = passes[0] if repeats == 1 else torch.cat(passes)
         self._planned = (epoch, repeats, prune)
-        self._count(len(self._plan), repeats)
+        self._counts[epoch] = (len(self._plan), repeats * self.num_samples)
         return self._plan
 
-    def _count(self, planned: int, repeats: int) -> None:
-        full = repeats * self.num_samples
-        self.samples_seen += planned
-        self.samples_saved += (full - planned) if planned >= 0 else -(full + planned)
+    def _require_synced(self, before: str) -> None:
+        if self._unsynced:
+            raise RuntimeError(
+                "DataPruner: scores were recorded since the last sync; under torch.distributed "
+                f"call sync() on every rank before {before}"
+            )
 
     def _select(self, epoch: int, stream: int, pruned: bool) -> Tensor:
         by_score = pruned and self.policy == "infobatch"
@@ -176,22 +192,27 @@ class DataPruner:
     ) -> Tensor:
         """Cross-entropy, weighted, averaged over the batch; records the samples' losses.
 
+        It is for training: under no_grad too it records, and evaluation would overwrite scores.
+
         Args:
             logits: [B, C].
-            target: [B] int64.
+            target: [B] int64; each a class, none is ignored.
             index: [B] int64, which samples of the data set these are.
             label_smoothing: in [0, 1].
 
         Returns:
-            [] float32 (float64 for float64 logits), sum of weight * loss over B. In expectation
-            it is the mean over the full data.
+            [] float32 (float64 for float64 logits), the sum of weight * loss over B. Summed over
+            an epoch, and times B, it estimates the sum over the full data: with n of N samples
+            planned, a batch's value is some N / n times the full mean, as InfoBatch's is.
         """
         if index.shape != target.shape:
             raise ValueError(
                 f"index: expected shape {tuple(target.shape)} as target, got {tuple(index.shape)}"
             )
         self._move_to(logits.device)
-        scored = ops.scored_cross_entropy(logits, target, label_smoothing=label_smoothing)
+        scored = ops.scored_cross_entropy(
+            logits, target, label_smoothing=label_smoothing, ignore_index=_NONE_IGNORED
+        )
         weights = self.weights(index).to(scored.loss.dtype)
         self.update(index, scored.loss)
         return torch.dot(scored.loss, weights) / len(target)
@@ -248,42 +269,51 @@ class DataPruner:
         self._plan = None if self._plan is None else self._plan.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Settings, scores, weights, the plan of the current epoch, and the counts."""
+        """Settings, scores, weights, the plan of the current epoch, and the counts.
+
+        Raises:
+            RuntimeError: where scores were recorded under torch.distributed and not synced: each
+                rank would save other scores.
+        """
+        self._require_synced("state_dict()")
         return {
-            "num_samples": self.num_samples,
-            "num_epochs": self.num_epochs,
-            "policy": self.policy,
-            "keep": self.keep,
-            "anneal": self.anneal,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in _SETTINGS},
             "scores": self.scores.clone(),
             "weights": self._weights.clone(),
             "plan": None if self._plan is None else self._plan.clone(),
             "planned": self._planned,
-            "samples_seen": self.samples_seen,
-            "samples_saved": self.samples_saved,
+            "counts": [(epoch, *counts) for epoch, counts in self._counts.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`, the settings included, on this pruner's device.
 
         Raises:
-            ValueError: where the state is of a data set of another size; nothing is changed then.
+            ValueError: where the state is not that of a pruner of a data set of this size; nothing
+                is changed then.
         """
+        missing = [name for name in _STATE if name not in state]
+        if missing:
+            raise ValueError(f"state_dict: {missing[0]!r} is missing")
         if state["num_samples"] != self.num_samples:
             raise ValueError(
                 f"state_dict['num_samples']: expected {self.num_samples}, "
                 f"got {state['num_samples']}"
             )
-        for name in ("num_epochs", "policy", "keep", "anneal", "seed"):
-            setattr(self, name, state[name])
-        self.samples_seen, self.samples_saved = state["samples_seen"], state["samples_saved"]
-        self.scores = state["scores"].to(self.device, copy=True)
-        self._weights = state["weights"].to(self.device, copy=True)
+        restored = DataPruner(**{name: state[name] for name in _SETTINGS}, device=self.device)
+        for name, own in (("scores", restored.scores), ("weights", restored._weights)):
+            if state[name].shape != own.shape:
+                raise ValueError(
+                    f"state_dict[{name!r}]: expected shape {list(own.shape)}, "
+                    f"got {list(state[name].shape)}"
+                )
+            own.copy_(state[name])
         plan, planned = state["plan"], state["planned"]
-        self._plan = None if plan is None else plan.to(self.device, copy=True)
-        self._planned = None if planned is None else (planned[0], planned[1], planned[2])
-        self._touched, self._unsynced = None, False
+        restored._plan = None if plan is None else plan.to(self.device, copy=True)
+        restored._planned = None if planned is None else (planned[0], planned[1], planned[2])
+        restored._counts = {epoch: (seen, full) for epoch, seen, full in state["counts"]}
+        restored._follows_logits = self._follows_logits
+        self.__dict__.update(restored.__dict__)
 
 
 def _world_size() -> int:

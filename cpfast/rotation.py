@@ -16,7 +16,7 @@ __all__ = ["LayerRotation", "is_weight"]
 def is_weight(name: str, parameter: Tensor) -> bool:
     """Whether a parameter is a convolution or dense kernel: it has two or more dimensions.
 
-    Biases and the parameters of normalisation layers have one. These are the layers over which
+    Biases and the parameters of normalisation layers have one. (Embeddings have two, and count.) These are the layers over which
     arXiv 2506.15954 averages.
     """
     return parameter.dim() >= 2
@@ -42,20 +42,27 @@ class LayerRotation:
     def __init__(
         self, model: nn.Module, include: Callable[[str, Tensor], bool] = is_weight
     ) -> None:
-        chosen = [(name, p) for name, p in model.named_parameters() if include(name, p)]
+        chosen = [name for name, p in model.named_parameters() if include(name, p)]
         if not chosen:
             raise ValueError(
                 f"model: include chooses none of the {len(list(model.parameters()))} parameters "
                 f"of {type(model).__name__}"
             )
-        self.names: list[str] = [name for name, _ in chosen]
-        self._params: list[Tensor] = [p for _, p in chosen]
+        self.names: list[str] = chosen
+        # Owners rather than parameters, which load_state_dict(assign=True) and others replace.
+        self._owners = [
+            (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
+            for name in chosen
+        ]
         self.reset()
+
+    def _params(self) -> list[Tensor]:
+        return [getattr(module, attribute) for module, attribute in self._owners]
 
     @torch.no_grad()
     def reset(self) -> None:
         """Takes the current weights as the new reference."""
-        self._refs = [_widened(p) for p in self._params]
+        self._refs = [_widened(p) for p in self._params()]
         self._measure_refs()
 
     def _measure_refs(self) -> None:
@@ -64,8 +71,12 @@ class LayerRotation:
         self._latest: Tensor | None = None
 
     def update(self) -> Tensor:
-        """Measures now: [L] float32 on the device of the weights, without synchronising."""
-        self._latest = ops.layer_rotation(self._params, self._refs, self._sq_norms)
+        """Measures now: [L] float32 on the device of the weights, without synchronising.
+
+        Raises:
+            RuntimeError: where a weight has changed its shape or its device.
+        """
+        self._latest = ops.layer_rotation(self._params(), self._refs, self._sq_norms)
         return self._latest
 
     def _measured(self) -> Tensor:
@@ -98,6 +109,10 @@ class LayerRotation:
                 f"state_dict['names']: a snapshot of {len(state['names'])} layers "
                 f"{list(state['names'])[:3]}... does not fit the model's {len(self.names)} "
                 f"layers {self.names[:3]}..."
+            )
+        if len(state["refs"]) != len(self._refs):
+            raise ValueError(
+                f"state_dict['refs']: expected {len(self._refs)} tensors, got {len(state['refs'])}"
             )
         for name, saved, ref in zip(self.names, state["refs"], self._refs, strict=True):
             if saved.shape != ref.shape:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, IterableDataset
 
 from cpfast.pruning import DataPruner
@@ -49,7 +50,7 @@ class PrunedSampler(DistributedSampler):
     """Yields the indices of the pruner's plan, this rank's share of them.
 
     Call ``set_epoch(epoch)`` before each epoch, as for any DistributedSampler (which it is, so
-    that Lightning leaves it as it stands). Ranks take turns through the plan: together they see
+    that Lightning leaves it as it stands); the pruner holds all of its state. Ranks take turns through the plan: together they see
     each planned sample once and none twice; their shares differ by at most one sample. Where one
     step more on a rank would hang the others (a synchronised backward pass), ``drop_last=True``
     makes the shares equal by leaving out fewer samples than there are ranks.
@@ -81,30 +82,35 @@ class PrunedSampler(DistributedSampler):
             drop_last=drop_last,
         )
         self.pruner = pruner
-        self._repeats, self._prune = 1, True
-        self._iterated: int | None = None
+        self._chosen: tuple[int, int, bool] | None = None
+        self._iterated: tuple[int, int, bool] | None = None
 
     def set_epoch(self, epoch: int, *, repeats: int = 1, prune: bool = True) -> None:
         """Chooses the epoch (from 0), and what :meth:`DataPruner.plan` takes besides."""
         super().set_epoch(epoch)
-        self._repeats, self._prune = repeats, prune
+        self._chosen = (epoch, repeats, prune)
         self._iterated = None
 
-    def _planned(self) -> Any:
-        return self.pruner.plan(self.epoch, repeats=self._repeats, prune=self._prune)
+    def _current(self) -> tuple[int, int, bool]:
+        # Before the first set_epoch, that of the pruner: after a resume it is in the middle of one.
+        return self._chosen or self.pruner.planned or (0, 1, True)
+
+    def _plan(self) -> Tensor:
+        epoch, repeats, prune = self._current()
+        return self.pruner.plan(epoch, repeats=repeats, prune=prune)
 
     def __len__(self) -> int:
         """This rank's number of samples in the current epoch."""
-        planned = len(self._planned())
+        planned = len(self._plan())
         share, rest = divmod(planned, self.num_replicas)
         return share if self.drop_last else share + (self.rank < rest)
 
     def __iter__(self) -> Iterator[int]:
-        if self._iterated == self.epoch:
+        if self._iterated == self._current():
             warnings.warn(
-                f"PrunedSampler: epoch {self.epoch} is iterated again, with the same samples; "
+                f"PrunedSampler: epoch {self._iterated[0]} is iterated again, with the same samples; "
                 "call set_epoch(epoch) before each epoch",
                 stacklevel=2,
             )
-        self._iterated = self.epoch
-        return iter(self._planned()[self.rank :: self.num_replicas][: len(self)].tolist())
+        self._iterated = self._current()
+        return iter(self._plan()[self.rank :: self.num_replicas][: len(self)].tolist())

@@ -102,9 +102,15 @@ class FractionSchedule:
         return multiplier
 
     def state_dict(self) -> dict[str, Any]:
+        """The base learning rates: the optimizer's own state holds those of the moment."""
         return {"base_lrs": list(self.base_lrs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: where the optimizer has another number of parameter groups.
+        """
         if len(state["base_lrs"]) != len(self.base_lrs):
             raise ValueError(
                 f"state_dict['base_lrs']: expected {len(self.base_lrs)} learning rates, "

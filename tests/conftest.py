@@ -2,18 +2,17 @@ import pytest
 import torch
 from hypothesis import settings
 
-import cpfast
-
 # Fixed examples: a test that passes once passes always.
 settings.register_profile("cpfast", derandomize=True, deadline=None, database=None)
 settings.load_profile("cpfast")
 
 
 def pytest_collection_modifyitems(items):
-    if cpfast.backend() != "cuda":
+    # With a GPU they run, and fail where the build has no CUDA ops.
+    if not torch.cuda.is_available():
         for item in items:
             if "cuda" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no GPU, or a build without CUDA ops"))
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

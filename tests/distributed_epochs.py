@@ -33,7 +33,14 @@ def main(folder: pathlib.Path) -> None:
     calls = []
     all_reduce = dist.all_reduce
     dist.all_reduce = lambda *args, **kwargs: (calls.append(1), all_reduce(*args, **kwargs))[1]
-    log = {"plans": [], "shares": [], "rotation": [], "collectives": [], "refused": ""}
+    log = {
+        "plans": [],
+        "shares": [],
+        "rotation": [],
+        "collectives": [],
+        "refused": "",
+        "state refused": "",
+    }
     for epoch in range(EPOCHS):
         calls.clear()
         sampler.set_epoch(epoch)
@@ -50,6 +57,10 @@ def main(folder: pathlib.Path) -> None:
             pruner.plan(epoch + 1)
         except RuntimeError as error:
             log["refused"] = str(error)
+        try:
+            pruner.state_dict()
+        except RuntimeError as error:
+            log["state refused"] = str(error)
         pruner.sync()
         log["collectives"].append(len(calls))
         log["shares"].append(share)

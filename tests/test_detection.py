@@ -110,6 +110,7 @@ def test_epochs_must_increase():
         ({"window": 1}, "window: .* got 1"),
         ({"criterion": "fixed"}, "at: .* got None"),
         ({"criterion": "fixed", "at": 0}, "at: .* got 0"),
+        ({"criterion": "fixed", "at": 7, "total_epochs": 6}, "at: .* 6, got 7"),
         ({"at": 3}, "at: .* got 3 for 'slope45'"),
     ],
 )

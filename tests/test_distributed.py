@@ -46,8 +46,9 @@ def test_one_collective_an_epoch_merges_the_scores(ranks):
     assert all(score < float("inf") for score in ranks[0]["scores"])
 
 
-def test_planning_without_it_is_refused(ranks):
+def test_planning_and_saving_without_it_are_refused(ranks):
     for rank in ranks:
+        assert "call sync() on every rank before state_dict()" in rank["state refused"]
         assert "call sync() on every rank before plan(4)" in rank["refused"]
 
 

@@ -204,6 +204,13 @@ def test_it_compiles_into_one_graph(device):
     assert torch.equal(compiled(w, w0), ops.layer_statistics([w], [w0]).norm * 2)
 
 
+def test_one_tensor_is_not_taken_for_a_list_of_its_rows():
+    with pytest.raises(TypeError, match=r"params: expected a list .* shape \[3\]"):
+        ops.layer_rotation(A, A)
+    with pytest.raises(TypeError, match="refs: expected a list"):
+        ops.layer_rotation([A], A)
+
+
 A = torch.ones(3)
 
 

@@ -231,3 +231,38 @@ def test_bad_calls_are_named():
 
 def test_random_never_plans_an_empty_epoch():
     assert len(cpfast.DataPruner(3, policy="random", keep=0.1).plan(0)) == 1
+
+
+def test_an_epoch_planned_again_is_counted_once():
+    pruner, _ = scored()
+    for epoch in (3, 0, 3):
+        pruner.plan(epoch)
+    n = len(pruner.plan(3))
+    assert (pruner.samples_seen, pruner.samples_saved) == (N + n, N - n)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": "foo"}, "policy: .* got 'foo'"),
+        ({"scores": torch.zeros(3)}, rf"scores'\]: expected shape \[{N}\], got \[3\]"),
+        ({"weights": torch.zeros(N, 1)}, "weights.*expected shape"),
+    ],
+)
+def test_a_malformed_state_is_refused_and_changes_nothing(change, message):
+    pruner, scores = scored()
+    with pytest.raises(ValueError, match=message):
+        pruner.load_state_dict({**pruner.state_dict(), "seed": 5, **change})
+    assert pruner.seed == 0
+    assert torch.equal(pruner.scores, scores)
+    with pytest.raises(ValueError, match="'num_epochs' is missing"):
+        pruner.load_state_dict({"num_samples": N})
+
+
+def test_ignored_targets_and_large_seeds_are_refused():
+    pruner = cpfast.DataPruner(5)
+    with pytest.raises(RuntimeError, match=r"target\[0\]: .* got -100"):
+        pruner.loss(torch.zeros(1, 3), torch.tensor([-100]), torch.tensor([0]))
+    assert pruner.scores.isinf().all()
+    with pytest.raises(ValueError, match="seed: .* got 9223372036854775808"):
+        cpfast.DataPruner(5, seed=2**63)

@@ -107,3 +107,18 @@ def test_a_foreign_snapshot_is_refused_and_changes_nothing():
 def test_a_model_without_weights_is_refused():
     with pytest.raises(ValueError, match="include chooses none of the 2 parameters of BatchNorm1d"):
         cpfast.LayerRotation(nn.BatchNorm1d(3))
+
+
+def test_it_follows_weights_that_are_replaced():
+    model = small_model()
+    rotation = cpfast.LayerRotation(model)
+    turned = copy.deepcopy(model)
+    turn(turned)
+    model.load_state_dict(turned.state_dict(), assign=True)
+    assert rotation.update().min().item() > 0
+
+
+def test_a_state_with_too_few_layers_is_refused():
+    rotation = cpfast.LayerRotation(small_model())
+    with pytest.raises(ValueError, match=r"refs'\]: expected 2 tensors, got 0"):
+        rotation.load_state_dict({**rotation.state_dict(), "refs": []})

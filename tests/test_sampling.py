@@ -95,3 +95,14 @@ def test_an_epoch_iterated_again_is_warned_of():
             list(sampler)
     with pytest.warns(UserWarning, match="epoch 2 is iterated again.*call set_epoch"):
         list(sampler)
+
+
+def test_before_set_epoch_it_stands_where_the_pruner_stands():
+    pruner = scored_pruner()
+    plan = pruner.plan(3, repeats=2)
+    resumed = cpfast.DataPruner(N)
+    sampler = cpfast.PrunedSampler(resumed)
+    resumed.load_state_dict(pruner.state_dict())
+    assert len(sampler) == len(plan)
+    assert list(sampler) == plan.tolist()
+    assert resumed.samples_seen == pruner.samples_seen

@@ -85,19 +85,26 @@ def test_confident_rows_keep_their_digits(device, classes, gap):
     assert grad[0, 3].item() == pytest.approx(p_others, rel=1e-6)  # times the gradient -1
 
 
-def test_a_large_offset_costs_no_accuracy(device):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_large_offset_costs_no_accuracy(device, smoothing):
     logits, target, _ = batch(8, 100)
     shifted = (logits.round(decimals=0) + 4096).to(device)
-    out, grad = loss_and_gradient(ops.scored_cross_entropy, shifted, target.to(device))
+    out, grad = loss_and_gradient(
+        ops.scored_cross_entropy, shifted, target.to(device), label_smoothing=smoothing
+    )
     expected, expected_grad = loss_and_gradient(
-        reference.scored_cross_entropy, logits.round(decimals=0).double(), target
+        reference.scored_cross_entropy,
+        logits.round(decimals=0).double(),
+        target,
+        label_smoothing=smoothing,
     )
     assert_near(out.loss.detach(), expected.loss.detach(), 1e-6)
     assert_near(grad, expected_grad, 1e-6)
 
 
 @pytest.mark.parametrize("classes", [3, 10, 70, 1000])
-def test_rows_that_are_not_finite_are_as_in_torch(device, classes):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rows_that_are_not_finite_are_as_in_torch(device, classes, smoothing):
     inf, nan = math.inf, math.nan
     logits = torch.zeros(9, classes, device=device)
     logits[0, 1] = -inf  # a masked class
@@ -110,9 +117,11 @@ def test_rows_that_are_not_finite_are_as_in_torch(device, classes):
     target = torch.zeros(9, dtype=torch.int64, device=device)
     target[7] = -100
     logits[7] = nan  # ignored all the same
-    out, grad = loss_and_gradient(ops.scored_cross_entropy, logits, target)
+    out, grad = loss_and_gradient(
+        ops.scored_cross_entropy, logits, target, label_smoothing=smoothing
+    )
     expected, expected_grad = loss_and_gradient(
-        reference.scored_cross_entropy, logits.double(), target
+        reference.scored_cross_entropy, logits.double(), target, label_smoothing=smoothing
     )
     for actual, wanted in zip(out, expected, strict=True):
         assert_near(actual.detach(), wanted.detach(), 1e-6)
@@ -243,6 +252,26 @@ def test_properties(rows, classes, shift, seed, scale):
     assert ((out.el2n >= 0) & (out.el2n <= math.sqrt(2) * (1 + 1e-6))).all()
     assert torch.equal(out.margin > 0, (logits.argmax(1) == target) & (out.margin != 0))
     assert_near(grad.sum(1), torch.zeros(rows), 1e-13)
+
+
+def test_forward_mode_derivatives_are_refused():
+    logits, target, _ = batch(4, 5)
+    with pytest.raises(RuntimeError, match="input: forward-mode derivatives"):
+        torch.func.jvp(
+            lambda x: ops.scored_cross_entropy(x, target).loss.sum(), (logits,), (logits,)
+        )
+
+
+def test_a_meta_tensor_among_others_is_refused():
+    logits, target, weight = batch(4, 5)
+    with pytest.raises(RuntimeError, match="one device, got input on cpu, target on meta"):
+        ops.scored_cross_entropy(logits, target.to("meta"))
+    with pytest.raises(RuntimeError, match="weight on meta"):
+        ops.scored_cross_entropy(logits, target, weight=weight.to("meta"))
+    with pytest.raises(RuntimeError, match=r"got params\[0\] on cpu, refs\[0\] on meta"):
+        ops.layer_rotation([logits], [logits.to("meta")])
+    with pytest.raises(RuntimeError, match="index on meta"):
+        ops.record_scores(weight, target.to("meta"), weight)
 
 
 def test_equal_to_the_bit_on_any_number_of_threads(each_thread_count):

@@ -35,8 +35,9 @@ struct Forward {
     const double z = s1 * gap + e_y, p = s1 * gap / z;
     double value = nll;
     if (smoothing > 0) {
-      const double lse = max + std::log(z);
-      value = (1 - smoothing) * nll + smoothing * (lse - (total + x_y) / classes);
+      // The mean of lse - x_j, by differences. A masked target has an infinite loss.
+      const double smooth = std::isinf(nll) ? nll : nll - total / classes;
+      value = (1 - smoothing) * nll + smoothing * smooth;
     }
     loss[row] = static_cast<Real<T>>(weight ? weight[row] * value : value);
     el2n[row] = static_cast<float>(s1 > 0 ? p * std::sqrt(1 + s2 / (s1 * s1)) : p);

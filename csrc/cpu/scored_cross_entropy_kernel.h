@@ -20,13 +20,14 @@ inline Compute<T> max_of(const T* x, int64_t n, Compute<T> start) {
   return lane_max<Real>(maximum<Real>(largest[0], largest[1]));
 }
 
-// Adds e = exp(x - max), e^2 and x; at most 128 float32 additions an accumulator, then float64.
+// Adds e = exp(x - max), e^2 and x - x_y; at most 128 float32 additions an accumulator, then float64.
 template <bool kTotal, typename T>
-inline void add_sums(const T* x, int64_t n, Compute<T> max, double& s1, double& s2, double& total) {
+inline void add_sums(const T* x, int64_t n, Compute<T> max, T x_y, double& s1, double& s2,
+                     double& total) {
   using Real = Compute<T>;
   using V = Vec<Real>;
   constexpr int64_t kStep = 2 * kLanes<Real>;
-  const V shift = splat<Real>(max);
+  const V shift = splat<Real>(max), target = splat<Real>(x_y);
   while (n > 0) {
     V e1[2] = {}, e2[2] = {}, sum[2] = {};
     const int64_t block = std::min<int64_t>(n, 128 * kStep);
@@ -37,7 +38,7 @@ inline void add_sums(const T* x, int64_t n, Compute<T> max, double& s1, double& 
         const V e = exp_nonpositive<Real>(value - shift);
         e1[v] += e;
         e2[v] += e * e;
-        if constexpr (kTotal) sum[v] += value;
+        if constexpr (kTotal) sum[v] += value - target;
       }
     for (; i < block; i += kLanes<Real>) {
       const int64_t rest = std::min<int64_t>(block - i, kLanes<Real>);
@@ -45,7 +46,7 @@ inline void add_sums(const T* x, int64_t n, Compute<T> max, double& s1, double& 
           load_part(x + i, rest, T(-std::numeric_limits<Real>::infinity())) - shift);
       e1[0] += e;
       e2[0] += e * e;
-      if constexpr (kTotal) sum[0] += load_part(x + i, rest, T(0));
+      if constexpr (kTotal) sum[0] += load_part(x + i, rest, x_y) - target;
     }
     s1 += lane_sum(e1[0] + e1[1]);
     s2 += lane_sum(e2[0] + e2[1]);
@@ -70,8 +71,8 @@ inline void forward_row(const Forward<T>& f, int64_t row) {
   const Real shift = others == kLowest ? Real(0) : others;
   double s1 = 0, s2 = 0, total = 0;
   const auto add = [&]<bool kTotal>(std::bool_constant<kTotal>) {
-    add_sums<kTotal>(x, y, shift, s1, s2, total);
-    add_sums<kTotal>(x + y + 1, f.classes - y - 1, shift, s1, s2, total);
+    add_sums<kTotal>(x, y, shift, x[y], s1, s2, total);
+    add_sums<kTotal>(x + y + 1, f.classes - y - 1, shift, x[y], s1, s2, total);
   };
   if (f.smoothing > 0)
     add(std::true_type{});
@@ -109,7 +110,6 @@ inline void forward_few(const Forward<T>& f, int64_t begin, int64_t end) {
       before = (y > c) & (x > before) ? x : before;
       after = (y < c) & (x > after) ? x : after;
       x_y = y == c ? x : x_y;
-      total += y == c ? V{} : x;
     }
     const V others = maximum<Real>(before, after), max = maximum<Real>(others, x_y);
     const V shift = others == kLowest ? V{} : others;
@@ -119,6 +119,7 @@ inline void forward_few(const Forward<T>& f, int64_t begin, int64_t end) {
       const V other = y == c ? V{} : e;
       s1 += other;
       s2 += other * other;
+      total += load(logits[c]) - x_y;
     }
     const V gap = exp_nonpositive<Real>(others - max), e_y = exp_nonpositive<Real>(x_y - max);
     // As in forward_row; where the target is not the largest, gap and one term of s1 are 1.

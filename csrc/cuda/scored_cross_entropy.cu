@@ -35,18 +35,18 @@ struct RowSums {
   Real before = kLowest<Real>, after = kLowest<Real>;  // largest on either side of the target
   Real max = kLowest<Real>;                            // the larger of the two
   double s1 = 0, s2 = 0;                               // of exp(x - max), and of its square
-  double total = 0;                                    // of x, the target's included
+  double total = 0;                                    // of x - x_y, x_y being the target's
 
   // x[u] holds classes at[u] and following; those of index `classes` and above are kLowest.
   template <int kVectors, int kCount>
   __device__ void add(Real (&x)[kVectors][kCount], const int64_t (&at)[kVectors], int64_t target,
-                      int64_t classes, bool with_total) {
+                      int64_t classes, bool with_total, Real x_y) {
     Real sum = 0;
 #pragma unroll
     for (int u = 0; u < kVectors; ++u) {
       if (with_total && at[u] < classes) {
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) sum += x[u][k];
+        for (int k = 0; k < kCount; ++k) sum += x[u][k] - x_y;
       }
       const int64_t own = target - at[u];
       if (own >= 0 && own < kCount) {
@@ -166,7 +166,8 @@ struct Forward {
     const bool is_nan = nll != nll;
     double value = nll;
     if (smoothing > 0) {
-      const double smooth = (max - others.total / classes) + log(z);
+      // The mean of lse - x_j, by differences. A masked target has an infinite loss.
+      const double smooth = isinf(nll) ? nll : nll - others.total / classes;
       value = (1 - smoothing) * nll + smoothing * smooth;
     }
     // sqrt(s2 + s1^2) with s1 taken out, so that s2 of a confident row does not underflow.
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(kThreads<kLanes>, (kBlocks<T, kLanes>))
     static_assert(kVector <= kLanes);
     const int64_t at[1] = {vectors * kVector + lane};
     Real last[1][1] = {{at[0] < classes ? static_cast<Real>(x[at[0]]) : kLowest<Real>}};
-    sums.add(last, at, target, classes, with_total);
+    sums.add(last, at, target, classes, with_total, x_y);
   }
   const auto add_vectors = [&]<bool kAligned>(std::bool_constant<kAligned>) {
     for (int64_t v = lane; v < vectors; v += kVectors * kLanes) {
@@ -219,7 +220,7 @@ __global__ void __launch_bounds__(kThreads<kLanes>, (kBlocks<T, kLanes>))
           for (int k = 0; k < kVector; ++k) logits[u][k] = kLowest<Real>;
         }
       }
-      sums.add(logits, at, target, classes, with_total);
+      sums.add(logits, at, target, classes, with_total, x_y);
     }
   };
   if (is_aligned(x))
