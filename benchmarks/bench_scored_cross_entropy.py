@@ -14,11 +14,12 @@ CONTENDERS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("contender", CONTENDERS)
-def bench_scored_cross_entropy(race, shape, contender):
+def bench_scored_cross_entropy(race, shape, dtype, contender):
     g = torch.Generator().manual_seed(0)
-    logits = torch.randn(shape, generator=g, requires_grad=True)
+    logits = torch.randn(shape, generator=g).to(dtype).requires_grad_()
     target = torch.randint(shape[1], shape[:1], generator=g)
 
     def forward_and_backward():
@@ -28,7 +29,7 @@ def bench_scored_cross_entropy(race, shape, contender):
     # The logits are read twice, and their gradient is written.
     race(
         "scored_cross_entropy",
-        f"{shape}, forward + backward",
+        f"{shape} {str(dtype).removeprefix('torch.')}, forward + backward",
         contender,
         forward_and_backward,
         3 * logits.numel() * logits.element_size(),

@@ -16,8 +16,8 @@ __all__ = ["LayerRotation", "is_weight"]
 def is_weight(name: str, parameter: Tensor) -> bool:
     """Whether a parameter is a convolution or dense kernel: it has two or more dimensions.
 
-    Biases and the parameters of normalisation layers have one. (Embeddings have two, and count.) These are the layers over which
-    arXiv 2506.15954 averages.
+    Biases and the parameters of normalisation layers have one. (Embeddings have two, and count.)
+    These are the layers over which arXiv 2506.15954 averages.
     """
     return parameter.dim() >= 2
 

@@ -50,10 +50,13 @@ class PrunedSampler(DistributedSampler):
     """Yields the indices of the pruner's plan, this rank's share of them.
 
     Call ``set_epoch(epoch)`` before each epoch, as for any DistributedSampler (which it is, so
-    that Lightning leaves it as it stands); the pruner holds all of its state. Ranks take turns through the plan: together they see
-    each planned sample once and none twice; their shares differ by at most one sample. Where one
-    step more on a rank would hang the others (a synchronised backward pass), ``drop_last=True``
-    makes the shares equal by leaving out fewer samples than there are ranks.
+    that Lightning leaves it as it stands). It has no state of its own: before the first
+    ``set_epoch`` it stands where the pruner does.
+
+    Ranks take turns through the plan: together they see each planned sample once and none twice;
+    their shares differ by at most one sample. Where one step more on a rank would hang the others
+    (a synchronised backward pass), ``drop_last=True`` makes the shares equal by leaving out fewer
+    samples than there are ranks.
 
     Args:
         pruner: plans the epochs; under torch.distributed, call its ``sync()`` once an epoch.
@@ -108,8 +111,8 @@ class PrunedSampler(DistributedSampler):
     def __iter__(self) -> Iterator[int]:
         if self._iterated == self._current():
             warnings.warn(
-                f"PrunedSampler: epoch {self._iterated[0]} is iterated again, with the same samples; "
-                "call set_epoch(epoch) before each epoch",
+                f"PrunedSampler: epoch {self._iterated[0]} is iterated again, with the same "
+                "samples; call set_epoch(epoch) before each epoch",
                 stacklevel=2,
             )
         self._iterated = self._current()
