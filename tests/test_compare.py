@@ -64,6 +64,7 @@ def test_each_arm_and_seed_once(finished):
         (seed, arm) for seed in (0, 1) for arm in compare.ARMS
     ]
     assert json.loads((out / "results.json").read_text()) == results
+    assert all(entry.keys() == compare.ENTRY_KEYS for entry in results["runs"])
 
 
 def test_samples_of_the_arms(finished):
@@ -188,6 +189,29 @@ def test_another_comparison_is_refused_and_left_alone(finished):
     with pytest.raises(UserError, match=r"seeds \[0\] .it has \[0, 1\]"):
         compare.compare(make_config(), toy_data(), out, [0])
     assert json.loads((out / "results.json").read_text()) == results
+
+
+def test_a_limit_taken_away_is_another_comparison(tmp_path):
+    compare.open_results(tmp_path, make_config(limit=12), [0])
+    with pytest.raises(UserError, match=r"--limit None .the run has 12"):
+        compare.open_results(tmp_path, make_config(), [0])
+    # where it runs does not matter
+    compare.open_results(tmp_path, make_config(limit=12, plot=False, threads=3), [0])
+
+
+def damage(results, key):
+    if key in results:
+        return {name: value for name, value in results.items() if name != key}
+    entry = {name: value for name, value in results["runs"][1].items() if name != key}
+    return {**results, "runs": [results["runs"][0], entry]}
+
+
+@pytest.mark.parametrize("key", ["config", "seeds", "runs", *sorted(compare.ENTRY_KEYS)])
+def test_results_that_lack_something_are_named(finished, tmp_path, key):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(damage(finished[1], key)))
+    with pytest.raises(UserError, match=f"{path}: damaged"):
+        compare.read_results(tmp_path)
 
 
 def test_default_folder_depends_on_the_settings_that_matter():

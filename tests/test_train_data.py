@@ -207,6 +207,37 @@ def test_unreadable_image_is_named(folder, content):
         data.load(str(folder))
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_modes_that_do_not_fit_8_bits_are_refused(folder, mode):
+    path = folder / "train" / "dog" / "1.tif"
+    Image.new(mode, (9, 8), 300).save(path)
+    with pytest.raises(UserError, match=rf"{path}: an image of mode '{mode}'; expected 1, L"):
+        data.load(str(folder))
+
+
+def transparent(mode):
+    if mode == "P":
+        return Image.new("RGB", (9, 8), (5, 6, 7)).quantize(), {"transparency": 0}
+    if mode == "L":
+        return Image.new("L", (9, 8), 7), {"transparency": 7}
+    return Image.new(mode, (9, 8), (5, 254) if mode == "LA" else (5, 6, 7, 254)), {}
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "L"])
+def test_transparent_images_are_refused(folder, mode):
+    path = folder / "train" / "dog" / "1.png"
+    image, options = transparent(mode)
+    image.save(path, **options)
+    with pytest.raises(UserError, match=f"{path}: has transparent pixels"):
+        data.load(str(folder))
+
+
+def test_an_opaque_alpha_channel_is_dropped(folder):
+    Image.new("RGBA", (9, 8), (5, 6, 7, 255)).save(folder / "train" / "cat" / "0.png")
+    Image.new("L", (9, 8), 3).save(folder / "train" / "cat" / "1.png", transparency=4)
+    assert data.load(str(folder)).train_images[0, 0, 0].tolist() == [5, 6, 7]
+
+
 def test_mixed_sizes_name_both_files(folder):
     Image.new("RGB", (10, 8)).save(folder / "train" / "dog" / "2.png")
     with pytest.raises(UserError, match=r"0\.png is 9x8, .*dog/2\.png is 10x8"):
@@ -246,7 +277,12 @@ def test_npz_limit_is_stratified(tmp_path, arrays):
         ({"y_train": np.zeros(12)}, "y_train must hold integers, got float64"),
         ({"y_train": np.zeros(11, np.int64)}, r"y_train must be \[12\].*got \[11\]"),
         ({"y_train": np.arange(12) - 1}, "y_train must count from 0, got -1"),
-        ({"y_train": np.zeros(12, np.int64)}, "only one class"),
+        ({"y_train": np.zeros(12, np.int64)}, "only one class in y_train, 0"),
+        ({"y_train": np.arange(12) % 3 * 2}, "y_train must hold .* largest, 4; it lacks 1"),
+        ({"y_train": np.arange(12) % 3 + 1}, "y_train must hold .* largest, 3; it lacks 0"),
+        ({"y_train": np.arange(12) % 2 * (2**31 - 1)}, "largest, 2147483647; it lacks 1"),
+        ({"y_train": np.full(12, 2**64 - 1, np.uint64)}, "y_train must .* 18446744073709551615"),
+        ({"y_test": np.arange(6) - 1}, "y_test must count from 0, got -1"),
         ({"y_test": np.full(6, 3)}, "y_test holds label 3, y_train only to 2"),
         ({"y_train": np.array([None] * 12)}, "not a readable .npz"),
     ],

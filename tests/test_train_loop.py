@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cpfast.train import augment, loop
+from cpfast.train import augment, loop, report
 from cpfast.train.config import METHODS, Config
 from cpfast.train.data import ImageData
 from cpfast.train.errors import Diverged, UserError
@@ -246,6 +246,96 @@ def test_checkpoint_of_another_run(tmp_path):
     (b.path / "last.pt").write_bytes((a.path / "last.pt").read_bytes())
     with pytest.raises(UserError, match=r"b/last.pt: of another run \(it differs in seed\)"):
         loop.run(second, data, b)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": "none"},
+        {"optimizer": {"state": {}, "param_groups": []}},
+        {"optimizer": []},
+        {"model": 3},
+        {"pruner": None},
+        {"schedule": None},
+        {"rotation": {}},
+        {"detector": ["x"]},
+    ],
+)
+def test_a_malformed_checkpoint_is_named(tmp_path, change):
+    config, data = make_config(epochs=2), toy_data()
+    folder = start(tmp_path / "run", config)
+    loop.run(config, data, folder, epochs=1)
+    folder.save_checkpoint({**folder.checkpoint(), **change})
+    with pytest.raises(UserError, match=r"last.pt: does not fit the run"):
+        loop.run(config, data, folder)
+
+
+@pytest.mark.parametrize(("epochs", "done"), [(3, 2), (1, 1), (2, 2)])
+def test_a_missing_checkpoint_does_not_cost_the_metrics(tmp_path, epochs, done):
+    config, data = make_config(epochs=epochs, at=1), toy_data()
+    folder = start(tmp_path / "run", config)
+    loop.run(config, data, folder, epochs=done)
+    (folder.path / "last.pt").unlink()
+    before = folder.metrics()
+    with pytest.raises(UserError, match=rf"last.pt: missing, though {done} of {epochs} epochs"):
+        loop.run(config, data, folder)
+    assert folder.metrics() == before
+
+
+def test_a_stop_before_the_first_checkpoint_is_made_up_for(tmp_path):
+    config, data = make_config(epochs=2), toy_data()
+    folder = start(tmp_path / "run", config)
+    loop.run(config, data, folder, epochs=1)
+    (folder.path / "last.pt").unlink()
+    loop.run(config, data, folder)
+    assert len(folder.metrics()) == 2
+
+
+@pytest.mark.parametrize("key", [*sorted(report.LINE_KEYS - {"epoch"}), "selection"])
+def test_a_line_of_metrics_that_lacks_something_is_named(tmp_path, key):
+    config = make_config(epochs=1, at=1)
+    folder = start(tmp_path / "run", config)
+    line = loop.train_epoch(loop.Training(config, toy_data()))
+    del (line["seconds"] if key == "selection" else line)[key]
+    folder.append_metrics(line)
+    with pytest.raises(UserError, match=rf"metrics.jsonl, line 1: damaged .no '{key}'"):
+        report.summarise(folder)
+
+
+@pytest.mark.parametrize("policy", ["infobatch", "random"])
+def test_training_loss_estimates_that_of_all_samples(policy, monkeypatch):
+    training = loop.Training(make_config(method="prune", policy=policy, repeats=2), toy_data())
+    training.epoch = 2
+    training.pruner.update(torch.arange(TRAIN), torch.linspace(0, 1, TRAIN))
+
+    def constant(t, logits, labels, index, clock):
+        return 0 * logits.sum() + 2.0 * t.pruner.weights(index).mean()
+
+    monkeypatch.setattr(loop, "_loss", constant)
+    line = loop.train_epoch(training)
+    assert line["samples"] < 2 * TRAIN
+    assert line["train_loss"] == pytest.approx(2.0)
+
+
+def test_anneal_means_one_moment(tmp_path):
+    # of the 8 epochs after the period's end, the last 4
+    config = make_config(method="detector+prune", epochs=10, at=2, anneal=0.5)
+    folder = start(tmp_path / "detector", config)
+    loop.run(config, toy_data(), folder)
+    lines = folder.metrics()
+    assert [(line["repeats"], line["prune"]) for line in lines] == (
+        [(3, False)] * 2 + [(1, True)] * 4 + [(3, False)] * 4
+    )
+    assert lines[5]["samples"] < TRAIN  # epoch 5 of 10: still pruned
+    assert {line["samples"] for line in lines[6:]} == {3 * TRAIN}
+    # without a detector: the last 5 of 10
+    config = make_config(method="prune", epochs=10, at=2, anneal=0.5)
+    folder = start(tmp_path / "prune", config)
+    loop.run(config, toy_data(), folder)
+    lines = folder.metrics()
+    assert lines[4]["samples"] < 3 * TRAIN
+    assert {line["samples"] for line in lines[5:]} == {3 * TRAIN}
+    assert all(line["prune"] for line in lines)
 
 
 def test_data_that_changed(tmp_path):

@@ -139,6 +139,48 @@ def test_a_failed_write_keeps_the_old_file(folder):
     assert path.read_bytes() == before and names(folder.path) == listing
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "stop"]
+)
+def test_an_error_while_a_checkpoint_is_written_comes_out_as_itself(folder, monkeypatch, error):
+    folder.save_checkpoint({"epoch": 1})
+    before, listing = (folder.path / "last.pt").read_bytes(), names(folder.path)
+    fdopen = os.fdopen
+
+    def open_failing(descriptor, mode):
+        file = fdopen(descriptor, mode)
+
+        class Failing:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                file.close()
+
+            def write(self, data):
+                if len(data) > 1000:  # a small header still fits
+                    raise error
+                return file.write(data)
+
+        return Failing()
+
+    monkeypatch.setattr(os, "fdopen", open_failing)
+    with pytest.raises(type(error)) as raised:
+        folder.save_checkpoint({"epoch": 2, "w": torch.arange(1000.0)})
+    monkeypatch.undo()
+    assert raised.value is error
+    assert (folder.path / "last.pt").read_bytes() == before and names(folder.path) == listing
+
+
+def test_a_checkpoint_without_its_epoch(folder):
+    assert folder.epochs() == 0
+    folder.save_checkpoint({"epoch": 2})
+    assert folder.epochs() == 2
+    folder.save_checkpoint({"epoch": "two"})
+    with pytest.raises(UserError, match=r"last.pt: not a checkpoint of a cpfast run"):
+        folder.epochs()
+
+
 HOLD = """
 import sys
 from cpfast.train.runfolder import RunFolder

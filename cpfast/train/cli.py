@@ -40,7 +40,9 @@ class Interrupted(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for an error, 130 for Ctrl-C."""
+    """Run one command and return its exit code: 0, 2 for an error, 130 for Ctrl-C, 141 for a pipe
+    whose reader has gone.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         options = vars(_parser().parse_args(arguments))
@@ -53,11 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             _report(options)
         else:
             _env()
+        sys.stdout.flush()  # so that a reader that has gone is noticed here
         return 0
     except UserError as error:
         return _fail(str(error))
     except torch.OutOfMemoryError:
         return _fail("the device is out of memory: use a smaller --batch-size or --model")
+    except MemoryError:
+        return _fail("out of memory: use a smaller --limit, --batch-size or --model")
+    except BrokenPipeError:
+        # As `head` leaves it. What is still buffered must not fail at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}")
@@ -97,7 +106,7 @@ def _train(options: dict[str, Any]) -> None:
         if not resume:
             folder.create(config)
         _print_header(config, images)
-        done = len(folder.metrics())
+        done = folder.epochs()
         state = ", finished" if done == config.epochs else f", after epoch {done}"
         print(f"run folder {folder.path}{state if done else ''}", flush=True)
         try:
@@ -105,7 +114,7 @@ def _train(options: dict[str, Any]) -> None:
                 loop.run(config, images, folder, progress=bar)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted after epoch {len(folder.metrics())} of {config.epochs}; continue "
+                f"interrupted after epoch {folder.epochs()} of {config.epochs}; continue "
                 f"with: cpfast train --resume --out {shlex.quote(str(folder.path))}"
             ) from None
         print()
@@ -315,8 +324,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--anneal",
         type=float,
-        help="share of training after which all is spent again; "
-        "default: pruning stops at 0.875, repeats stay at 1",
+        help="share after which all is spent again: with a detector of what follows the period's "
+        "end (data and repeats), with prune of the training (data); "
+        "default: pruning stops at 0.875 of the training, repeats stay at 1",
     )
     train.add_argument("--out", help="run folder; default: a new one in runs/")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")

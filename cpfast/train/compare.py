@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cpfast.train import report
-from cpfast.train.config import ENVIRONMENT, Config, differences
+from cpfast.train.config import ENVIRONMENT, Config, changes
 from cpfast.train.data import ImageData
 from cpfast.train.errors import UserError, require
 from cpfast.train.loop import Progress, Training, run
@@ -29,6 +29,11 @@ from cpfast.train.runfolder import CONFIG, RunFolder, read_json, write_json
 ARMS = ("full", "detector", "k1", "k1_matched")
 FORMAT = "cpfast-compare-1"
 RESULTS = "results.json"
+# of an entry of its "runs", as `summarise_arm` makes it
+ENTRY_KEYS = {
+    "arm", "seed", "test_accuracy", "epochs", "samples", "seconds", "detection_seconds", "kwh",
+    "energy_sources", "period_end", "curve",
+}  # fmt: skip
 MakeProgress = Callable[[int, int, str], AbstractContextManager[Progress]]
 
 
@@ -79,7 +84,7 @@ def open_results(out: Path, config: Config, seeds: Sequence[int]) -> dict[str, A
     if (out / RESULTS).exists():
         results = read_results(out)
         stored = Config.from_dict(results["config"], out / RESULTS)
-        other = differences(config.to_dict(), stored)
+        other = changes(config.to_dict(), stored)
         if list(seeds) != results["seeds"]:
             other.append(f"seeds {list(seeds)} (it has {results['seeds']})")
         if other:
@@ -123,6 +128,12 @@ def read_results(out: Path) -> dict[str, Any]:
     results = read_json(source)
     if results.get("format") != FORMAT:
         raise UserError(f"{source}: not the results of a cpfast comparison of this version")
+    for key, kind in (("config", dict), ("seeds", list), ("runs", list)):
+        if not isinstance(results.get(key), kind):
+            raise UserError(f"{source}: damaged ({key!r} is missing or of the wrong type)")
+    for number, entry in enumerate(results["runs"], 1):
+        if not isinstance(entry, dict) or not entry.keys() >= ENTRY_KEYS:
+            raise UserError(f"{source}: damaged (entry {number} of 'runs' is incomplete)")
     return results
 
 
@@ -164,7 +175,7 @@ def _run_arm(
             RunFolder(parent / "full").fork(folder, settings)
         else:
             folder.create(settings)
-    done = len(folder.metrics())
+    done = folder.epochs()
     bar: AbstractContextManager[Progress | None] = nullcontext()
     if progress is not None:
         bar = progress(settings.epochs, done, f"seed {config.seed}, {arm}")

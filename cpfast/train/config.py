@@ -32,8 +32,10 @@ class Config:
         limit: number of training images, stratified; None for all.
         repeats: augmented passes over the data in an epoch of the critical period (k).
         keep: share of the below-average samples that pruning keeps.
-        anneal: share of training after which all is spent again, data and repeats; None: pruning
-            stops at .875, as InfoBatch's does, and the repeats stay away.
+        anneal: share after which all is spent again: in methods with a detector, of the epochs
+            that follow the period's end (data and repeats); in method prune, of the training
+            (data). None: pruning stops at .875 of the training, as InfoBatch's does, and the
+            repeats stay away.
         at: epoch at which criterion "fixed" ends the period.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
         detect: measure the rotation; False only for arms that do without.
@@ -158,10 +160,15 @@ def differences(options: dict[str, Any], stored: Config) -> list[str]:
     given = {key: value for key, value in options.items() if value is not None}
     if given.get("data", "digits") != "digits":
         given["data"] = str(Path(given["data"]).expanduser().resolve())
+    return changes(given, stored)
+
+
+def changes(settings: dict[str, Any], stored: Config) -> list[str]:
+    """Settings in which a stored run is another one, as 'name given (stored)'; None counts too."""
     values = stored.to_dict()
     return [
         f"--{key.replace('_', '-')} {value} (the run has {values[key]})"
-        for key, value in given.items()
+        for key, value in settings.items()
         if key not in ENVIRONMENT and values[key] != value
     ]
 

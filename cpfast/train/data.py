@@ -16,6 +16,8 @@ from torch import Tensor
 from cpfast.train.errors import UserError, require
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+# of Pillow; others (16-bit greyscale, say) lose what they hold in the conversion to 8 bits
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 DIGITS_TRAIN = 256
 # The networks halve it twice, and normalising a batch of one needs more than one pixel.
 SMALLEST = 8
@@ -232,8 +234,16 @@ def _decode(paths: list[Path], progress: bool) -> np.ndarray:
     def read(path: Path) -> np.ndarray:
         try:
             with image_module.open(path) as image:
+                if image.mode not in MODES:
+                    raise UserError(
+                        f"{path}: an image of mode {image.mode!r}; expected {', '.join(MODES)}"
+                    )
+                if _is_transparent(image):
+                    raise UserError(f"{path}: has transparent pixels; images must be opaque")
                 grey = image.mode in ("1", "L", "LA")
                 return np.asarray(image.convert("L" if grey else "RGB"))
+        except UserError:
+            raise
         # Pillow's plugins raise nearly anything on a damaged file.
         except Exception as error:
             raise UserError(f"cannot read image {path}: {_first_line(error)}") from error
@@ -266,6 +276,13 @@ def _decode(paths: list[Path], progress: bool) -> np.ndarray:
     return images if colour else np.ascontiguousarray(images[..., :1])
 
 
+def _is_transparent(image: Any) -> bool:
+    """Whether a pixel of a Pillow image is not fully opaque."""
+    if image.mode not in ("LA", "P", "RGBA") and "transparency" not in image.info:
+        return False
+    return image.convert("RGBA").getextrema()[3][0] < 255
+
+
 # --- .npz -----------------------------------------------------------------------------------
 
 
@@ -280,9 +297,16 @@ def _npz(path: Path, limit: int | None) -> ImageData:
         )
     train_labels = _labels(path, "y_train", arrays["y_train"], len(train_images))
     test_labels = _labels(path, "y_test", arrays["y_test"], len(test_images))
-    count = int(train_labels.max()) + 1
-    if len(np.unique(train_labels)) < 2:
-        raise UserError(f"{path}: only one class in y_train; two at least are needed")
+    present = np.unique(train_labels)
+    count = len(present)
+    if count < 2:
+        raise UserError(f"{path}: only one class in y_train, {present[0]}; two at least are needed")
+    gaps = np.flatnonzero(present != np.arange(count))
+    if len(gaps):
+        raise UserError(
+            f"{path}: y_train must hold every label from 0 to its largest, {present[-1]}; "
+            f"it lacks {gaps[0]}"
+        )
     if test_labels.max() >= count:
         raise UserError(
             f"{path}: y_test holds label {test_labels.max()}, y_train only to {count - 1}"

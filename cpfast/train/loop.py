@@ -39,6 +39,10 @@ class Progress(Protocol):
     def epoch(self, metrics: dict[str, Any]) -> None: ...
 
 
+class _Unfit(ValueError):
+    """A checkpoint of another run, or of other data."""
+
+
 class Training:
     """All that a run carries from one epoch to the next.
 
@@ -75,12 +79,13 @@ class Training:
         self.detector = cpfast.CriticalPeriodDetector(
             criterion=config.criterion, total_epochs=config.epochs, at=config.at
         )
+        pruning_anneal, recipe_anneal = _anneal(config)
         self.pruner = cpfast.DataPruner(
             len(data.train_labels),
             num_epochs=config.epochs,
             policy=config.policy,
             keep=config.keep,
-            anneal=PRUNING_ANNEAL if config.anneal is None else config.anneal,
+            anneal=pruning_anneal,
             seed=config.seed,
             device=self.device,
         )
@@ -89,7 +94,7 @@ class Training:
             config.epochs,
             repeats=config.repeats,
             keep=config.keep,
-            anneal=config.anneal,
+            anneal=recipe_anneal,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,17 +115,20 @@ class Training:
             other = _settings(state["config"]) ^ _settings(self.config.to_dict())
             if other:
                 names = ", ".join(sorted({name for name, _ in other}))
-                raise ValueError(f"of another run (it differs in {names})")
+                raise _Unfit(f"of another run (it differs in {names})")
             if state["data"] != self.fingerprint:
-                raise ValueError(
+                raise _Unfit(
                     f"of other data: the run began with {state['data']}, and {self.config.data} "
                     f"is now {self.fingerprint}"
                 )
             for name in self._stateful():
                 getattr(self, name).load_state_dict(state[name])
             self.epoch = state["epoch"]
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise ValueError(f"does not fit the run ({error!r})") from error
+        except _Unfit:
+            raise
+        # whatever a part of it stumbles over: LookupError is a missing key or a short list
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise _Unfit(f"does not fit the run ({error!r})") from error
 
     def _stateful(self) -> tuple[str, ...]:
         return ("model", "optimizer", "schedule", "scaler", "rotation", "detector", "pruner")
@@ -146,7 +154,7 @@ def run(
 
     Raises:
         Diverged: a loss or a rotation is not finite. The last finite epoch stays stored.
-        UserError: the checkpoint does not fit.
+        UserError: the checkpoint does not fit, or is missing after the first epochs.
     """
     training = Training(config, data.to(torch.device(config.device)))
     checkpoint = folder.checkpoint()
@@ -155,6 +163,12 @@ def run(
             training.load_state_dict(checkpoint)
         except ValueError as error:
             raise UserError(f"{folder.path / CHECKPOINT}: {error}") from error
+    elif (done := len(folder.metrics())) > 1 or done == config.epochs:
+        # A stop before the first checkpoint leaves one line at most.
+        raise UserError(
+            f"{folder.path / CHECKPOINT}: missing, though {done} of {config.epochs} epochs are "
+            "done; put it back, or train into another folder"
+        )
     folder.cut_metrics(training.epoch)
     last = config.epochs if epochs is None else min(epochs, config.epochs)
     if training.epoch >= last:
@@ -227,7 +241,9 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
                 t.rotation.update()
                 rotation = t.rotation.compute()
                 mean_rotation = math.fsum(rotation.values()) / len(rotation)
-        train_loss = loss_sum.item() / count
+        # By the weights, which stand for the samples left out: it estimates the mean over all.
+        weight_sum = t.pruner.weights(order).sum(dtype=torch.float64)
+        train_loss = (loss_sum.double() / weight_sum).item()
         _check_finite("training loss", train_loss, t.epoch + 1)
         if config.detect:
             _check_finite("layer rotation", mean_rotation, t.epoch + 1)
@@ -292,6 +308,13 @@ def _to_float(images: Tensor) -> Tensor:
 def _autocast(t: Training) -> torch.autocast:
     precision = t.config.precision
     return torch.autocast(t.device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32")
+
+
+def _anneal(config: Config) -> tuple[float, float | None]:
+    """The `anneal` of the pruner and that of the recipe: one of them decides, not both."""
+    if config.anneal is None:
+        return PRUNING_ANNEAL, None
+    return (1.0, config.anneal) if "detector" in config.method else (config.anneal, None)
 
 
 def _settings(config: dict[str, Any]) -> set[tuple[str, Any]]:

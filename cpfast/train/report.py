@@ -11,6 +11,11 @@ from cpfast.train.errors import UserError
 from cpfast.train.runfolder import METRICS, RunFolder
 
 PARTS = ("detection", "scoring", "selection")
+# of a line of metrics.jsonl: what tables and pictures are made of
+LINE_KEYS = {
+    "epoch", "test_accuracy", "rotation", "rotation_mean", "slope", "period_end",
+    "period_end_reason", "samples", "full_samples", "seconds",
+}  # fmt: skip
 
 
 def summarise(folder: RunFolder) -> dict[str, Any]:
@@ -22,12 +27,21 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "energy" (of energy.json, or None), "period_end" and "period_end_reason".
 
     Raises:
-        UserError: no run, or none of its epochs is completed.
+        UserError: no run, or none of its epochs is completed, or a line is damaged.
     """
     config = folder.config()
     metrics = folder.metrics()
     if not metrics:
         raise UserError(f"{folder.path / METRICS}: no epoch is completed yet")
+    for line in metrics:
+        missing = LINE_KEYS - line.keys()
+        if not missing and not isinstance(line["seconds"], dict):
+            missing = {"seconds"}
+        missing = missing or {"train", "evaluation", *PARTS} - line["seconds"].keys()
+        if missing:
+            raise UserError(
+                f"{folder.path / METRICS}, line {line['epoch']}: damaged (no {min(missing)!r})"
+            )
     last = metrics[-1]
     evaluated = [line for line in metrics if line["test_accuracy"] is not None]
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import tempfile
@@ -130,8 +131,10 @@ class RunFolder:
         write_atomically(self.path / METRICS, lambda file: file.write(text.encode()))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        payload = {"format": FORMAT, **state}
-        write_atomically(self.path / CHECKPOINT, lambda file: torch.save(payload, file))
+        # Not straight into the file: torch.save would replace an error of writing by its own.
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, **state}, buffer)
+        write_atomically(self.path / CHECKPOINT, lambda file: file.write(buffer.getbuffer()))
 
     def checkpoint(self) -> dict[str, Any] | None:
         """What `save_checkpoint` stored, on the CPU; None before the first.
@@ -149,9 +152,22 @@ class RunFolder:
         # zipfile, pickle and torch each have errors of their own for it
         except Exception as error:
             raise UserError(f"{source}: truncated, or not a checkpoint") from error
-        if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+        if (
+            not isinstance(state, dict)
+            or state.pop("format", None) != FORMAT
+            or not isinstance(state.get("epoch"), int)
+        ):
             raise UserError(f"{source}: not a checkpoint of a cpfast run of this version")
         return state
+
+    def epochs(self) -> int:
+        """Epochs that a resumed run need not do again: those of the checkpoint.
+
+        Raises:
+            UserError: as `checkpoint`.
+        """
+        state = self.checkpoint()
+        return 0 if state is None else state["epoch"]
 
     def save_energy(self, energy: dict[str, Any]) -> None:
         write_json(self.path / ENERGY, energy)
