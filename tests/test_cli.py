@@ -349,14 +349,6 @@ def test_a_missing_library_names_extra_and_option(module, option, capsys, tmp_pa
     assert message.endswith(f"or pass {option}")
 
 
-def test_importing_cpfast_needs_none_of_this():
-    code = (
-        "import sys, cpfast; bad = [m for m in ('cpfast.train', 'sklearn', 'matplotlib', "
-        "'codecarbon', 'PIL') if m in sys.modules]; assert not bad, bad"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
-
-
 def test_a_picture_of_many_layers_and_of_a_period_that_goes_on(tmp_path):
     image_module = pytest.importorskip("PIL.Image")
     from cpfast.train import plots
