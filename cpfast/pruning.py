@@ -142,8 +142,10 @@ class DataPruner:
             return self._plan
         self._require_synced(f"plan({epoch})")
         pruned = prune and not self.is_full(epoch)
-        self._weights.fill_(1.0)
-        passes = [self._select(epoch, stream, pruned) for stream in range(repeats)]
+        # Aside, so that an error leaves the current plan and its weights as they are.
+        weights = torch.ones_like(self._weights)
+        passes = [self._select(epoch, stream, pruned, weights) for stream in range(repeats)]
+        self._weights = weights
         self._plan = passes[0] if repeats == 1 else torch.cat(passes)
         self._planned = (epoch, repeats, prune)
         self._counts[epoch] = (len(self._plan), repeats * self.num_samples)
@@ -156,7 +158,8 @@ class DataPruner:
                 f"call sync() on every rank before {before}"
             )
 
-    def _select(self, epoch: int, stream: int, pruned: bool) -> Tensor:
+    def _select(self, epoch: int, stream: int, pruned: bool, weights: Tensor) -> Tensor:
+        """The indices of one pass; writes the weights of those that have another than 1."""
         by_score = pruned and self.policy == "infobatch"
         selection = ops.select_samples(
             # Equal scores are below no mean: everything is kept.
@@ -180,7 +183,7 @@ class DataPruner:
                 f"{first}: its loss has diverged"
             )
         indices = selection.indices[:count]
-        self._weights[indices] = selection.weights[:count]
+        weights[indices] = selection.weights[:count]
         return indices
 
     def weights(self, index: Tensor) -> Tensor:

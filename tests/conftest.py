@@ -40,3 +40,12 @@ def each_thread_count():
 
     yield run
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread():
+    """Toy models train many times faster on one thread than on two of a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

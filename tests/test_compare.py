@@ -12,17 +12,10 @@ from cpfast.train.data import ImageData
 from cpfast.train.errors import UserError
 from cpfast.train.runfolder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TRAIN = 24
 EPOCHS = 6
 END = 2
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def toy_data():

@@ -183,8 +183,11 @@ def test_a_pruner_without_a_device_follows_the_first_logits(device):
 def test_nan_losses_are_reported_with_their_sample():
     pruner, _ = scored()
     pruner.update(torch.tensor([5, 17]), torch.tensor([math.nan, math.nan]))
+    before = pruner._weights.fill_(3.0).clone()
     with pytest.raises(ValueError, match=f"scores: 2 of {N} are NaN, .* sample 5"):
         pruner.plan(1)
+    assert pruner.planned == (0, 1, True)
+    assert torch.equal(pruner.weights(torch.arange(N)), before)
     pruner.update(torch.tensor([5, 17]), torch.ones(2))
     assert len(pruner.plan(1)) < N
 

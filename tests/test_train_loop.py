@@ -13,16 +13,9 @@ from cpfast.train.data import ImageData
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 3
 TRAIN = 30
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def toy_data(seed=0):

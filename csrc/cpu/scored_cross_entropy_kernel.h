@@ -20,7 +20,8 @@ inline Compute<T> max_of(const T* x, int64_t n, Compute<T> start) {
   return lane_max<Real>(maximum<Real>(largest[0], largest[1]));
 }
 
-// Adds e = exp(x - max), e^2 and x - x_y; at most 128 float32 additions an accumulator, then float64.
+// Adds e = exp(x - max), e^2 and x - x_y: at most 128 float32 additions an accumulator, then in
+// float64.
 template <bool kTotal, typename T>
 inline void add_sums(const T* x, int64_t n, Compute<T> max, T x_y, double& s1, double& s2,
                      double& total) {
