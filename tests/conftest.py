@@ -1,3 +1,5 @@
+import pathlib
+
 import pytest
 import torch
 from hypothesis import settings
@@ -49,3 +51,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """Runs the CUDA kernels on the CPU: ``emulated(op, *arguments)`` gives the op's outputs."""
+    from cuda_emulation.build import build
+    from cuda_emulation.harness import Emulation
+
+    csrc = pathlib.Path(__file__).resolve().parent.parent / "csrc"
+    return Emulation(build(csrc, tmp_path_factory.mktemp("cuda_emulation")))

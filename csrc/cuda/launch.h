@@ -29,6 +29,20 @@ class Launcher {
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
+  void zero(void* at, int64_t bytes) const {
+    STD_CUDA_CHECK(cudaMemsetAsync(at, 0, static_cast<size_t>(bytes), stream_));
+  }
+
+  // How many blocks of a persistent kernel fill the device.
+  template <typename... Parameters>
+  int64_t resident_blocks(void (*kernel)(Parameters...), int threads) const {
+    int device = 0, multiprocessors = 0, blocks = 0;
+    STD_CUDA_CHECK(cudaGetDevice(&device));
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0));
+    return int64_t{blocks} * multiprocessors;
+  }
+
  private:
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;

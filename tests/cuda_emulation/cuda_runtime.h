@@ -25,7 +25,7 @@
 struct Index3 {
   unsigned x, y, z;
 };
-extern Index3 threadIdx, blockIdx;
+extern Index3 threadIdx, blockIdx, gridDim;
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -109,8 +109,19 @@ inline int __popc(unsigned word) { return __builtin_popcount(word); }
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-inline long long atomicMax(long long* at, long long value) {
-  const long long old = *at;
+// Threads change places only where they meet, never within one of these.
+template <typename Number>
+inline Number atomicAdd(Number* at, Number value) {
+  const Number old = *at;
+  *at += value;
+  return old;
+}
+
+template <typename Number>
+inline Number atomicMax(Number* at, Number value) {
+  const Number old = *at;
   if (value > old) *at = value;
   return old;
 }
+
+inline void __threadfence() {}

@@ -27,7 +27,7 @@
 #include <string>
 #include <vector>
 
-Index3 threadIdx, blockIdx;
+Index3 threadIdx, blockIdx, gridDim;
 
 // Saves the registers that a call preserves, leaves the stack pointer in *from, and goes on where
 // the stack `to` was left.
@@ -283,6 +283,7 @@ void run_grid(int64_t blocks, int threads, const std::function<void()>& kernel) 
   std::vector<unsigned> order(blocks);
   std::iota(order.begin(), order.end(), 0u);
   std::shuffle(order.begin(), order.end(), generator);
+  gridDim = {static_cast<unsigned>(blocks), 1, 1};
   const SignalGuard guard;
   for (const unsigned block : order) {
     blockIdx = {block, 0, 0};

@@ -6,6 +6,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cstring>
 #include <functional>
 #include <optional>
 #include <vector>
@@ -56,6 +57,14 @@ class Launcher {
                   const Arguments&... arguments) const {
     if (blocks == 0) return;
     emulation::run_grid(blocks, threads, [&] { kernel(arguments...); });
+  }
+
+  void zero(void* at, int64_t bytes) const { std::memset(at, 0, bytes); }
+
+  // Few, so that a persistent block takes several turns.
+  template <typename... Parameters>
+  int64_t resident_blocks(void (*)(Parameters...), int) const {
+    return 3;
   }
 };
 

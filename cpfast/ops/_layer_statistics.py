@@ -1,0 +1,108 @@
+"""Distances of all layers from their reference, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from cpfast import _backend, reference
+from cpfast.ops._common import OPS, REFERENCE, check_devices
+from cpfast.results import LayerStatistics
+
+__all__ = ["layer_rotation", "layer_statistics"]
+
+
+def _layer_arguments(
+    op: str,
+    params: Iterable[Tensor],
+    refs: Iterable[Tensor],
+    ref_sq_norms: Tensor | None,
+) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    # An empty list never reaches the C++ checks: the dispatcher finds no device in it.
+    for name, tensors in (("params", params), ("refs", refs)):
+        if isinstance(tensors, Tensor):
+            raise TypeError(
+                f"cpfast::{op}: {name}: expected a list of tensors, one a layer, got a tensor of "
+                f"shape {list(tensors.shape)}"
+            )
+    weights, references = list(params), list(refs)
+    if not weights:
+        raise RuntimeError(f"cpfast::{op}: params: expected at least one tensor, got an empty list")
+    if not references:
+        raise RuntimeError(
+            f"cpfast::{op}: refs: expected {len(weights)} tensors, as many as params, got 0"
+        )
+    if not REFERENCE:
+        _backend.require_kernels(op, "params[0]", weights[0].device)
+    if ref_sq_norms is not None and ref_sq_norms.dtype == torch.float32:
+        ref_sq_norms = ref_sq_norms.double()
+    return weights, references, ref_sq_norms
+
+
+@torch.no_grad()
+def layer_rotation(
+    params: Iterable[Tensor], refs: Iterable[Tensor], ref_sq_norms: Tensor | None = None
+) -> Tensor:
+    """Cosine distance of each layer's weights from a reference, usually their initialisation.
+
+    Accurate to about 1e-6 relative even for distances of 1e-12, because it sums differences, not
+    products. Not differentiable: the result never requires a gradient.
+
+    Args:
+        params: L tensors of float32, float64, float16 or bfloat16, any shapes and strides.
+        refs: L tensors of the same shapes; dtypes may differ.
+        ref_sq_norms: optional [L] float64 (float32 is converted), the sum of squares of each
+            reference, else computed in the same pass.
+
+    Returns:
+        [L] float32, 1 - cos(w, w0), in [0, 2]; 0 where w and w0 are both zero or empty, 1 where
+        one of them is zero, NaN where the layer holds NaN or Inf.
+
+    Raises:
+        RuntimeError: for empty or mismatched lists, shapes, dtypes or devices.
+
+    Source: layer rotation, Carbonnelle & De Vleeschouwer (arXiv 1806.01603).
+    """
+    arguments = _layer_arguments("layer_rotation", params, refs, ref_sq_norms)
+    if REFERENCE:
+        return reference.layer_rotation(*arguments)
+    return OPS.layer_rotation(*arguments)
+
+
+@torch.no_grad()
+def layer_statistics(
+    params: Iterable[Tensor], refs: Iterable[Tensor], ref_sq_norms: Tensor | None = None
+) -> LayerStatistics:
+    """Rotation, distance, norm, sign flips and magnitude of each layer, in one pass.
+
+    Arguments, errors and source are those of :func:`layer_rotation`; the other statistics are
+    those of "The Early Phase of Neural Network Training" (arXiv 2002.10365).
+
+    Returns:
+        :class:`LayerStatistics` of [L] float32: ``cosine_distance``, ``l2_distance``, ``norm``,
+        ``sign_flips`` (a fraction; a zero of either sign never flips), ``mean_abs``.
+    """
+    arguments = _layer_arguments("layer_statistics", params, refs, ref_sq_norms)
+    if REFERENCE:
+        return reference.layer_statistics(*arguments)
+    return LayerStatistics(*OPS.layer_statistics(*arguments).unbind())
+
+
+def _check_layer_devices(op: str, params: list[Tensor], refs: list[Tensor]) -> None:
+    layers = {f"params[{i}]": p for i, p in enumerate(params)}
+    check_devices(op, **layers, **{f"refs[{i}]": r for i, r in enumerate(refs)})
+
+
+if not REFERENCE:
+
+    @torch.library.register_fake("cpfast::layer_statistics")
+    def _(params: list[Tensor], refs: list[Tensor], ref_sq_norms: Tensor | None = None) -> Tensor:
+        _check_layer_devices("layer_statistics", params, refs)
+        return params[0].new_empty((5, len(params)), dtype=torch.float32)
+
+    @torch.library.register_fake("cpfast::layer_rotation")
+    def _(params: list[Tensor], refs: list[Tensor], ref_sq_norms: Tensor | None = None) -> Tensor:
+        _check_layer_devices("layer_rotation", params, refs)
+        return params[0].new_empty((len(params),), dtype=torch.float32)

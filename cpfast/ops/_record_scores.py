@@ -1,0 +1,40 @@
+"""A batch's scores into the table of all samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cpfast import _backend, reference
+from cpfast.ops._common import OPS, REFERENCE, check_devices
+
+__all__ = ["record_scores"]
+
+
+@torch.no_grad()
+def record_scores(scores: Tensor, index: Tensor, values: Tensor) -> None:
+    """Writes ``scores[index] = values`` in place; of equal indices the last one wins.
+
+    Args:
+        scores: [N] float32, contiguous; written.
+        index: [B] int64 in [0, N).
+        values: [B]; converted to float32.
+
+    Raises:
+        RuntimeError: for wrong shapes, dtypes or devices, or an index out of range (on the CPU;
+            on CUDA that stops the device, as torch's own indexing does).
+    """
+    values = values.detach().to(torch.float32).contiguous()
+    if REFERENCE:
+        reference.record_scores(scores, index, values)
+        return
+    _backend.require_kernels("record_scores", "scores", scores.device)
+    OPS.record_scores(scores, index.contiguous(), values)
+    torch.autograd.graph.increment_version(scores)
+
+
+if not REFERENCE:
+
+    @torch.library.register_fake("cpfast::record_scores")
+    def _(scores: Tensor, index: Tensor, values: Tensor) -> None:
+        check_devices("record_scores", scores=scores, index=index, values=values)

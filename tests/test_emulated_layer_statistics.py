@@ -1,0 +1,133 @@
+"""The CUDA kernels of layer_statistics, run on the CPU by cuda_emulation."""
+
+import math
+
+import pytest
+import torch
+from cuda_emulation.harness import (
+    DTYPES,
+    INF,
+    NAN,
+    assert_close,
+    cpu,
+    emulated_only,
+    generator,
+    guarded,
+    is_same,
+)
+
+pytestmark = emulated_only
+
+# Layers: around the widths of a vector, a warp, a block, its unrolled vectors, and a tile.
+SIZES = [1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 255, 256, 257, 1023, 1024, 1025, 2047, 2048, 2049]
+SIZES += [4095, 4096, 4097, 8191, 8192, 8193, 12345]
+
+
+def layer(numel, dtype=torch.float32, ref_dtype=torch.float32, seed=0):
+    g = generator(numel, seed)
+    ref = torch.randn(numel, generator=g, dtype=torch.float64)
+    param = ref + 0.01 * torch.randn(numel, generator=g, dtype=torch.float64)
+    return param.to(dtype), ref.to(ref_dtype)
+
+
+def check_layers(emulated, params, refs, ref_sq_norms=None):
+    expected = cpu.layer_statistics(params, refs, ref_sq_norms)
+    (actual,) = emulated("layer_statistics", params, refs, ref_sq_norms)
+    # The distance is what is left of a difference of float32 sums, which add in another order.
+    assert_close(actual[0], expected[0], rtol=3e-5, atol=1e-8)
+    assert_close(actual[1:], expected[1:], rtol=1e-6)
+    assert is_same(actual[3], expected[3])
+    (rotation,) = emulated("layer_rotation", params, refs, ref_sq_norms)
+    assert is_same(rotation, actual[0])
+    return actual
+
+
+@pytest.mark.parametrize("ref_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layers_of_every_size(emulated, dtype, ref_dtype):
+    pairs = [layer(n, dtype, ref_dtype) for n in (0, *SIZES, 0)]
+    check_layers(emulated, *zip(*[[guarded(t) for t in pair] for pair in pairs], strict=True))
+
+
+@pytest.mark.parametrize("ref_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_address_of_a_layer_changes_no_bit(emulated, dtype, ref_dtype):
+    # Every distance from a multiple of 16 bytes, alike and not.
+    starts = [(None, None), *((a, a) for a in range(8)), *((a, (3 * a + 1) % 8) for a in range(8))]
+    for numel in (5, 1000, 4099, 9001):
+        param, ref = layer(numel, dtype, ref_dtype)
+        params, refs = zip(*[(guarded(param, a), guarded(ref, b)) for a, b in starts], strict=True)
+        actual = check_layers(emulated, params, refs)
+        assert is_same(actual, actual[:, :1].expand_as(actual))
+
+
+# Layers travel to the kernels 96 at a time.
+@pytest.mark.parametrize("count", [1, 96, 97, 193, 400])
+def test_many_layers_of_which_some_are_empty_zero_or_not_finite(emulated, count):
+    g = generator(count)
+
+    def one_of(choices):
+        return choices[torch.randint(len(choices), (), generator=g).item()]
+
+    pairs = []
+    for index in range(count):
+        numel = one_of([0, 0, 1, 3, 100, 4096, 4097, 9000])
+        param, ref = layer(numel, one_of(DTYPES), one_of(DTYPES), seed=index)
+        spoil = one_of([None] * 6 + [NAN, INF, "param", "ref", "both"])
+        if spoil in ("param", "both"):
+            param.zero_()
+        if spoil in ("ref", "both"):
+            ref.mul_(-0.0)
+        if numel and spoil in (NAN, INF):
+            param[one_of(range(numel))] = spoil
+        pairs.append((guarded(param, one_of(range(4))), guarded(ref, one_of(range(4)))))
+    params, refs = zip(*pairs, strict=True)
+    actual = check_layers(emulated, params, refs)
+    for index in range(0, count, 10):
+        pair = params[index : index + 1], refs[index : index + 1]
+        (alone,) = emulated.run("layer_statistics", *pair, None)
+        assert is_same(actual[:, index : index + 1], alone)
+    norms = torch.stack([ref.double().square().sum() for ref in refs])
+    check_layers(emulated, params, refs, 4 * norms)
+
+
+def test_a_thousand_tiny_layers(emulated):
+    params, refs = zip(*[layer(index % 40, seed=index) for index in range(1003)], strict=True)
+    check_layers(emulated, params, refs)
+
+
+def test_only_empty_layers(emulated):
+    empty = [torch.empty(0)] * 5
+    check_layers(emulated, empty, empty)
+    check_layers(emulated, empty, empty, torch.tensor([0.0, 1, 0, 2, 0], dtype=torch.float64))
+
+
+def test_layers_of_any_strides(emulated):
+    shape = (8, 16, 5, 5)
+    param, ref = (t.reshape(shape) for t in layer(math.prod(shape)))
+    last = torch.channels_last
+    params = [param.to(memory_format=last), param.to(memory_format=last), param.transpose(0, 3)]
+    refs = [ref, ref.to(memory_format=last), ref.transpose(0, 3)]
+    check_layers(emulated, [*params, param[:, ::2]], [*refs, ref[:, ::2]])
+
+
+# A warp adds 128 tiles of 4096 elements at a time.
+@pytest.mark.parametrize("numel", [127 * 4096, 128 * 4096, 128 * 4096 + 1, 256 * 4096 + 3])
+def test_a_layer_of_many_tiles(emulated, numel):
+    param, ref = layer(numel)
+    check_layers(emulated, [param[:5], param, param[:3]], [ref[:5], ref, ref[:3]])
+
+
+# From 4 Mi elements on, tiles have 32768.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_tiles(emulated, dtype):
+    numel = (4 << 20) - 5
+    param, ref = layer(numel, dtype, dtype)
+    sizes = [1, 2, 32767, 32768, 32769, 70_001]
+    params = [param, *(guarded(param[:n], 1) for n in sizes)]
+    refs = [ref, *(guarded(ref[:n], 3) for n in sizes)]
+    large = check_layers(emulated, params, refs)
+    aligned = check_layers(
+        emulated, [param, *(param[:n] for n in sizes)], [ref, *(ref[:n] for n in sizes)]
+    )
+    assert is_same(large, aligned)
