@@ -293,44 +293,64 @@ def test_no_rows(device):
 
 
 def test_opcheck(device):
-    logits, target, weight = batch(5, 12)
-    logits = logits.to(device).requires_grad_()
-    target, weight = target.to(device), weight.to(device)
+    logits, target, weight = (t.to(device) for t in batch(5, 12))
+    table, index = torch.zeros(9, device=device), torch.arange(5, device=device)
     opcheck(torch.ops.cpfast.scored_cross_entropy, (logits, target))
-    opcheck(torch.ops.cpfast.scored_cross_entropy, (logits, target, weight, 0.1, 3))
+    opcheck(torch.ops.cpfast.scored_cross_entropy, (logits, target, weight, 0.1, 3, 1))
+    grad = torch.zeros_like(logits)
+    options = (0.1, 3, 1, grad, table, index, 1)
+    opcheck(torch.ops.cpfast.scored_cross_entropy, (logits, target, weight, *options))
+    opcheck(torch.ops.cpfast.rescale_gradient, (grad, weight))
 
 
-def test_it_compiles_into_one_graph(device):
+@pytest.mark.parametrize("gradient", ["backward", "forward", "inplace"])
+def test_it_compiles_into_one_graph(device, gradient):
     logits, target, _ = batch(5, 12)
-    target = target.to(device)
-    compiled = torch.compile(
-        lambda x: ops.scored_cross_entropy(2 * x, target).loss.mean(),
-        fullgraph=True,
-        backend="aot_eager",
-    )
+    target, index = target.to(device), torch.tensor([6, 1, 4, 1, 0], device=device)
+
+    def loss(x, table):
+        options = {"table": table, "index": index, "reduction": "mean", "gradient": gradient}
+        return ops.scored_cross_entropy(2 * x, target, **options).loss
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     x = logits.to(device).requires_grad_()
-    (grad,) = torch.autograd.grad(compiled(x), x)
-    (expected,) = torch.autograd.grad(ops.scored_cross_entropy(2 * x, target).loss.mean(), x)
+    table, expected_table = torch.zeros(2, 8, device=device)
+    (grad,) = torch.autograd.grad(compiled(x, table), x)
+    (expected,) = torch.autograd.grad(loss(x, expected_table), x)
     assert torch.equal(grad, expected)
+    assert torch.equal(table, expected_table)
+    assert table.count_nonzero() == 4
 
 
-X, Y = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
+X, Y, T = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64), torch.zeros(5)
 
 
 @pytest.mark.parametrize(
     ("input", "target", "options", "message"),
     [
-        (X[0], Y, {}, r"input: expected logits of shape \[N, C\], got \[4\]"),
+        (X[0], Y, {}, r"input: expected logits of shape \[N, C\] or \[B, T, C\], got \[4\]"),
         (X[:, :0], Y, {}, r"input: expected at least one class, got shape \[3, 0\]"),
         (X.long(), Y, {}, "input: expected float32, .* got int64"),
         (X, Y[:2], {}, r"target: expected shape \[3\], got \[2\]"),
-        (X, Y.int(), {}, "target: expected dtype int64, got int32"),
+        (X, Y.short(), {}, "target: expected dtype int64, got int16"),
         (X, Y.float(), {}, "target: expected dtype int64, got float32"),
         (X, torch.tensor([0, 4, 0]), {}, r"target\[1\]: expected a class in \[0, 4\) .* got 4"),
         (X, torch.tensor([0, 0, -1]), {}, r"target\[2\]: .* ignore_index -100, got -1"),
         (X, Y, {"weight": torch.ones(4)}, r"weight: expected shape \[3\], got \[4\]"),
         (X, Y, {"label_smoothing": 1.5}, r"label_smoothing: expected .* \[0, 1\], got 1.5"),
         (X, Y, {"label_smoothing": math.nan}, "label_smoothing: .* got nan"),
+        (X, Y, {"reduction": "avg"}, "reduction: expected one of .*'mean'.*, got 'avg'"),
+        (X, Y, {"gradient": "now"}, "gradient: expected one of .*'forward'.*, got 'now'"),
+        (X, Y, {"table": T, "index": Y, "score": "aum"}, "score: expected one of .*, got 'aum'"),
+        (X, Y, {"table": T}, "index: expected one, as table is given"),
+        (X, Y, {"index": Y}, "table: expected one, as index is given"),
+        (X, Y, {"table": T.double(), "index": Y}, "table: expected dtype float32, got float64"),
+        (X, Y, {"table": T[None], "index": Y}, r"table: expected shape \[M\], got \[1, 5\]"),
+        (X, Y, {"table": T[::2], "index": Y}, "table: expected a contiguous tensor, got stride 2"),
+        (X, Y, {"table": T, "index": Y[:2]}, r"index: expected shape \[3\], got \[2\]"),
+        (X, Y, {"table": T, "index": Y + 5}, r"index\[0\]: expected a sample in \[0, 5\), got 5"),
+        (X[None], Y, {}, r"target: expected shape \[1, 3\], got \[3\]"),
+        (X[None], Y[None], {"table": T, "index": Y}, r"index: expected shape \[1\], got \[3\]"),
     ],
 )
 def test_bad_arguments_are_named(input, target, options, message):
@@ -345,3 +365,192 @@ def test_a_target_out_of_range_makes_its_row_nan_on_cuda():
     assert out.loss.isnan().tolist() == [False, True, True]
     assert out.correct[1:].tolist() == [0, 0]
     assert grad.isnan().all(dim=1).tolist() == [False, True, True]
+
+
+# The gradient with the loss, reductions, tables and tokens.
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("gradient", ["backward", "forward", "inplace"])
+def test_reductions_and_gradients_against_float64(device, dtype, shape, reduction, gradient):
+    logits, target, weight = batch(*shape, dtype)
+    if shape[0] > 1:
+        target[-1] = -100
+        logits[-1] = math.nan  # ignored all the same
+    upstream = torch.rand(shape[0]) if reduction == "none" else torch.tensor(1.5)
+    options = {"reduction": reduction, "label_smoothing": 0.1}
+
+    def both(op, x, y, w, g, **more):
+        x = x.clone().requires_grad_()
+        out = op(x.clone(), y, weight=w, **options, **more)
+        out.loss.backward(g.to(out.loss.dtype))
+        return out, x.grad
+
+    # torch's smoothing passes on the NaN of an ignored row
+    expected, expected_grad = both(
+        reference.scored_cross_entropy,
+        logits.double().nan_to_num(),
+        target,
+        weight.double(),
+        upstream,
+    )
+    inputs = [t.to(device) for t in (logits, target, weight, upstream)]
+    actual, grad = both(ops.scored_cross_entropy, *inputs, gradient=gradient)
+    forward, backward = TOLERANCE[dtype]
+    assert actual.loss.shape == (() if reduction != "none" else target.shape)
+    # A sum over rows has their errors.
+    assert_near(actual.loss.detach(), expected.loss.detach(), 3 * forward)
+    for a, e in zip(actual[1:], expected[1:], strict=True):
+        assert_near(a, e, forward)
+    # bfloat16 is rounded once more where the upstream gradient comes later.
+    assert_near(grad, expected_grad, 2 * backward)
+
+
+@pytest.mark.parametrize("gradient", ["backward", "forward", "inplace"])
+def test_an_upstream_gradient_of_one_changes_no_bit(device, gradient):
+    for shape in [(7, 10), (7, 100)]:
+        logits, target, _ = (t.to(device) for t in batch(*shape))
+        x = logits.clone().requires_grad_()
+        out = ops.scored_cross_entropy(x.clone(), target, reduction="sum", gradient=gradient)
+        out.loss.backward()
+        y = logits.clone().requires_grad_()
+        ops.scored_cross_entropy(y.clone(), target, gradient=gradient).loss.sum().backward()
+        assert torch.equal(x.grad, y.grad)
+
+
+def test_the_mean_of_no_rows_is_nan_as_in_torch(device):
+    logits = torch.zeros(2, 5, device=device, requires_grad=True)
+    target = torch.full((2,), -100, device=device)
+    for gradient in ("backward", "forward"):
+        out = ops.scored_cross_entropy(logits, target, reduction="mean", gradient=gradient)
+        assert out.loss.isnan()
+        (grad,) = torch.autograd.grad(out.loss, logits)
+        assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("gradient", ["forward", "inplace"])
+def test_a_gradient_of_the_forward_pass_is_used_once(device, gradient):
+    logits, target, _ = (t.to(device) for t in batch(4, 5))
+    x = logits.requires_grad_()
+    loss = ops.scored_cross_entropy(2 * x, target, reduction="mean", gradient=gradient).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="a second backward pass: .* use gradient='backward'"):
+        loss.backward()
+    loss = ops.scored_cross_entropy(2 * x, target, reduction="mean", gradient=gradient).loss
+    with pytest.raises(RuntimeError, match="second derivative is not implemented"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+def test_logits_that_were_written_over_are_missed_by_autograd(device):
+    logits, target, _ = (t.to(device) for t in batch(4, 5))
+    x = logits.requires_grad_()
+    y = x.exp()  # its backward pass needs its output
+    loss = ops.scored_cross_entropy(y, target, reduction="mean", gradient="inplace").loss
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradients_where_they_cannot_go_are_refused(device):
+    target = torch.zeros(4, dtype=torch.int64, device=device)
+    logits = torch.zeros(4, 5, device=device, requires_grad=True)
+    for gradient in ("forward", "inplace"):
+        with pytest.raises(RuntimeError, match=f"gradient: '{gradient}' is refused for float16"):
+            ops.scored_cross_entropy(logits.half(), target, gradient=gradient)
+    for rows in (logits.t().contiguous().t(), (logits[:1] * 1).expand(4, 5)):
+        with pytest.raises(RuntimeError, match="grad: expected rows side by side"):
+            ops.scored_cross_entropy(rows, target, gradient="inplace")
+    # nothing is kept for a backward pass that never comes
+    ops.scored_cross_entropy(logits.detach().half(), target, gradient="forward")
+
+
+@pytest.mark.parametrize("name", ["loss", "el2n", "margin", "correct"])
+@pytest.mark.parametrize("shape", [(9, 10), (9, 100), (9, 7, 10), (9, 7, 100)])
+def test_scores_reach_the_table(device, name, shape):
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(shape, generator=g)
+    target = torch.randint(shape[-1], shape[:-1], generator=g)
+    target[[4, 7]] = -100  # whole sequences, of which one is the second of a sample
+    if len(shape) == 3:
+        target[2, 3:] = -100
+    index = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5])
+    weight = torch.rand(target.shape, generator=g)
+    tables = [torch.full((12,), -7.0) for _ in range(2)]
+    options = {"score": name, "label_smoothing": 0.1}
+    reference.scored_cross_entropy(
+        logits.double(), target, weight=weight, table=tables[0], index=index, **options
+    )
+    table = tables[1].to(device)
+    ops.scored_cross_entropy(
+        logits.to(device),
+        target.to(device),
+        weight=weight.to(device),
+        table=table,
+        index=index.to(device),
+        **options,
+    )
+    assert_near(table, tables[0], 1e-6)
+    assert (table.cpu() == -7).nonzero().flatten().tolist() == [0, 6, 7, 8, 10, 11]
+
+
+def test_an_index_out_of_range_writes_nothing():
+    table = torch.zeros(5)
+    with pytest.raises(RuntimeError, match=r"index\[2\]: expected a sample in \[0, 5\), got -1"):
+        ops.scored_cross_entropy(X + 1, Y, table=table, index=torch.tensor([0, 1, -1]))
+    assert (table == 0).all()
+
+
+def test_writing_to_the_table_is_seen_by_autograd(device):
+    table = torch.zeros(5, device=device)
+    version = table._version
+    ops.scored_cross_entropy(X.to(device), Y.to(device), table=table, index=Y.to(device))
+    assert table._version > version
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+@pytest.mark.parametrize("gradient", ["backward", "forward", "inplace"])
+def test_tokens_are_rows_wherever_they_lie(device, classes, gradient):
+    g = torch.Generator().manual_seed(0)
+    whole = torch.randn(3, 6, classes, generator=g).to(device)
+    target = torch.randint(classes, (3, 6), generator=g).to(device)
+    target[1, 2:4] = -100
+    weight = torch.rand(3, generator=g).to(device)
+    rows = whole[:, :-1].reshape(-1, classes).clone().requires_grad_()
+    options = {"reduction": "mean", "label_smoothing": 0.1}
+    expected = ops.scored_cross_entropy(
+        rows, target[:, 1:].flatten(), weight=weight.repeat_interleave(5), **options
+    )
+    expected.loss.backward()
+
+    x = whole.clone().requires_grad_()
+    transposed = whole.transpose(0, 1).contiguous().requires_grad_()
+    for leaf, logits in [
+        (x, (x * 1)[:, :-1]),
+        (transposed, (transposed * 1).transpose(0, 1)[:, :-1]),
+    ]:
+        out = ops.scored_cross_entropy(
+            logits, target[:, 1:].int(), weight=weight, gradient=gradient, **options
+        )
+        out.loss.backward()
+        assert torch.equal(out.loss, expected.loss)
+        assert all(torch.equal(a, b.view(3, 5)) for a, b in zip(out[1:], expected[1:], strict=True))
+        grad = leaf.grad if leaf is x else leaf.grad.transpose(0, 1)
+        assert_near(grad[:, :-1].reshape(-1, classes), rows.grad, 1e-6)
+        assert (grad[:, -1] == 0).all()
+
+
+def test_the_gradient_costs_no_second_buffer_of_the_logits_size():
+    logits = torch.randn(64, 5000).requires_grad_()
+    target = torch.zeros(64, dtype=torch.int64)
+    size = logits.numel() * 4
+
+    def peak(gradient):
+        x = logits.detach().clone().requires_grad_() * 1
+        with torch.profiler.profile(profile_memory=True) as profile:
+            ops.scored_cross_entropy(x, target, reduction="mean", gradient=gradient)
+        return sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+
+    assert peak("backward") < size / 100
+    assert size <= peak("forward") < 1.01 * size
+    assert peak("inplace") < size / 100

@@ -1,4 +1,4 @@
-"""Cross-entropy and the scores of its samples, in one pass."""
+"""Cross-entropy, its gradient, and the scores of its samples, in one pass."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from cpfast.results import ScoredLoss
 
 __all__ = ["scored_cross_entropy"]
 
+# As the compiled op counts them.
+_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+_SCORES = {"loss": 0, "el2n": 1, "margin": 2, "correct": 3}
+_GRADIENTS = ("backward", "forward", "inplace")
+
 
 def scored_cross_entropy(
     input: Tensor,
@@ -22,30 +27,60 @@ def scored_cross_entropy(
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
+    reduction: str = "none",
+    gradient: str = "backward",
+    table: Tensor | None = None,
+    index: Tensor | None = None,
+    score: str = "loss",
 ) -> ScoredLoss:
     """Cross-entropy and the scores that data pruning needs, from one pass over the logits.
 
-    As ``torch.nn.functional.cross_entropy(..., reduction="none")``, except that ``weight`` is per
-    sample, not per class. The loss of confident samples keeps its digits where log-softmax
+    As ``torch.nn.functional.cross_entropy``, except that ``weight`` is per sample, not per class,
+    and that classes come last. The loss of confident samples keeps its digits where log-softmax
     rounds to 0.
 
     Args:
-        input: [N, C] logits; float32, float64, float16 or bfloat16.
-        target: [N] int64, classes in [0, C) or ``ignore_index``.
-        weight: optional [N], multiplies the loss; no gradient flows into it.
+        input: [N, C] logits, or [B, T, C] for sequences of tokens; float32, float64, float16 or
+            bfloat16. Rows may be far apart, as in ``logits[:, :-1]``; they are not copied.
+        target: [N] or [B, T] int64 or int32, classes in [0, C) or ``ignore_index``.
+        weight: optional, as target, or [B] for sequences; multiplies the loss. No gradient flows
+            into it.
         label_smoothing: in [0, 1].
         ignore_index: rows with this target have loss, scores and gradient 0.
+        reduction: "none"; "mean", the weighted losses' sum over the number of rows that are not
+            ignored; or "sum".
+        gradient: when it is computed. "backward": then, from the logits, which are kept.
+            "forward": with the loss, at one exponential a logit instead of two; the backward pass
+            only multiplies it by what comes from above, which is skipped where that is 1.
+            "inplace": the same, written over the logits, which nobody may read afterwards
+            (autograd notices where it does; under torch.compile it is "forward"). With the last
+            two a second backward pass is an error, and float16 logits are refused, for a loss
+            scale comes too late to save their small gradients.
+        table: optional [M] float32, written in place: ``table[index]`` becomes the samples' score.
+            Of equal indices the last one's. A sequence's is the mean over its tokens that are not
+            ignored. Of ignored samples nothing is written.
+        index: [N] or [B] int64 in [0, M), which samples these are; with ``table``.
+        score: what is written there: "loss" (without its weight), "el2n", "margin" or "correct".
 
     Returns:
-        :class:`ScoredLoss` of [N] float32 (loss float64 for float64 logits): ``loss``
-        (differentiable once in ``input``), ``el2n``, ``margin``, ``correct``.
+        :class:`ScoredLoss`, each as target, in float32 (loss float64 for float64 logits):
+        ``loss`` (reduced to [] where asked; differentiable once in ``input``), ``el2n``,
+        ``margin``, ``correct``.
 
     Raises:
-        RuntimeError: for wrong shapes, dtypes, devices or values; for a target out of range on
-            the CPU. On CUDA such a row becomes NaN, because an error would cost a synchronisation.
+        RuntimeError: for wrong shapes, dtypes, devices or values; for a target or index out of
+            range on the CPU. On CUDA, where an error would cost a synchronisation, such a target
+            makes its row NaN, and such an index stops the device, as torch's own indexing does.
 
-    Sources: EL2N, Paul et al. (arXiv 2107.07075); margin, Pleiss et al. (arXiv 2001.10528).
+    Sources: EL2N, Paul et al. (arXiv 2107.07075); margin, Pleiss et al. (arXiv 2001.10528); the
+    gradient in the forward pass, Liger-Kernel (arXiv 2410.10989).
     """
+    if reduction not in _REDUCTIONS:
+        _refuse("reduction", _REDUCTIONS, reduction)
+    if score not in _SCORES:
+        _refuse("score", _SCORES, score)
+    if gradient not in _GRADIENTS:
+        _refuse("gradient", _GRADIENTS, gradient)
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             "cpfast::scored_cross_entropy: weight: requires a gradient, but none is computed for "
@@ -55,6 +90,8 @@ def scored_cross_entropy(
         raise RuntimeError(
             "cpfast::scored_cross_entropy: input: forward-mode derivatives are not implemented"
         )
+    if weight is not None and weight.dim() == 1 and input.dim() == 3:
+        weight = weight[:, None].expand(-1, input.shape[1])
     if REFERENCE:
         return reference.scored_cross_entropy(
             input,
@@ -62,18 +99,127 @@ def scored_cross_entropy(
             weight=weight,
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
+            reduction=reduction,
+            table=table,
+            index=index,
+            score=score,
         )
     _backend.require_kernels("scored_cross_entropy", "input", input.device)
     if weight is not None:
         weight = weight.to(_compute_dtype(input)).contiguous()
-    out = OPS.scored_cross_entropy(
-        input, target.contiguous(), weight, float(label_smoothing), ignore_index
+    if target.dtype == torch.int32:
+        target = target.long()
+    if not (input.requires_grad and torch.is_grad_enabled()):
+        gradient = "backward"  # which never comes
+    elif gradient != "backward" and input.dtype == torch.float16:
+        raise RuntimeError(
+            f"cpfast::scored_cross_entropy: gradient: {gradient!r} is refused for float16 logits: "
+            "a loss scale would come too late; use 'backward', or logits.float()"
+        )
+    elif gradient == "inplace" and torch.compiler.is_compiling():
+        gradient = "forward"
+    loss, scores = _ScoredCrossEntropy.apply(
+        input,
+        target.contiguous(),
+        weight,
+        float(label_smoothing),
+        ignore_index,
+        _REDUCTIONS[reduction],
+        gradient,
+        table,
+        index,
+        _SCORES[score],
     )
-    return ScoredLoss(*out[:4])
+    if table is not None:
+        torch.autograd.graph.increment_version(table)
+    if input.dim() == 3:
+        scores = scores.view(3, *target.shape)
+    return ScoredLoss(loss, *scores.unbind())
+
+
+def _refuse(name: str, expected: Any, value: Any) -> None:
+    raise RuntimeError(
+        f"cpfast::scored_cross_entropy: {name}: expected one of {tuple(expected)}, got {value!r}"
+    )
 
 
 def _compute_dtype(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+class _ScoredCrossEntropy(torch.autograd.Function):
+    # Not torch.library.register_autograd, which allows no op that writes to its arguments, and
+    # costs 20 us more a call.
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        label_smoothing: float,
+        ignore_index: int,
+        reduction: int,
+        gradient: str,
+        table: Tensor | None,
+        index: Tensor | None,
+        score: int,
+    ) -> tuple[Tensor, Tensor]:
+        grad = None
+        if gradient == "forward":
+            grad = torch.empty_like(input, memory_format=torch.contiguous_format)
+        elif gradient == "inplace":
+            grad = input
+        loss, scores, softmax_stats = OPS.scored_cross_entropy(
+            input,
+            target,
+            weight,
+            label_smoothing,
+            ignore_index,
+            reduction,
+            grad,
+            table,
+            index,
+            score,
+        )
+        ctx.mark_non_differentiable(scores)
+        ctx.set_materialize_grads(False)
+        ctx.in_forward = grad is not None
+        if grad is None:
+            ctx.save_for_backward(input, target, softmax_stats, weight)
+            ctx.options = label_smoothing, ignore_index, reduction
+        else:
+            if gradient == "inplace":
+                torch.autograd.graph.increment_version(input)
+            ctx.save_for_backward(grad.detach())
+        return loss, scores
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        unused = (None,) * 9
+        if grad_loss is None:
+            return None, *unused
+        if ctx.in_forward:
+            return _rescaled(ctx, grad_loss), *unused
+        input, target, softmax_stats, weight = ctx.saved_tensors
+        grad = OPS.scored_cross_entropy_backward(
+            grad_loss.contiguous(), input, target, softmax_stats, weight, *ctx.options
+        )
+        return grad, *unused
+
+
+def _rescaled(ctx: Any, factor: Tensor) -> Tensor:
+    if torch.is_grad_enabled():
+        raise RuntimeError("cpfast::scored_cross_entropy: its second derivative is not implemented")
+    (grad,) = ctx.saved_tensors
+    if getattr(ctx, "spent", False):
+        raise RuntimeError(
+            "cpfast::scored_cross_entropy: a second backward pass: its gradient was computed in "
+            "the forward pass and has been used; use gradient='backward'"
+        )
+    ctx.spent = True
+    OPS.rescale_gradient(grad, factor.contiguous())
+    return grad
 
 
 if not REFERENCE:
@@ -85,46 +231,36 @@ if not REFERENCE:
         weight: Tensor | None = None,
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
+        reduction: int = 0,
+        grad: Tensor | None = None,
+        table: Tensor | None = None,
+        index: Tensor | None = None,
+        score: int = 0,
     ) -> tuple[Tensor, ...]:
-        check_devices("scored_cross_entropy", input=input, target=target, weight=weight)
-        rows, real = input.shape[0], _compute_dtype(input)
-        scores = [input.new_empty(rows, dtype=torch.float32) for _ in range(3)]
+        check_devices(
+            "scored_cross_entropy",
+            input=input,
+            target=target,
+            weight=weight,
+            table=table,
+            index=index,
+        )
+        rows, real = target.numel(), _compute_dtype(input)
         return (
-            input.new_empty(rows, dtype=real),
-            *scores,
-            input.new_empty((rows, 2), dtype=real),
+            input.new_empty(() if reduction else target.shape, dtype=real),
+            input.new_empty((3, rows), dtype=torch.float32),
+            input.new_empty((rows + 1 if grad is None else 0, 2), dtype=real),
         )
 
     @torch.library.register_fake("cpfast::scored_cross_entropy_backward")
     def _(grad_loss: Tensor, input: Tensor, *unused: Any) -> Tensor:
         return input.new_empty(input.shape)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, target, weight, label_smoothing, ignore_index = inputs
-        ctx.save_for_backward(input, target, output[4], weight)
-        ctx.label_smoothing, ctx.ignore_index = label_smoothing, ignore_index
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    def backward(ctx: Any, grad_loss: Tensor | None, *unused: Any) -> tuple[Tensor | None, ...]:
-        if grad_loss is None:
-            return None, None, None, None, None
-        input, target, softmax_stats, weight = ctx.saved_tensors
-        grad = OPS.scored_cross_entropy_backward(
-            grad_loss.contiguous(),
-            input,
-            target,
-            softmax_stats,
-            weight,
-            ctx.label_smoothing,
-            ctx.ignore_index,
-        )
-        return grad, None, None, None, None
+    @torch.library.register_fake("cpfast::rescale_gradient")
+    def _(grad: Tensor, factor: Tensor) -> None:
+        check_devices("rescale_gradient", grad=grad, factor=factor)
 
     def refuse(ctx: Any, grad: Tensor) -> None:
         raise RuntimeError("cpfast::scored_cross_entropy: its second derivative is not implemented")
 
-    torch.library.register_autograd(
-        "cpfast::scored_cross_entropy", backward, setup_context=setup_context
-    )
     torch.library.register_autograd("cpfast::scored_cross_entropy_backward", refuse)

@@ -8,63 +8,17 @@ namespace cpfast::scored_cross_entropy {
 namespace {
 
 template <typename T>
-using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <typename T>
-struct Forward {
-  const T* input;
-  const int64_t* target;
-  const Real<T>* weight;  // null where every weight is 1
-  int64_t row_stride, classes, ignore_index;
-  double smoothing;
-  Real<T>*loss, *stats;
-  float *el2n, *margin, *correct;
-
-  void write_ignored(int64_t row) const {
-    loss[row] = 0;
-    el2n[row] = margin[row] = correct[row] = 0;
-    stats[2 * row] = 0;
-    stats[2 * row + 1] = 1;
-  }
-
-  // s1 and s2 are relative to the largest of the other logits, and gap is its exponential over
-  // that of the largest of all: squares of a confident row's terms would underflow.
-  void write(int64_t row, double nll, double s1, double s2, double gap, double total, double e_y,
-             Real<T> x_y, Real<T> before, Real<T> after) const {
-    const Real<T> others = std::max(before, after), max = std::max(others, x_y);
-    const double z = s1 * gap + e_y, p = s1 * gap / z;
-    double value = nll;
-    if (smoothing > 0) {
-      // The mean of lse - x_j, by differences. A masked target has an infinite loss.
-      const double smooth = std::isinf(nll) ? nll : nll - total / classes;
-      value = (1 - smoothing) * nll + smoothing * smooth;
-    }
-    loss[row] = static_cast<Real<T>>(weight ? weight[row] * value : value);
-    el2n[row] = static_cast<float>(s1 > 0 ? p * std::sqrt(1 + s2 / (s1 * s1)) : p);
-    margin[row] = std::isnan(nll) ? std::numeric_limits<float>::quiet_NaN()
-                                  : static_cast<float>(x_y - others);
-    correct[row] = !std::isnan(nll) && x_y > before && x_y >= after;
-    stats[2 * row] = max;
-    stats[2 * row + 1] = static_cast<Real<T>>(s1 * gap);
-  }
-};
-
-template <typename T>
 struct Backward {
-  const T* input;
-  const int64_t* target;
-  const Real<T>*weight, *stats, *grad_loss;
-  int64_t row_stride, classes, ignore_index;
-  double smoothing;
-  T* grad_input;
+  Rows<T> rows;
+  const Real<T>* grad_loss;
+  Reduction reduction;
 
-  Real<T> row_gradient(int64_t row) const {
-    return weight ? weight[row] * grad_loss[row] : grad_loss[row];
-  }
-
-  // p_y - 1 is -s1 / Z, which keeps its digits; g is the row's gradient, scaled is g s1 / Z.
-  Real<T> at_target(Real<T> g, Real<T> scaled) const {
-    return static_cast<Real<T>>(g * (smoothing - smoothing / classes) - scaled);
+  Real<T> upstream(int64_t row) const {
+    switch (reduction) {
+      case Reduction::kMean: return grad_loss[0] * rows.stats[2 * rows.count];
+      case Reduction::kSum: return grad_loss[0];
+      default: return grad_loss[row];
+    }
   }
 };
 
@@ -72,84 +26,158 @@ struct Backward {
 #include "foreach_isa.h"
 
 // A thread is worth waking for 8K logits (about 10 us of work).
-int64_t rows_per_thread(int64_t classes) { return std::max<int64_t>(1, 8192 / classes); }
+template <typename Run>
+void for_rows(int64_t rows, int64_t classes, const Run& run) {
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, 8192 / classes), run);
+}
 
-void check_targets(const char* op, const Tensor& target, int64_t classes, int64_t ignore_index) {
+// How many rows are not ignored.
+int64_t count_targets(const char* op, const Tensor& target, int64_t classes, int64_t ignore_index) {
   const int64_t* y = target.const_data_ptr<int64_t>();
-  for (int64_t row = 0; row < target.size(0); ++row)
-    check(y[row] == ignore_index || (y[row] >= 0 && y[row] < classes), op, "target[", row,
+  int64_t counted = 0;
+  for (int64_t row = 0; row < target.numel(); ++row) {
+    const bool counts = y[row] != ignore_index;
+    check(!counts || (y[row] >= 0 && y[row] < classes), op, "target[", row,
           "]: expected a class in [0, ", classes, ") or ignore_index ", ignore_index, ", got ",
           y[row]);
+    counted += counts;
+  }
+  return counted;
+}
+
+// In eight lanes, so that a million rows do not wait for each other.
+template <typename R>
+double sum_of(const R* values, int64_t n) {
+  double lanes[8] = {}, sum = 0;
+  for (int64_t i = 0; i < n; ++i) lanes[i % 8] += values[i];
+  for (const double lane : lanes) sum += lane;
+  return sum;
+}
+
+void check_index(const char* op, const Tensor& index, int64_t samples) {
+  const int64_t* at = index.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < index.size(0); ++i)
+    check(at[i] >= 0 && at[i] < samples, op, "index[", i, "]: expected a sample in [0, ", samples,
+          "), got ", at[i]);
+}
+
+template <typename T>
+void record(const Rows<T>& rows, int64_t sequences, const int64_t* index, float* table) {
+  const int64_t tokens = rows.at.tokens;
+  for (int64_t i = 0; i < sequences; ++i) {
+    double sum = 0;
+    int64_t counted = 0;
+    for (int64_t row = i * tokens; row < (i + 1) * tokens; ++row) {
+      sum += rows.recorded[row];
+      counted += rows.target[row] != rows.ignore_index;
+    }
+    if (counted > 0) table[index[i]] = static_cast<float>(sum / counted);
+  }
 }
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_cpu(
+std::tuple<Tensor, Tensor, Tensor> forward_cpu(
     Tensor input, Tensor target, std::optional<Tensor> weight, double label_smoothing,
-    int64_t ignore_index) {
+    int64_t ignore_index, int64_t reduction, std::optional<Tensor> grad,
+    std::optional<Tensor> table, std::optional<Tensor> index, int64_t score) {
   const char* op = "scored_cross_entropy";
-  check_arguments(op, input, target, weight, label_smoothing);
+  check_arguments(op, input, target, weight, label_smoothing, reduction);
+  if (grad) check_grad(op, *grad, input);
+  check_table(op, table, index, score, input);
   input = with_unit_column_stride(input);
-  const int64_t rows = input.size(0), classes = input.size(1);
-  check_targets(op, target, classes, ignore_index);
-  const auto vector = [&](ScalarType dtype) {
-    return torch::stable::new_empty(input, {rows}, dtype);
-  };
+  const int64_t rows = row_count(input), classes = class_count(input);
+  const int64_t counted = count_targets(op, target, classes, ignore_index);
+  if (table) check_index(op, *index, table->size(0));
+
   const ScalarType real = compute_dtype(input);
-  Tensor loss = vector(real), el2n = vector(ScalarType::Float), margin = vector(ScalarType::Float),
-         correct = vector(ScalarType::Float),
-         stats = torch::stable::new_empty(input, {rows, 2}, real);
+  const bool reduces = reduction != 0;
+  Tensor loss = reduces ? torch::stable::new_empty(input, {}, real)
+                        : torch::stable::new_empty(input, target.sizes(), real);
+  Tensor scores = torch::stable::new_empty(input, {3, rows}, ScalarType::Float);
+  Tensor stats = torch::stable::new_empty(input, {grad ? 0 : rows + 1, 2}, real);
+  std::vector<float> recorded(table ? rows : 0);
 
   for_floating(input.scalar_type(), [&]<typename T>(T) {
-    const Forward<T> f{input.const_data_ptr<T>(),
-                       target.const_data_ptr<int64_t>(),
-                       weight ? weight->const_data_ptr<Real<T>>() : nullptr,
-                       input.stride(0),
-                       classes,
-                       ignore_index,
-                       label_smoothing,
-                       loss.mutable_data_ptr<Real<T>>(),
-                       stats.mutable_data_ptr<Real<T>>(),
-                       el2n.mutable_data_ptr<float>(),
-                       margin.mutable_data_ptr<float>(),
-                       correct.mutable_data_ptr<float>()};
-    torch::stable::parallel_for(
-        0, rows, rows_per_thread(classes),
-        [&](int64_t begin, int64_t end) { CPFAST_DISPATCH(forward_rows<T>)(f, begin, end); });
+    using R = Real<T>;
+    std::vector<R> losses(reduces ? rows : 0);
+    const Rows<T> f{input.const_data_ptr<T>(),
+                    Layout(input),
+                    target.const_data_ptr<int64_t>(),
+                    weight ? weight->const_data_ptr<R>() : nullptr,
+                    rows,
+                    classes,
+                    ignore_index,
+                    label_smoothing,
+                    reduces ? losses.data() : loss.mutable_data_ptr<R>(),
+                    grad ? nullptr : stats.mutable_data_ptr<R>(),
+                    scores.mutable_data_ptr<float>(),
+                    table ? recorded.data() : nullptr,
+                    static_cast<Score>(score),
+                    grad ? grad->mutable_data_ptr<T>() : nullptr,
+                    Layout(grad ? *grad : input)};
+    // Of no rows it is infinite, and the mean NaN, as torch's is.
+    const double factor = reduction == static_cast<int64_t>(Reduction::kMean) ? 1.0 / counted : 1.0;
+    for_rows(rows, classes, [&](int64_t begin, int64_t end) {
+      CPFAST_DISPATCH(forward_rows<T>)(f, begin, end, static_cast<R>(factor));
+    });
+    if (f.stats) f.stats[2 * rows] = f.stats[2 * rows + 1] = static_cast<R>(factor);
+    if (reduces)
+      *loss.mutable_data_ptr<R>() = static_cast<R>(sum_of(losses.data(), rows) * factor);
+    if (table)
+      record(f, input.size(0), index->const_data_ptr<int64_t>(), table->mutable_data_ptr<float>());
   });
-  return {loss, el2n, margin, correct, stats};
+  return {loss, scores, stats};
 }
 
 Tensor backward_cpu(Tensor grad_loss, Tensor input, Tensor target, Tensor softmax_stats,
-                    std::optional<Tensor> weight, double label_smoothing, int64_t ignore_index) {
+                    std::optional<Tensor> weight, double label_smoothing, int64_t ignore_index,
+                    int64_t reduction) {
   const char* op = "scored_cross_entropy_backward";
-  check_arguments(op, input, target, weight, label_smoothing);
-  check_backward_arguments(op, grad_loss, input, softmax_stats);
+  check_arguments(op, input, target, weight, label_smoothing, reduction);
+  check_backward_arguments(op, grad_loss, input, softmax_stats, reduction);
   input = with_unit_column_stride(input);
-  const int64_t rows = input.size(0), classes = input.size(1);
-  Tensor grad_input = torch::stable::new_empty(input, {rows, classes});
+  Tensor grad_input = torch::stable::new_empty(input, input.sizes());
 
   for_floating(input.scalar_type(), [&]<typename T>(T) {
-    const Backward<T> b{input.const_data_ptr<T>(),
-                        target.const_data_ptr<int64_t>(),
-                        weight ? weight->const_data_ptr<Real<T>>() : nullptr,
-                        softmax_stats.const_data_ptr<Real<T>>(),
-                        grad_loss.const_data_ptr<Real<T>>(),
-                        input.stride(0),
-                        classes,
-                        ignore_index,
-                        label_smoothing,
-                        grad_input.mutable_data_ptr<T>()};
-    torch::stable::parallel_for(
-        0, rows, rows_per_thread(classes),
-        [&](int64_t begin, int64_t end) { CPFAST_DISPATCH(backward_rows<T>)(b, begin, end); });
+    using R = Real<T>;
+    const Backward<T> b{{input.const_data_ptr<T>(), Layout(input),
+                         target.const_data_ptr<int64_t>(),
+                         weight ? weight->const_data_ptr<R>() : nullptr, row_count(input),
+                         class_count(input), ignore_index, label_smoothing, nullptr,
+                         const_cast<R*>(softmax_stats.const_data_ptr<R>()), nullptr, nullptr,
+                         Score::kLoss, grad_input.mutable_data_ptr<T>(), Layout(grad_input)},
+                        grad_loss.const_data_ptr<R>(),
+                        static_cast<Reduction>(reduction)};
+    for_rows(b.rows.count, b.rows.classes, [&](int64_t begin, int64_t end) {
+      CPFAST_DISPATCH(backward_rows<T>)(b, begin, end);
+    });
   });
   return grad_input;
+}
+
+void rescale_cpu(Tensor grad, Tensor factor) {
+  check_factor(grad, factor);
+  const int64_t classes = class_count(grad);
+  const Layout at(grad);
+  for_floating(grad.scalar_type(), [&]<typename T>(T) {
+    const Real<T>* factors = factor.const_data_ptr<Real<T>>();
+    const bool single = factor.numel() == 1;
+    if (single && factors[0] == 1) return;
+    T* first = grad.mutable_data_ptr<T>();
+    for_rows(row_count(grad), classes, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const Real<T> value = factors[single ? 0 : row];
+        if (value != 1) CPFAST_DISPATCH(rescale_row<T>)(first + at(row), classes, value);
+      }
+    });
+  });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cpfast, CPU, m) {
   m.impl("scored_cross_entropy", TORCH_BOX(&forward_cpu));
   m.impl("scored_cross_entropy_backward", TORCH_BOX(&backward_cpu));
+  m.impl("rescale_gradient", TORCH_BOX(&rescale_cpu));
 }
 
 }  // namespace cpfast::scored_cross_entropy

@@ -3,107 +3,286 @@
 // Up to this many classes the lanes hold rows; above, they hold the classes of one row.
 inline constexpr int64_t kFewClasses = 64;
 
-// The largest of x[0..n) and start; NaN is passed over, the sums will show it.
-template <typename T>
-inline Compute<T> max_of(const T* x, int64_t n, Compute<T> start) {
-  using Real = Compute<T>;
-  constexpr Real kLowest = -std::numeric_limits<Real>::infinity();
-  constexpr int64_t kStep = 2 * kLanes<Real>;
-  Vec<Real> largest[2] = {splat<Real>(start), splat<Real>(start)};
-  int64_t i = 0;
-  for (; i + kStep <= n; i += kStep)
-    for (int v = 0; v < 2; ++v)
-      largest[v] = maximum<Real>(load(x + i + v * kLanes<Real>), largest[v]);
-  for (; i < n; i += kLanes<Real>)
-    largest[0] = maximum<Real>(load_part(x + i, std::min<int64_t>(n - i, kLanes<Real>), T(kLowest)),
-                               largest[0]);
-  return lane_max<Real>(maximum<Real>(largest[0], largest[1]));
+template <typename R>
+inline Int<R> lane_numbers() {
+  Int<R> lanes = {};
+  for (int i = 0; i < kLanes<R>; ++i) lanes[i] = i;
+  return lanes;
 }
 
-// Adds e = exp(x - max), e^2 and x - x_y: at most 128 float32 additions an accumulator, then in
-// float64.
-template <bool kTotal, typename T>
-inline void add_sums(const T* x, int64_t n, Compute<T> max, T x_y, double& s1, double& s2,
-                     double& total) {
-  using Real = Compute<T>;
-  using V = Vec<Real>;
-  constexpr int64_t kStep = 2 * kLanes<Real>;
-  const V shift = splat<Real>(max), target = splat<Real>(x_y);
-  while (n > 0) {
-    V e1[2] = {}, e2[2] = {}, sum[2] = {};
-    const int64_t block = std::min<int64_t>(n, 128 * kStep);
-    int64_t i = 0;
-    for (; i + kStep <= block; i += kStep)
-      for (int v = 0; v < 2; ++v) {
-        const V value = load(x + i + v * kLanes<Real>);
-        const V e = exp_nonpositive<Real>(value - shift);
-        e1[v] += e;
-        e2[v] += e * e;
-        if constexpr (kTotal) sum[v] += value - target;
-      }
-    for (; i < block; i += kLanes<Real>) {
-      const int64_t rest = std::min<int64_t>(block - i, kLanes<Real>);
-      const V e = exp_nonpositive<Real>(
-          load_part(x + i, rest, T(-std::numeric_limits<Real>::infinity())) - shift);
-      e1[0] += e;
-      e2[0] += e * e;
-      if constexpr (kTotal) sum[0] += load_part(x + i, rest, x_y) - target;
+// Halves upon halves: the lanes one after the other would be a sixth of the time of 1,000 classes.
+template <typename R>
+inline double halved_sum(Vec<R> values) {
+  double sums[kLanes<R>];
+  for (int i = 0; i < kLanes<R>; ++i) sums[i] = values[i];
+  for (int half = kLanes<R> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
+}
+
+template <typename R>
+inline R halved_max(Vec<R> values) {
+  R largest[kLanes<R>];
+  std::memcpy(largest, &values, sizeof(values));
+  for (int half = kLanes<R> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i)
+      largest[i] = largest[i] > largest[i + half] ? largest[i] : largest[i + half];
+  return largest[0];
+}
+
+// Passes the whole vectors of a row to plain(begin, end), and to masked(at, counts) those of which
+// some lanes do not count: that of class y, and the last one, which ends with the row and so
+// overlaps the one before it.
+template <typename R, typename Plain, typename Masked>
+inline void for_vectors(int64_t classes, int64_t y, const Plain& plain, const Masked& masked) {
+  constexpr int64_t kStep = kLanes<R>;
+  const Int<R> lane = lane_numbers<R>();
+  const int64_t full = classes / kStep * kStep, own = std::min(y / kStep * kStep, full);
+  plain(0, own);
+  if (own < full) {
+    masked(own, lane != static_cast<int>(y - own));
+    plain(own + kStep, full);
+  }
+  if (full < classes) {
+    const int64_t at = classes - kStep;
+    const int own_lane = y >= at ? static_cast<int>(y - at) : -1;
+    masked(at, (lane >= static_cast<int>(full - at)) & (lane != own_lane));
+  }
+}
+
+// What the passes over some rows leave, a lane a row.
+template <typename R>
+struct Sums {
+  alignas(64) R x_y[kLanes<R>], others[kLanes<R>];  // the target's logit, the largest other
+  R s1[kLanes<R>], s2[kLanes<R>], total[kLanes<R>];
+  int tie[kLanes<R>];  // does a logit before the target equal it?
+};
+
+// Writes all but the gradients of `rows` rows from `first` on; returns gap = exp(others - max) and
+// z, the sum of all exponentials, both relative to the largest logit.
+template <typename T>
+inline void finish(const Rows<T>& f, int64_t first, int rows, const Sums<Compute<T>>& sums,
+                   Vec<Compute<T>>& gap, Vec<Compute<T>>& z) {
+  using R = Compute<T>;
+  using V = Vec<R>;
+  const V x_y = load(sums.x_y), others = load(sums.others), s1 = load(sums.s1);
+  const V max = maximum<R>(others, x_y);
+  const V e_y = exp_nonpositive<R>(x_y - max);
+  gap = exp_nonpositive<R>(others - max);
+  z = s1 * gap + e_y;
+  // Where the target is not the largest, gap and one term of s1 are 1.
+  const Int<R> largest = x_y >= max;
+  const V u = largest ? s1 * gap / e_y : (s1 - 1) + e_y;
+  const V nll = (largest ? V{} : max - x_y) + log1p_nonnegative<R>(u < 0 ? V{} : u);
+  V value = nll;
+  if (f.smoothing > 0) {
+    // The mean of lse - x_j, by differences. A masked target has an infinite loss.
+    const V smooth = nll - load(sums.total) / R(f.classes);
+    value = R(1 - f.smoothing) * nll +
+        R(f.smoothing) * (nll == std::numeric_limits<R>::infinity() ? nll : smooth);
+  }
+  const V p = s1 * gap / z;
+  // sqrt(s2 + s1^2) with s1 taken out, so that s2 of a confident row does not underflow.
+  const V ratio = s1 > 0 ? 1 + load(sums.s2) / (s1 * s1) : V{} + 1;
+  const V margin = nll != nll ? nll : x_y - others;
+  for (int r = 0; r < rows; ++r) {
+    const int64_t row = first + r;
+    const bool counts = f.target[row] != f.ignore_index;
+    const bool correct = nll[r] == nll[r] && x_y[r] >= others[r] && !sums.tie[r];
+    const float scores[4] = {static_cast<float>(value[r]),
+                             static_cast<float>(p[r] * std::sqrt(ratio[r])),
+                             static_cast<float>(margin[r]), static_cast<float>(correct)};
+    f.loss[row] = counts ? (f.weight ? f.weight[row] * value[r] : value[r]) : R(0);
+    for (int s = 1; s < 4; ++s) f.scores[(s - 1) * f.count + row] = counts ? scores[s] : 0.0f;
+    if (f.recorded) f.recorded[row] = counts ? scores[static_cast<int>(f.score)] : 0.0f;
+    if (f.stats) {
+      f.stats[2 * row] = max[r];
+      f.stats[2 * row + 1] = s1[r] * gap[r];
     }
-    s1 += lane_sum(e1[0] + e1[1]);
-    s2 += lane_sum(e2[0] + e2[1]);
-    if constexpr (kTotal) total += lane_sum(sum[0] + sum[1]);
-    x += block;
-    n -= block;
   }
 }
 
 template <typename T>
-inline void forward_row(const Forward<T>& f, int64_t row) {
-  using Real = Compute<T>;
-  constexpr Real kLowest = -std::numeric_limits<Real>::infinity();
-  const int64_t y = f.target[row];
-  if (y == f.ignore_index) return f.write_ignored(row);
-  const T* x = f.input + row * f.row_stride;
-  const Real x_y = x[y];
-  const Real before = max_of(x, y, kLowest);
-  const Real after = max_of(x + y + 1, f.classes - y - 1, kLowest);
-  const Real others = std::max(before, after), max = std::max(others, x_y);
+inline Real<T> row_weight(const Rows<T>& f, int64_t row, Real<T> scale) {
+  return f.weight ? f.weight[row] * scale : scale;
+}
+
+// p_y - 1 is -s1 / Z, which keeps its digits; g is the row's gradient, others is g s1 / Z.
+template <typename R>
+inline R at_target(double smoothing, int64_t classes, R g, R others) {
+  return static_cast<R>(g * (smoothing - smoothing / classes) - others);
+}
+
+// Many classes: row by row. With a gradient the exponentials wait for their sum in `buffer`, which
+// is where the gradient goes if that has their type.
+template <bool kGrad, typename T>
+inline void sum_row(const Rows<T>& f, int64_t row, Compute<T>* buffer, int r,
+                    Sums<Compute<T>>& sums) {
+  using R = Compute<T>;
+  using V = Vec<R>;
+  constexpr R kLowest = -std::numeric_limits<R>::infinity();
+  constexpr int64_t kStep = kLanes<R>;
+  const int64_t y = f.target[row], classes = f.classes;
+  const T* x = f.input + f.at(row);
+  const R x_y = x[y];
+
+  V largest[4] = {splat(kLowest), splat(kLowest), splat(kLowest), splat(kLowest)};
+  for_vectors<R>(
+      classes, y,
+      [&](int64_t begin, int64_t end) {
+        int64_t i = begin;
+        for (; i + 4 * kStep <= end; i += 4 * kStep)
+          for (int v = 0; v < 4; ++v)
+            largest[v] = maximum<R>(load(x + i + v * kStep), largest[v]);
+        for (; i < end; i += kStep) largest[0] = maximum<R>(load(x + i), largest[0]);
+      },
+      [&](int64_t at, Int<R> counts) {
+        largest[1] = maximum<R>(counts ? load(x + at) : splat(kLowest), largest[1]);
+      });
+  const R others = halved_max<R>(
+      maximum<R>(maximum<R>(largest[0], largest[1]), maximum<R>(largest[2], largest[3])));
+  bool tie = false;
+  if (x_y == others)
+    for (int64_t j = 0; j < y && !tie; ++j) tie = static_cast<R>(x[j]) == x_y;
+
   // Where all others are masked, subtracting -inf would make NaN of them.
-  const Real shift = others == kLowest ? Real(0) : others;
+  const V shift = splat(others == kLowest ? R(0) : others), target = splat(x_y);
+  V last = {};  // of the gradient's place, which may be the logits': read before they are written
+  if constexpr (kGrad) last = load(x + classes - kStep);
   double s1 = 0, s2 = 0, total = 0;
-  const auto add = [&]<bool kTotal>(std::bool_constant<kTotal>) {
-    add_sums<kTotal>(x, y, shift, x[y], s1, s2, total);
-    add_sums<kTotal>(x + y + 1, f.classes - y - 1, shift, x[y], s1, s2, total);
+  const auto sum = [&]<bool kTotal>(std::bool_constant<kTotal>) {
+    V e1[2] = {}, e2[2] = {}, t[2] = {};
+    const auto flush = [&] {
+      s1 += halved_sum<R>(e1[0] + e1[1]);
+      s2 += halved_sum<R>(e2[0] + e2[1]);
+      if constexpr (kTotal) total += halved_sum<R>(t[0] + t[1]);
+      for (V* v : {e1, e2, t}) v[0] = v[1] = V{};
+    };
+    const auto add = [&](int v, int64_t i) {
+      const V value = load(x + i);
+      const V e = exp_nonpositive<R>(value - shift);
+      if constexpr (kGrad) store(buffer + i, e);
+      e1[v] += e;
+      e2[v] += e * e;
+      if constexpr (kTotal) t[v] += value - target;
+    };
+    for_vectors<R>(
+        classes, y,
+        [&](int64_t begin, int64_t end) {
+          // Both calls and the masked vectors together add 128 numbers at most to a lane, before
+          // it goes on in float64.
+          constexpr int64_t kBlock = 2 * 62 * kStep;
+          for (int64_t i = begin; i < end;) {
+            const int64_t stop = std::min(end, i + kBlock);
+            for (; i + 2 * kStep <= stop; i += 2 * kStep) {
+              add(0, i);
+              add(1, i + kStep);
+            }
+            if (i < stop) {
+              add(0, i);
+              i += kStep;
+            }
+            if (stop - begin >= kBlock) flush();
+          }
+        },
+        [&](int64_t at, Int<R> counts) {
+          const V value = kGrad && at == classes - kStep ? last : load(x + at);
+          const V e = exp_nonpositive<R>(value - shift), other = counts ? e : V{};
+          if constexpr (kGrad) store(buffer + at, e);
+          e1[1] += other;
+          e2[1] += other * other;
+          if constexpr (kTotal) t[1] += counts ? value - target : V{};
+        });
+    flush();
   };
   if (f.smoothing > 0)
-    add(std::true_type{});
+    sum(std::true_type{});
   else
-    add(std::false_type{});
-  const double gap = std::exp(static_cast<double>(others) - max);
-  const double e_y = std::exp(static_cast<double>(x_y) - max);
-  const double nll = x_y >= max ? std::log1p(s1 * gap / e_y)
-                                : (static_cast<double>(max) - x_y) + std::log(s1 * gap + e_y);
-  f.write(row, nll, s1, s2, gap, total, e_y, x_y, before, after);
+    sum(std::false_type{});
+  sums.x_y[r] = x_y;
+  sums.others[r] = others;
+  sums.s1[r] = static_cast<R>(s1);
+  sums.s2[r] = static_cast<R>(s2);
+  sums.total[r] = static_cast<R>(total);
+  sums.tie[r] = tie;
+}
+
+// From the exponentials of the other logits, relative to the largest of them.
+template <typename T>
+inline void gradient_of_row(const Rows<T>& f, int64_t row, const Compute<T>* e, Compute<T> g,
+                            const Sums<Compute<T>>& sums, int r) {
+  using R = Compute<T>;
+  using V = Vec<R>;
+  constexpr int64_t kStep = kLanes<R>;
+  T* grad = f.grad + f.grad_at(row);
+  const R max = sums.others[r] > sums.x_y[r] ? sums.others[r] : sums.x_y[r];
+  V exponents = {};
+  exponents[0] = sums.others[r] - max;
+  exponents[1] = sums.x_y[r] - max;
+  const V two = exp_nonpositive<R>(exponents);
+  const R s1 = sums.s1[r] * two[0], z = s1 + two[1];
+  const V factor = splat(g * two[0] / z), smooth = splat(static_cast<R>(g * (f.smoothing / f.classes)));
+  const V last = load(e + f.classes - kStep) * factor - smooth;
+  int64_t c = 0;
+  for (; c + kStep <= f.classes; c += kStep) store(grad + c, load(e + c) * factor - smooth);
+  store(grad + f.classes - kStep, last);
+  grad[f.target[row]] = static_cast<T>(at_target(f.smoothing, f.classes, g, s1 * (g / z)));
 }
 
 template <typename T>
-inline void forward_few(const Forward<T>& f, int64_t begin, int64_t end) {
-  using Real = Compute<T>;
-  using V = Vec<Real>;
-  using I = Int<Real>;
-  constexpr int kRows = kLanes<Real>;
-  constexpr Real kLowest = -std::numeric_limits<Real>::infinity();
+inline void forward_many(const Rows<T>& f, int64_t begin, int64_t end, Compute<T> scale) {
+  using R = Compute<T>;
+  constexpr int kRows = kLanes<R>;
+  std::vector<R> exponentials(f.grad && !std::is_same_v<T, R> ? f.classes : 0);
   for (int64_t first = begin; first < end; first += kRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kRows, end - first));
-    Real logits[kFewClasses][kRows];
+    Sums<R> sums = {};
+    for (int r = 0; r < rows; ++r) {
+      const int64_t row = first + r;
+      if (f.target[row] == f.ignore_index) {
+        if (f.grad) std::fill_n(f.grad + f.grad_at(row), f.classes, T(0));
+        continue;
+      }
+      if (f.grad == nullptr) {
+        sum_row<false>(f, row, static_cast<R*>(nullptr), r, sums);
+        continue;
+      }
+      R* buffer = exponentials.data();
+      if constexpr (std::is_same_v<T, R>) buffer = f.grad + f.grad_at(row);
+      sum_row<true>(f, row, buffer, r, sums);
+      gradient_of_row(f, row, buffer, row_weight(f, row, scale), sums, r);
+    }
+    Vec<R> gap, z;
+    finish(f, first, rows, sums, gap, z);
+  }
+}
+
+// Copies the logits of some rows, a row a lane; lanes past the last row repeat it.
+template <typename T>
+inline void transpose(const Rows<T>& f, int64_t first, int rows,
+                      Compute<T> (&logits)[kFewClasses][kLanes<Compute<T>>]) {
+  for (int r = 0; r < kLanes<Compute<T>>; ++r) {
+    const T* x = f.input + f.at(first + std::min(r, rows - 1));
+    for (int64_t c = 0; c < f.classes; ++c) logits[c][r] = x[c];
+  }
+}
+
+template <typename T>
+inline void forward_few(const Rows<T>& f, int64_t begin, int64_t end, Compute<T> scale) {
+  using R = Compute<T>;
+  using V = Vec<R>;
+  using I = Int<R>;
+  constexpr int kRows = kLanes<R>;
+  constexpr R kLowest = -std::numeric_limits<R>::infinity();
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int rows = static_cast<int>(std::min<int64_t>(kRows, end - first));
+    alignas(64) R logits[kFewClasses][kRows];
+    transpose(f, first, rows, logits);
     I y = {};
     for (int r = 0; r < kRows; ++r) {
-      // Lanes past the last row repeat it.
-      const int64_t row = first + std::min(r, rows - 1);
-      const T* x = f.input + row * f.row_stride;
-      for (int64_t c = 0; c < f.classes; ++c) logits[c][r] = x[c];
+      const int64_t target = f.target[first + std::min(r, rows - 1)];
       // An ignored row needs some valid target while the lanes march together.
-      y[r] = f.target[row] == f.ignore_index ? 0 : static_cast<int>(f.target[row]);
+      y[r] = target == f.ignore_index ? 0 : static_cast<int>(target);
     }
     V before = splat(kLowest), after = splat(kLowest), x_y = {}, total = {};
     for (int c = 0; c < f.classes; ++c) {
@@ -112,104 +291,124 @@ inline void forward_few(const Forward<T>& f, int64_t begin, int64_t end) {
       after = (y < c) & (x > after) ? x : after;
       x_y = y == c ? x : x_y;
     }
-    const V others = maximum<Real>(before, after), max = maximum<Real>(others, x_y);
+    const V others = maximum<R>(before, after);
     const V shift = others == kLowest ? V{} : others;
     V s1 = {}, s2 = {};
     for (int c = 0; c < f.classes; ++c) {
-      const V e = exp_nonpositive<Real>(load(logits[c]) - shift);
+      const V x = load(logits[c]), e = exp_nonpositive<R>(x - shift);
       const V other = y == c ? V{} : e;
       s1 += other;
       s2 += other * other;
-      total += load(logits[c]) - x_y;
+      total += x - x_y;
+      if (f.grad) store(logits[c], e);
     }
-    const V gap = exp_nonpositive<Real>(others - max), e_y = exp_nonpositive<Real>(x_y - max);
-    // As in forward_row; where the target is not the largest, gap and one term of s1 are 1.
-    const I largest = x_y >= max;
-    const V u = largest ? s1 * gap / e_y : (s1 - 1) + e_y;
-    const V nll = (largest ? V{} : max - x_y) + log1p_nonnegative<Real>(u < 0 ? V{} : u);
+    Sums<R> sums;
+    store(sums.x_y, x_y);
+    store(sums.others, others);
+    store(sums.s1, s1);
+    store(sums.s2, s2);
+    store(sums.total, total);
+    const I tie = before == x_y;
+    for (int r = 0; r < kRows; ++r) sums.tie[r] = tie[r] != 0;
+    V gap, z;
+    finish(f, first, rows, sums, gap, z);
+    if (f.grad == nullptr) continue;
+
+    V g = {};
+    for (int r = 0; r < rows; ++r)
+      if (f.target[first + r] != f.ignore_index) g[r] = row_weight(f, first + r, scale);
+    const V factor = g * gap / z, smooth = g * R(f.smoothing / f.classes);
+    const V own = g * R(f.smoothing - f.smoothing / f.classes) - s1 * gap * (g / z);
+    for (int c = 0; c < f.classes; ++c)
+      store(logits[c], y == c ? own : load(logits[c]) * factor - smooth);
     for (int r = 0; r < rows; ++r) {
-      if (f.target[first + r] == f.ignore_index)
-        f.write_ignored(first + r);
-      else
-        f.write(first + r, nll[r], s1[r], s2[r], gap[r], total[r], e_y[r], x_y[r], before[r],
-                after[r]);
+      T* grad = f.grad + f.grad_at(first + r);
+      // Not by g = 0, which would leave the NaN of an ignored row.
+      const bool counts = f.target[first + r] != f.ignore_index;
+      for (int64_t c = 0; c < f.classes; ++c)
+        grad[c] = counts ? static_cast<T>(logits[c][r]) : T(0);
     }
   }
 }
 
 template <typename T>
-inline void forward_rows(const Forward<T>& f, int64_t begin, int64_t end) {
-  if (f.classes <= kFewClasses) return forward_few(f, begin, end);
-  for (int64_t row = begin; row < end; ++row) forward_row(f, row);
+inline void forward_rows(const Rows<T>& f, int64_t begin, int64_t end, Compute<T> scale) {
+  if (f.classes <= kFewClasses)
+    forward_few(f, begin, end, scale);
+  else
+    forward_many(f, begin, end, scale);
 }
 
 template <typename T>
 inline void backward_row(const Backward<T>& b, int64_t row) {
-  using Real = Compute<T>;
-  T* grad = b.grad_input + row * b.classes;
-  const int64_t y = b.target[row];
-  if (y == b.ignore_index) {
-    std::fill(grad, grad + b.classes, T(0));
+  using R = Compute<T>;
+  const Rows<T>& f = b.rows;
+  T* grad = f.grad + f.grad_at(row);
+  const int64_t y = f.target[row];
+  if (y == f.ignore_index) {
+    std::fill_n(grad, f.classes, T(0));
     return;
   }
-  const T* x = b.input + row * b.row_stride;
-  const Real max = b.stats[2 * row], s1 = b.stats[2 * row + 1];
-  const Real g = b.row_gradient(row);
-  const Real per_sum = g / (s1 + std::exp(static_cast<Real>(x[y]) - max));
-  const Real smooth = g * (b.smoothing / b.classes);
-  int64_t c = 0;
-  for (; c + kLanes<Real> <= b.classes; c += kLanes<Real>)
-    store(grad + c, exp_nonpositive<Real>(load(x + c) - max) * per_sum - smooth);
-  if (c < b.classes)
-    store_part(grad + c,
-               exp_nonpositive<Real>(load_part(x + c, b.classes - c, T(0)) - max) * per_sum - smooth,
-               b.classes - c);
-  grad[y] = static_cast<T>(b.at_target(g, s1 * per_sum));
+  const T* x = f.input + f.at(row);
+  const R max = f.stats[2 * row], s1 = f.stats[2 * row + 1];
+  const R g = row_weight(f, row, b.upstream(row));
+  const R per_sum = g / (s1 + std::exp(static_cast<R>(x[y]) - max));
+  const R smooth = static_cast<R>(g * (f.smoothing / f.classes));
+  const auto write = [&](int64_t c) {
+    store(grad + c, exp_nonpositive<R>(load(x + c) - max) * per_sum - smooth);
+  };
+  for (int64_t c = 0; c + kLanes<R> <= f.classes; c += kLanes<R>) write(c);
+  write(f.classes - kLanes<R>);
+  grad[y] = static_cast<T>(at_target(f.smoothing, f.classes, g, s1 * per_sum));
 }
 
 template <typename T>
 inline void backward_few(const Backward<T>& b, int64_t begin, int64_t end) {
-  using Real = Compute<T>;
-  using V = Vec<Real>;
-  constexpr int kRows = kLanes<Real>;
+  using R = Compute<T>;
+  using V = Vec<R>;
+  constexpr int kRows = kLanes<R>;
+  const Rows<T>& f = b.rows;
   for (int64_t first = begin; first < end; first += kRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kRows, end - first));
-    Real logits[kFewClasses][kRows];
-    Real max[kRows], x_y[kRows], s1[kRows], g[kRows];
+    alignas(64) R logits[kFewClasses][kRows];
+    transpose(f, first, rows, logits);
+    R max[kRows], x_y[kRows], s1[kRows], g[kRows];
     for (int r = 0; r < kRows; ++r) {
-      const int64_t row = first + std::min(r, rows - 1);
-      const T* x = b.input + row * b.row_stride;
-      for (int64_t c = 0; c < b.classes; ++c) logits[c][r] = x[c];
-      max[r] = b.stats[2 * row];
-      s1[r] = b.stats[2 * row + 1];
-      x_y[r] = b.target[row] == b.ignore_index ? max[r] : static_cast<Real>(x[b.target[row]]);
-      g[r] = b.row_gradient(row);
+      const int64_t row = first + std::min(r, rows - 1), y = f.target[row];
+      max[r] = f.stats[2 * row];
+      s1[r] = f.stats[2 * row + 1];
+      x_y[r] = y == f.ignore_index ? max[r] : logits[y][r];
+      g[r] = row_weight(f, row, b.upstream(row));
     }
-    const V z = load(s1) + exp_nonpositive<Real>(load(x_y) - load(max));
+    const V z = load(s1) + exp_nonpositive<R>(load(x_y) - load(max));
     const V per_sum = load(g) / z;
-    const V smooth = load(g) * Real(b.smoothing / b.classes);
-    for (int64_t c = 0; c < b.classes; ++c) {
-      const V grad = exp_nonpositive<Real>(load(logits[c]) - load(max)) * per_sum - smooth;
-      std::memcpy(logits[c], &grad, sizeof(grad));
-    }
-    Real scaled[kRows];
-    const V others = load(s1) * per_sum;
-    std::memcpy(scaled, &others, sizeof(others));
+    const V smooth = load(g) * R(f.smoothing / f.classes);
+    const V own = load(s1) * per_sum;
+    for (int64_t c = 0; c < f.classes; ++c)
+      store(logits[c], exp_nonpositive<R>(load(logits[c]) - load(max)) * per_sum - smooth);
     for (int r = 0; r < rows; ++r) {
-      const int64_t y = b.target[first + r];
-      T* grad = b.grad_input + (first + r) * b.classes;
-      if (y == b.ignore_index) {
-        std::fill(grad, grad + b.classes, T(0));
+      const int64_t y = f.target[first + r];
+      T* grad = f.grad + f.grad_at(first + r);
+      if (y == f.ignore_index) {
+        std::fill_n(grad, f.classes, T(0));
         continue;
       }
-      for (int64_t c = 0; c < b.classes; ++c) grad[c] = static_cast<T>(logits[c][r]);
-      grad[y] = static_cast<T>(b.at_target(g[r], scaled[r]));
+      for (int64_t c = 0; c < f.classes; ++c) grad[c] = static_cast<T>(logits[c][r]);
+      grad[y] = static_cast<T>(at_target<R>(f.smoothing, f.classes, g[r], own[r]));
     }
   }
 }
 
 template <typename T>
 inline void backward_rows(const Backward<T>& b, int64_t begin, int64_t end) {
-  if (b.classes <= kFewClasses) return backward_few(b, begin, end);
+  if (b.rows.classes <= kFewClasses) return backward_few(b, begin, end);
   for (int64_t row = begin; row < end; ++row) backward_row(b, row);
+}
+
+template <typename T>
+inline void rescale_row(T* grad, int64_t classes, Compute<T> factor) {
+  using R = Compute<T>;
+  int64_t c = 0;
+  for (; c + kLanes<R> <= classes; c += kLanes<R>) store(grad + c, load(grad + c) * factor);
+  for (; c < classes; ++c) grad[c] = static_cast<T>(static_cast<R>(grad[c]) * factor);
 }
