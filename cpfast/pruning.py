@@ -191,34 +191,53 @@ class DataPruner:
         return self._weights[index.to(self.device, non_blocking=True)]
 
     def loss(
-        self, logits: Tensor, target: Tensor, index: Tensor, *, label_smoothing: float = 0.0
+        self,
+        logits: Tensor,
+        target: Tensor,
+        index: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
     ) -> Tensor:
         """Cross-entropy, weighted, averaged over the batch; records the samples' losses.
 
         It is for training: under no_grad too it records, and evaluation would overwrite scores.
+        The gradient is computed with the loss (not for float16 logits, whose loss scale would
+        come too late), so there can be one backward pass.
 
         Args:
-            logits: [B, C].
-            target: [B] int64; each a class, none is ignored.
+            logits: [B, C], or [B, T, C] for sequences of tokens.
+            target: [B] int64, each a class, none is ignored; or [B, T].
             index: [B] int64, which samples of the data set these are.
             label_smoothing: in [0, 1].
+            ignore_index: of tokens. A sequence's score is the mean over the others.
 
         Returns:
-            [] float32 (float64 for float64 logits), the sum of weight * loss over B. Summed over
-            an epoch, and times B, it estimates the sum over the full data: with n of N samples
-            planned, a batch's value is some N / n times the full mean, as InfoBatch's is.
+            [] float32 (float64 for float64 logits), the sum of weight * loss over B, or over the
+            tokens that are not ignored. Summed over an epoch, and times B, it estimates the sum
+            over the full data: with n of N samples planned, a batch's value is some N / n times
+            the full mean, as InfoBatch's is.
         """
-        if index.shape != target.shape:
+        if index.shape != target.shape[:1]:
             raise ValueError(
-                f"index: expected shape {tuple(target.shape)} as target, got {tuple(index.shape)}"
+                f"index: expected shape {tuple(target.shape[:1])} as target, "
+                f"got {tuple(index.shape)}"
             )
         self._move_to(logits.device)
-        scored = ops.scored_cross_entropy(
-            logits, target, label_smoothing=label_smoothing, ignore_index=_NONE_IGNORED
-        )
-        weights = self.weights(index).to(scored.loss.dtype)
-        self.update(index, scored.loss)
-        return torch.dot(scored.loss, weights) / len(target)
+        index = index.to(self.device, non_blocking=True)
+        loss = ops.scored_cross_entropy(
+            logits,
+            target,
+            weight=self.weights(index),
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index if logits.dim() == 3 else _NONE_IGNORED,
+            reduction="mean",
+            gradient="backward" if logits.dtype == torch.float16 else "forward",
+            table=self.scores,
+            index=index,
+        ).loss
+        self._touch(index)
+        return loss
 
     @torch.no_grad()
     def update(self, index: Tensor, score: Tensor) -> None:
@@ -233,6 +252,9 @@ class DataPruner:
         """
         index = index.to(self.device, non_blocking=True)
         ops.record_scores(self.scores, index, score.to(self.device))
+        self._touch(index)
+
+    def _touch(self, index: Tensor) -> None:
         if _world_size() > 1:
             if self._touched is None:
                 self._touched = torch.zeros_like(self.scores, dtype=torch.bool)

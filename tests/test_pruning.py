@@ -128,6 +128,24 @@ def test_loss_is_the_weighted_mean_and_records_unweighted_losses(device, smoothi
     torch.testing.assert_close(grad, expected)
 
 
+def test_sequences_are_samples(device):
+    pruner, _ = scored(device)
+    index = pruner.plan(1)[:8]
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(8, 6, 20, generator=g).to(device).requires_grad_()
+    target = torch.randint(20, (8, 6), generator=g).to(device)
+    target[2, 1:4] = -100
+    loss = pruner.loss(logits, target, index)
+    plain = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+    counted = target != -100
+    torch.testing.assert_close(pruner.scores[index], plain.detach().sum(1) / counted.sum(1))
+    expected = (pruner.weights(index)[:, None] * plain).sum() / counted.sum()
+    torch.testing.assert_close(loss, expected)
+    (grad,) = torch.autograd.grad(loss, logits)
+    (expected_grad,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(grad, expected_grad)
+
+
 def test_the_pruned_loss_estimates_the_full_one():
     # On data whose losses do not change, the mean over epochs of the weighted sums is the full sum.
     pruner, scores = scored(num_epochs=2000)

@@ -59,7 +59,7 @@ def scored_cross_entropy(
         table: optional [M] float32, written in place: ``table[index]`` becomes the samples' score.
             Of equal indices the last one's. A sequence's is the mean over its tokens that are not
             ignored. Of ignored samples nothing is written.
-        index: [N] or [B] int64 in [0, M), which samples these are; with ``table``.
+        index: [N] or [B] int64 or int32 in [0, M), which samples these are; with ``table``.
         score: what is written there: "loss" (without its weight), "el2n", "margin" or "correct".
 
     Returns:
@@ -109,6 +109,8 @@ def scored_cross_entropy(
         weight = weight.to(_compute_dtype(input)).contiguous()
     if target.dtype == torch.int32:
         target = target.long()
+    if index is not None:
+        index = index.contiguous() if index.dtype != torch.int32 else index.long()
     if not (input.requires_grad and torch.is_grad_enabled()):
         gradient = "backward"  # which never comes
     elif gradient != "backward" and input.dtype == torch.float16:
