@@ -119,39 +119,54 @@ inline void store_part(T* to, Vec<Compute<T>> values, int64_t n) {
 }
 
 template <typename Real>
-struct Exponent;  // How the exponent of a Real is laid out, and terms for half an ulp.
+struct Exponent;  // How the exponent of a Real is laid out, and terms for half an ulp of a logarithm.
 template <>
 struct Exponent<float> {
-  static constexpr int kBits = 23, kBias = 127, kExpTerms = 7, kLogTerms = 6;
-  static constexpr float kRound = 0x1.8p23f, kUnderflow = -87.0f;
+  static constexpr int kBits = 23, kLogTerms = 6;
   // ln 2 in two parts, the first short enough for exact products with small integers.
   static constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = 0x1.7f7d1cp-20f;
 };
 template <>
 struct Exponent<double> {
-  static constexpr int kBits = 52, kBias = 1023, kExpTerms = 13, kLogTerms = 12;
-  static constexpr double kRound = 0x1.8p52, kUnderflow = -708.0;
+  static constexpr int kBits = 52, kLogTerms = 12;
   static constexpr double kLn2High = 0x1.62e42fefa38p-1, kLn2Low = 0x1.ef35793c7673p-45;
 };
 
-// exp of x <= 0, within 1 ulp; 0 below kUnderflow, where a softmax has nothing to lose. NaN stays.
-template <typename Real>
-inline Vec<Real> exp_nonpositive(Vec<Real> x) {
-  using E = Exponent<Real>;
-  using I = Int<Real>;
-  const Vec<Real> shifted = x * Real(1.4426950408889634) + E::kRound;
-  const Vec<Real> n = shifted - E::kRound;
-  const Vec<Real> r = (x - n * E::kLn2High) - n * E::kLn2Low;
-  Real factorial = 1;
-  for (int k = 2; k <= E::kExpTerms; ++k) factorial *= k;
-  Vec<Real> sum = splat<Real>(1 / factorial);
-  for (int k = E::kExpTerms; k >= 1; --k) {
+// exp of x <= 0, within 2 ulp; 0 below kUnderflow, where a softmax has nothing to lose. NaN stays,
+// and exp(0) is 1.
+inline Vec<float> exp_nonpositive(Vec<float> x) {
+  // 2^n 2^f with n the nearest integer to x log2(e), in the low bits of a sum that also carries the
+  // bias of the exponent; log2(e) in two parts, for n may be a hundred times f.
+  constexpr float kMagic = 0x1.8p23f + 127, kLog2e = 0x1.715476p+0f, kLog2eLow = 0x1.4ae0cp-26f;
+  const Vec<float> shifted = x * kLog2e + kMagic;
+  const Vec<float> n = shifted - kMagic;
+  // Without fused products x log2(e) would have lost the bits of f; x - n ln(2) has not.
+  constexpr bool kFused = CPFAST_VECTOR_BYTES > 16;
+  const Vec<float> f = kFused ? x * kLog2eLow + (x * kLog2e - n)
+                              : ((x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f) * kLog2e;
+  // Minimax of the relative error over [-1/2, 1/2], 7.5e-8, but for a constant term of 1.
+  Vec<float> sum = splat(0x1.5c08e6p-10f);
+  for (const float c : {0x1.3d0c52p-7f, 0x1.c6b6e4p-5f, 0x1.ebf918p-3f, 0x1.62e428p-1f, 1.0f})
+    sum = sum * f + c;
+  const Vec<float> result = sum * (Vec<float>)((Int<float>)shifted << 23);
+  return x < -87.0f ? Vec<float>{} : result;
+}
+
+inline Vec<double> exp_nonpositive(Vec<double> x) {
+  constexpr double kRound = 0x1.8p52;
+  constexpr double kLn2High = 0x1.62e42fefa38p-1, kLn2Low = 0x1.ef35793c7673p-45;
+  const Vec<double> shifted = x * 1.4426950408889634 + kRound;
+  const Vec<double> n = shifted - kRound;
+  const Vec<double> r = (x - n * kLn2High) - n * kLn2Low;
+  double factorial = 6227020800;  // 13!, beyond which terms are below half an ulp
+  Vec<double> sum = splat(1 / factorial);
+  for (int k = 13; k >= 1; --k) {
     factorial /= k;
     sum = sum * r + 1 / factorial;
   }
-  const I power = ((I)shifted - (I)splat<Real>(E::kRound) + E::kBias) << E::kBits;
-  const Vec<Real> result = sum * (Vec<Real>)power;
-  return x < E::kUnderflow ? Vec<Real>{} : result;
+  const Int<double> power = ((Int<double>)shifted - (Int<double>)splat(kRound) + 1023) << 52;
+  const Vec<double> result = sum * (Vec<double>)power;
+  return x < -708.0 ? Vec<double>{} : result;
 }
 
 // log(1 + u) of u >= 0, within 2 ulp. NaN and +inf stay.
