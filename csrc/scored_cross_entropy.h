@@ -35,7 +35,7 @@
 // which keeps its digits where 1 - p_y has none left, and so do el2n and the gradient at y,
 // p_y - 1 = -s1 / Z. What backward needs is (m, s1): unlike a rounded log-sum-exp, m is exact.
 // (While adding, m is the largest logit but the target's, so that the squares do not underflow.)
-// Row N of softmax_stats begins with the factor of the reduction: 1 over the number of rows.
+// Row N of softmax_stats begins with the factor of a mean: 1 over the number of rows.
 #pragma once
 
 #include "checks.h"

@@ -44,35 +44,75 @@ def logits_for(rows, classes, dtype, layout, scale=3.0, seed=0):
 def check_rows(emulated, logits, target, weight=None, smoothing=0.0, ignored=-100):
     options = (weight, smoothing, ignored)
     expected = cpu.scored_cross_entropy(logits, target, *options)
-    actual = emulated("scored_cross_entropy", logits, target, *options)
-    loss, el2n, margin, correct, stats = actual
+    loss, scores, stats = emulated("scored_cross_entropy", logits, target, *options)
     is_double = logits.dtype == torch.float64
     # 1e-6 measured: the exp of one, and the order of float32 additions of the other.
     rtol = 1e-12 if is_double else 4e-6
-    assert_close(loss, expected[0], rtol, TINY)
-    assert_close(el2n, expected[1], 4e-6, TINY)
-    assert_close(margin, expected[2], rtol=0)
-    assert_close(correct, expected[3], rtol=0)
+    # A difference of two terms, if it is smoothed.
+    assert_close(loss, expected[0], rtol, 1e-6 if smoothing and not is_double else TINY)
+    assert_close(scores[0], expected[1][0], 4e-6, TINY)
+    assert_close(scores[1:], expected[1][1:], rtol=0)
     finite = ~loss.isnan()
-    assert_close(stats[finite, 0], expected[4][finite, 0], rtol=0)
-    assert_close(stats[finite, 1], expected[4][finite, 1], rtol, TINY)
+    stats, expected_stats = stats[:-1][finite], expected[2][:-1][finite]
+    assert_close(stats[:, 0], expected_stats[:, 0], rtol=0)
+    assert_close(stats[:, 1], expected_stats[:, 1], rtol, TINY)
 
     g = generator(*logits.shape)
     grad_loss = torch.randn(len(target), generator=g, dtype=torch.float64).to(loss.dtype)
-    arguments = (grad_loss, logits, target, expected[4], *options)
-    (grad,) = emulated("scored_cross_entropy_backward", *arguments)
+    arguments = (grad_loss, logits, target, expected[2], *options, 0)
+    (backward,) = emulated("scored_cross_entropy_backward", *arguments)
+    assert_gradients(backward, cpu.scored_cross_entropy_backward(*arguments), grad_loss, smoothing)
+
+    # The gradient with the loss: beside the logits, and over them.
+    outputs = [loss, scores, backward]
+    expected_grad = torch.empty(logits.shape, dtype=logits.dtype)
+    cpu.scored_cross_entropy(logits, target, *options, 2, expected_grad)
+    for grad in (guarded(torch.full(logits.shape, NAN, dtype=logits.dtype)), None):
+        place = grad if grad is not None else cloned(logits)
+        source = logits if grad is not None else place
+        total, again, _ = run_with_gradient(emulated, source, target, options, place)
+        assert is_same(again, scores)
+        if finite.all():
+            assert_close(total, loss.sum(), 1e-5, 1e-5)
+        assert_gradients(place, expected_grad, torch.ones_like(grad_loss), smoothing)
+        outputs += [total, place.clone()]
+    return outputs
+
+
+def cloned(logits):
+    """A copy with the strides of the logits, padding included."""
+    pad = logits.stride(0) - logits.shape[1] if len(logits) > 1 else 0
+    if pad < 0 or (logits.shape[1] > 1 and logits.stride(1) != 1):
+        return guarded(logits)
+    wide = guarded(torch.zeros(len(logits), logits.shape[1] + pad, dtype=logits.dtype), 3)
+    return wide[:, : logits.shape[1]].copy_(logits)
+
+
+def run_with_gradient(emulated, logits, target, options, grad):
+    """Twice, in other orders of the threads, with the same results."""
+    before = logits.clone()
+    results = []
+    for seed in (0, 1):
+        logits.copy_(before)
+        outputs = emulated.run("scored_cross_entropy", logits, target, *options, 2, grad, seed=seed)
+        results.append([*outputs, grad.clone()])
+    assert all(map(is_same, *results))
+    return results[0][:3]
+
+
+def assert_gradients(actual, expected, upstream, smoothing):
     # One rounding to the dtype more or less, and with smoothing a difference of two terms.
-    eps = torch.finfo(logits.dtype).eps
-    scale = grad_loss.abs().max().item() if smoothing else 0.0
+    is_double = actual.dtype == torch.float64
+    eps = torch.finfo(actual.dtype).eps
+    scale = upstream.abs().max().item() if smoothing else 0.0
     assert_close(
-        grad,
-        cpu.scored_cross_entropy_backward(*arguments),
-        rtol=1e-12 if is_double else max(1.01 * eps, 4e-6),
+        actual,
+        expected,
+        rtol=1e-12 if is_double else max(1.01 * eps, 6e-6),
         atol=max(
-            6e-8 if logits.dtype == torch.float16 else TINY, scale * (1e-15 if is_double else 2e-7)
+            6e-8 if actual.dtype == torch.float16 else TINY, scale * (1e-15 if is_double else 2e-7)
         ),
     )
-    return [*actual, grad]
 
 
 @pytest.mark.parametrize("layout", ["end", "start", "padded"])
@@ -128,19 +168,29 @@ def test_a_target_out_of_range_makes_its_row_nan_and_no_other(emulated, classes,
     target = torch.tensor([0, classes, -1, 2**40, -100, classes - 1])
     is_good = torch.tensor([True, False, False, False, True, True])
     good = torch.where(is_good, target, 0)
-    *forward, stats = emulated("scored_cross_entropy", logits, target, None, 0.1, -100)
-    ones = torch.ones(6, dtype=stats.dtype)
     options = (None, 0.1, -100)
-    backward = emulated("scored_cross_entropy_backward", ones, logits, target, stats, *options)
-    wanted = emulated("scored_cross_entropy", logits, good, *options)
-    wanted += emulated("scored_cross_entropy_backward", ones, logits, good, wanted[4], *options)
-    for a, b in zip([*forward, stats, *backward], wanted, strict=True):
+
+    def all_of(target):
+        loss, scores, stats = emulated("scored_cross_entropy", logits, target, *options)
+        ones = torch.ones(6, dtype=stats.dtype)
+        backward = emulated(
+            "scored_cross_entropy_backward", ones, logits, target, stats, *options, 0
+        )
+        grad = torch.zeros_like(logits)
+        total, *_ = run_with_gradient(emulated, logits, target, options, grad)
+        return loss, *scores, stats[:-1], *backward, grad, total
+
+    *actual, total = all_of(target)
+    *wanted, wanted_total = all_of(good)
+    for a, b in zip(actual, wanted, strict=True):
         assert is_same(a[is_good], b[is_good])
-    loss, el2n, margin, correct = (score[~is_good] for score in forward)
+    loss, el2n, margin, correct, _, *gradients = (each[~is_good] for each in actual)
     assert torch.stack([loss, el2n, margin]).isnan().all()
+    assert total.isnan()
+    assert wanted_total.isfinite()
     assert (correct == 0).all()
-    assert backward[0][~is_good].isnan().all()
-    assert (backward[0][4] == 0).all()
+    for gradient in gradients:
+        assert gradient.isnan().all()
 
 
 @pytest.mark.parametrize("classes", [10, 64, 65, 1000, 1025, 20_000])
@@ -175,10 +225,111 @@ def test_the_address_of_a_row_changes_no_bit(emulated, classes, dtype):
 def test_no_rows_and_rows_of_columns(emulated, classes):
     none = (torch.zeros(0, classes), torch.zeros(0, dtype=torch.int64))
     outputs = emulated("scored_cross_entropy", *none, None, 0.0, -100)
-    assert all(output.shape[0] == 0 for output in outputs)
+    assert [list(output.shape) for output in outputs] == [[0], [3, 0], [1, 2]]
     (grad,) = emulated(
-        "scored_cross_entropy_backward", outputs[0], *none, outputs[4], None, 0.0, -100
+        "scored_cross_entropy_backward", outputs[0], *none, outputs[2], None, 0.0, -100, 0
     )
     assert grad.shape == (0, classes)
+    assert emulated("scored_cross_entropy", *none, None, 0.0, -100, 1)[0].isnan()
+    assert emulated("scored_cross_entropy", *none, None, 0.0, -100, 2)[0] == 0
     columns = logits_for(9, classes, torch.float32, "end").t().contiguous().t()
     check_rows(emulated, columns, torch.randint(classes, (9,), generator=generator(classes)))
+
+
+# Rows that lanes hold, that stream, that are split among blocks, and that share a block.
+SHAPES = [(70, 3), (33, 10), (9, 1000), (3, 8000), (2, 16_384), (65, 16_400), (2, 40_000)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_means(emulated, shape, with_gradient):
+    logits = logits_for(*shape, torch.float32, "start")
+    g = generator(*shape)
+    target = torch.randint(shape[1], shape[:1], generator=g)
+    target[1::4] = -100
+    weight = torch.rand(shape[0], generator=g)
+    for ignored in (-100, -(2**63)):
+        y = target if ignored == -100 else target.clamp(min=0)
+        grads = [torch.full_like(logits, NAN) if with_gradient else None for _ in range(2)]
+        expected = cpu.scored_cross_entropy(logits, y, weight, 0.1, ignored, 1, grads[0])
+        actual = emulated.run("scored_cross_entropy", logits, y, weight, 0.1, ignored, 1, grads[1])
+        assert_close(actual[0], expected[0], 4e-6)
+        if with_gradient:
+            assert_close(grads[1], grads[0], 1e-5, 1e-8)
+            continue
+        assert_close(actual[2][-1, 0], expected[2][-1, 0], 1e-6)
+        arguments = (logits, y, expected[2], weight, 0.1, ignored)
+        for reduction in (1, 2):
+            inputs = (torch.tensor(0.3), *arguments, reduction)
+            (grad,) = emulated("scored_cross_entropy_backward", *inputs)
+            assert_close(grad, cpu.scored_cross_entropy_backward(*inputs), 1e-5, 1e-8)
+
+
+@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scores_reach_the_table(emulated, shape, kind):
+    g = generator(*shape)
+    logits = logits_for(*shape, torch.float32, "end")
+    target = torch.randint(shape[1], shape[:1], generator=g)
+    target[1::5] = -100
+    table = torch.randn(60, generator=g)
+    for index in (torch.randint(60, shape[:1], generator=g), torch.zeros_like(target)):
+        tables = [table.clone(), guarded(table, kind % 3), guarded(table)]
+        arguments = (logits, target, None, 0.0, -100, 0, None)
+        cpu.scored_cross_entropy(*arguments, tables[0], index, kind)
+        for seed in (0, 1):
+            emulated.run(
+                "scored_cross_entropy", *arguments, tables[1 + seed], index, kind, seed=seed
+            )
+        assert_close(tables[1], tables[0], 4e-6)
+        assert is_same(tables[1], tables[2])
+
+
+@pytest.mark.parametrize("classes", [10, 300, 17_000])
+@pytest.mark.parametrize("tokens", [1, 2, 37])
+def test_tokens_of_sequences(emulated, tokens, classes):
+    g = generator(tokens, classes)
+    wide = torch.randn(5, tokens + 1, classes + 3, generator=g)
+    logits = guarded(wide, 1)[:, :-1, 1:-2]
+    target = torch.randint(classes, (5, tokens), generator=g)
+    target[1] = -100
+    target[2, tokens // 2 :] = -100
+    index = torch.tensor([3, 2, 6, 3, 0])
+    results = []
+    for run in (cpu.scored_cross_entropy, lambda *a: emulated.run("scored_cross_entropy", *a)):
+        table, x = torch.full((7,), -5.0), wide.clone()[:, :-1, 1:-2]
+        loss, scores, _ = run(x, target, None, 0.1, -100, 1, x, table, index, 0)
+        results.append((loss, scores, x, table))
+    for actual, expected in zip(results[1], results[0], strict=True):
+        assert_close(actual, expected, 4e-6, 1e-7)
+    loss, *_ = emulated("scored_cross_entropy", logits, target)
+    assert loss.shape == target.shape
+    expected = cpu.scored_cross_entropy(logits, target)
+    assert_close(loss, expected[0], 4e-6)
+    inputs = (torch.ones_like(loss), logits, target, expected[2], None, 0.0, -100, 0)
+    (grad,) = emulated("scored_cross_entropy_backward", *inputs)
+    assert_close(grad, cpu.scored_cross_entropy_backward(*inputs), 6e-6, 1e-30)
+
+
+def test_an_index_out_of_range_traps_before_anything_is_written(emulated):
+    logits, target = torch.zeros(300, 4), torch.zeros(300, dtype=torch.int64)
+    for bad in (-1, 50, 2**40):
+        table, index = torch.zeros(50), torch.zeros(300, dtype=torch.int64)
+        index[299] = bad
+        with pytest.raises(RuntimeError, match="trap: .*index out of range"):
+            emulated.run(
+                "scored_cross_entropy", logits, target, None, 0.0, -100, 0, None, table, index, 1
+            )
+        assert (table == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [3, 64, 65, 1000, 9000])
+def test_rescaled_gradients(emulated, classes, dtype):
+    grad = logits_for(7, classes, dtype, "padded")
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    for factor in (torch.tensor(1.0), torch.tensor(-0.37), torch.tensor([1, 0, 2, 1, 3.5, -1, 1])):
+        expected, actual = grad.clone(), cloned(grad)
+        cpu.rescale_gradient(expected, factor.to(real))
+        emulated.run("rescale_gradient", actual, factor.to(real))
+        assert is_same(actual, expected)

@@ -96,8 +96,8 @@ inline void finish(const Rows<T>& f, int64_t first, int rows, const Sums<Compute
     for (int s = 1; s < 4; ++s) f.scores[(s - 1) * f.count + row] = counts ? scores[s] : 0.0f;
     if (f.recorded) f.recorded[row] = counts ? scores[static_cast<int>(f.score)] : 0.0f;
     if (f.stats) {
-      f.stats[2 * row] = max[r];
-      f.stats[2 * row + 1] = s1[r] * gap[r];
+      f.stats[2 * row] = counts ? max[r] : R(0);
+      f.stats[2 * row + 1] = counts ? s1[r] * gap[r] : R(1);
     }
   }
 }

@@ -1,317 +1,203 @@
 #include "../scored_cross_entropy.h"
 
+#include "claims.h"
 #include "device.h"
 #include "launch.h"
+#include "row_sums.h"
 
-#include <limits>
+#include <algorithm>
+#include <initializer_list>
 #include <tuple>
 
 namespace cpfast::scored_cross_entropy {
 namespace {
 
-// Lanes that share a row: few where a row has few classes, or most of them would be idle.
-constexpr int kFewLanes = 8, kBlockLanes = 512;
-constexpr int64_t kFewClasses = 64, kWarpClasses = 1024;
+// Lanes that share a row: few where a row has few classes, or most of them would be idle. Up to
+// kHeld classes a lane stay in its registers from the logits to the gradient; longer rows are
+// streamed, and read again for the gradient, from the L2 cache.
+constexpr int kFewLanes = 8, kStreamLanes = 512;
+
+template <typename T, int kLanes>
+constexpr int kHeld = kLanes == kFewLanes ? 8 : std::is_same_v<T, double> ? 16 : 32;
 
 template <int kLanes>
 constexpr int kThreads = kLanes > 256 ? kLanes : 256;
 
-// Resident blocks that registers must suffice for: exp of float64 takes many.
-template <typename T, int kLanes>
-constexpr int kBlocks = (std::is_same_v<T, double> ? 512 : 1024) / kThreads<kLanes>;
+// Accesses of 16 bytes that a lane has in flight while it streams: 32 KB a block.
+constexpr int kUnroll = 4;
 
-// Accesses of 16 bytes that a lane has in flight: 16 classes, or 8 of float64.
+// Of rows that are read again, so many bytes may be under way at a time: they must stay in L2.
+constexpr int64_t kStreamedBytes = 32 << 20;
+
+// A few long rows are split among blocks, by their number and length alone.
+constexpr int64_t kFewRows = 64, kSplitClasses = 8192, kMaxSplits = 32;
+
+// What the last block does with all rows.
 template <typename T>
-constexpr int kUnroll = (std::is_same_v<T, double> ? 8 : 16) / kWidth<T>;
+struct Batch {
+  Reduction reduction;
+  double *sums, *counts;  // [parts] of losses and of rows that count: a part a block, or a row
+  int64_t parts;
+  Real<T>* loss;    // [], where there is a reduction
+  Real<T>* factor;  // [], where that is the mean
+  bool has_factor;  // and it is there already
+  float* table;     // null where nothing is recorded
+  const int64_t* index;
+  int64_t samples, sequences;
+  unsigned* ticket;  // zero; null where there is nothing to do
+};
 
-template <typename Real>
-constexpr Real kLowest = -std::numeric_limits<Real>::infinity();
-template <typename Real>
-constexpr Real kNaN = std::numeric_limits<Real>::quiet_NaN();
+template <typename T>
+struct Forward : Rows<T> {
+  Batch<T> batch;
+  Real<T>* splits;  // [count, 3]: max, s1 and exp(x_y - max), which gradients of split rows need
 
-// The sums of some classes of a row, with the target left out and the largest logit subtracted.
-template <typename Real>
-struct RowSums {
-  Real before = kLowest<Real>, after = kLowest<Real>;  // largest on either side of the target
-  Real max = kLowest<Real>;                            // the larger of the two
-  double s1 = 0, s2 = 0;                               // of exp(x - max), and of its square
-  double total = 0;                                    // of x - x_y, x_y being the target's
-
-  // x[u] holds classes at[u] and following; those of index `classes` and above are kLowest.
-  template <int kVectors, int kCount>
-  __device__ void add(Real (&x)[kVectors][kCount], const int64_t (&at)[kVectors], int64_t target,
-                      int64_t classes, bool with_total, Real x_y) {
-    Real sum = 0;
-#pragma unroll
-    for (int u = 0; u < kVectors; ++u) {
-      if (with_total && at[u] < classes) {
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) sum += x[u][k] - x_y;
-      }
-      const int64_t own = target - at[u];
-      if (own >= 0 && own < kCount) {
-#pragma unroll
-        for (int k = 0; k < kCount; ++k) {
-          if (k < own) before = fmax(before, x[u][k]);
-          if (k > own) after = fmax(after, x[u][k]);
-          if (k == own) x[u][k] = kLowest<Real>;
-        }
-      } else {
-        // fmax passes NaN over; the sums will show it.
-        Real largest = x[u][0];
-#pragma unroll
-        for (int k = 1; k < kCount; ++k) largest = fmax(largest, x[u][k]);
-        if (own < 0)
-          after = fmax(after, largest);
-        else
-          before = fmax(before, largest);
-      }
-    }
-    rescale(fmax(before, after));
-    // exp(-inf - -inf) would be NaN where there is nothing to add yet.
-    const Real shift = max == kLowest<Real> ? Real(0) : max;
-    Real e1 = 0, e2 = 0;
-#pragma unroll
-    for (int u = 0; u < kVectors; ++u)
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) {
-        const Real e = exp(x[u][k] - shift);
-        e1 += e;
-        e2 += e * e;
-      }
-    s1 += e1;
-    s2 += e2;
-    total += sum;
-  }
-
-  __device__ void rescale(Real larger) {
-    if (larger == max) return;
-    const double factor = exp(max - larger);
-    s1 *= factor;
-    s2 *= factor * factor;
-    max = larger;
-  }
-
-  // Leaves the sums of kLanes neighbouring lanes in each of them.
-  template <int kLanes>
-  __device__ void merge_lanes(bool with_total) {
-#pragma unroll
-    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-      before = fmax(before, __shfl_xor_sync(kAllLanes, before, offset));
-      after = fmax(after, __shfl_xor_sync(kAllLanes, after, offset));
-    }
-    rescale(fmax(before, after));
-#pragma unroll
-    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-      s1 += __shfl_xor_sync(kAllLanes, s1, offset);
-      s2 += __shfl_xor_sync(kAllLanes, s2, offset);
-      if (with_total) total += __shfl_xor_sync(kAllLanes, total, offset);
-    }
-  }
-
-  // Leaves the sums of the block in its first warp. Every warp must have merged its lanes.
-  template <int kWarps>
-  __device__ void merge_warps(bool with_total) {
-    __shared__ Real befores[kWarps], afters[kWarps];
-    __shared__ double s1s[kWarps], s2s[kWarps], totals[kWarps];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (lane == 0) {
-      befores[warp] = before;
-      afters[warp] = after;
-      s1s[warp] = s1;
-      s2s[warp] = s2;
-      totals[warp] = total;
-    }
-    __syncthreads();
-    if (warp != 0) return;
-    *this = RowSums();
-    if (lane < kWarps) {
-      before = befores[lane];
-      after = afters[lane];
-      max = fmax(before, after);
-      s1 = s1s[lane];
-      s2 = s2s[lane];
-      total = totals[lane];
-    }
-    merge_lanes<32>(with_total);
+  __device__ Real<T> scale() const {
+    return batch.reduction == Reduction::kMean ? *batch.factor : Real<T>(1);
   }
 };
 
 template <typename T>
-struct Forward {
-  using Real = Compute<T>;
-  const T* input;
-  const int64_t* target;
-  const Real* weight;  // null where every weight is 1
-  int64_t rows, row_stride, classes, ignore_index;
-  double smoothing;
-  Real *loss, *stats;
-  float *el2n, *margin, *correct;
+struct Backward : Rows<T> {
+  const Real<T>* grad_loss;
+  Reduction reduction;
 
-  __device__ void write(int64_t row, Real loss_value, float el2n_value, float margin_value,
-                        bool is_correct, Real max, Real s1) const {
-    loss[row] = loss_value;
-    el2n[row] = el2n_value;
-    margin[row] = margin_value;
-    correct[row] = is_correct;
-    stats[2 * row] = max;
-    stats[2 * row + 1] = s1;
-  }
-
-  __device__ void write(int64_t row, Real x_y, const RowSums<Real>& others) const {
-    const Real max = fmax(others.max, x_y);
-    const Real factor = others.max == max ? Real(1) : exp(others.max - max);
-    const Real s1 = static_cast<Real>(others.s1 * factor), e_y = exp(x_y - max), z = s1 + e_y;
-    const Real nll = x_y >= max ? log1p(s1 / e_y) : (max - x_y) + log(z);
-    const bool is_nan = nll != nll;
-    double value = nll;
-    if (smoothing > 0) {
-      // The mean of lse - x_j, by differences. A masked target has an infinite loss.
-      const double smooth = isinf(nll) ? nll : nll - others.total / classes;
-      value = (1 - smoothing) * nll + smoothing * smooth;
+  __device__ Real<T> upstream(int64_t row) const {
+    switch (reduction) {
+      case Reduction::kMean: return grad_loss[0] * this->stats[2 * this->count];
+      case Reduction::kSum: return grad_loss[0];
+      default: return grad_loss[row];
     }
-    // sqrt(s2 + s1^2) with s1 taken out, so that s2 of a confident row does not underflow.
-    const Real ratio = static_cast<Real>(others.s2) / static_cast<Real>(others.s1) /
-        static_cast<Real>(others.s1);
-    const Real p = s1 / z;
-    write(row, static_cast<Real>(weight ? weight[row] * value : value),
-          static_cast<float>(others.s1 > 0 ? p * sqrt(1 + ratio) : p),
-          is_nan ? kNaN<float> : static_cast<float>(x_y - others.max),
-          !is_nan && x_y > others.before && x_y >= others.after, max, s1);
   }
 };
 
-template <typename T, int kLanes>
-__global__ void __launch_bounds__(kThreads<kLanes>, (kBlocks<T, kLanes>))
-    forward_rows(const __grid_constant__ Forward<T> f) {
-  using Real = Compute<T>;
-  constexpr int kVector = kWidth<T>, kVectors = kUnroll<T>;
-  const int lane = threadIdx.x % kLanes;
-  const int64_t row = int64_t{blockIdx.x} * (kThreads<kLanes> / kLanes) + threadIdx.x / kLanes;
-  const int64_t target = row < f.rows ? f.target[row] : f.ignore_index;
-  const bool counts = target != f.ignore_index && target >= 0 && target < f.classes;
-  // A row that does not count has no classes, but its lanes must be there to merge.
-  const int64_t classes = counts ? f.classes : 0;
-  const bool with_total = f.smoothing > 0;
-  const T* x = f.input + row * f.row_stride;
-  const Real x_y = counts ? static_cast<Real>(x[target]) : Real(0);
-
-  // Which lane adds which classes depends on their indices alone, not on their addresses.
-  RowSums<Real> sums;
-  const int64_t vectors = classes / kVector;
-  {
-    static_assert(kVector <= kLanes);
-    const int64_t at[1] = {vectors * kVector + lane};
-    Real last[1][1] = {{at[0] < classes ? static_cast<Real>(x[at[0]]) : kLowest<Real>}};
-    sums.add(last, at, target, classes, with_total, x_y);
+template <typename T>
+__device__ void write_row(const Rows<T>& f, int64_t row, Real<T> loss, float plain, float el2n,
+                          float margin, bool correct) {
+  if (f.loss) f.loss[row] = loss;
+  f.scores[row] = el2n;
+  f.scores[f.count + row] = margin;
+  f.scores[2 * f.count + row] = correct;
+  if (f.recorded == nullptr) return;
+  switch (f.score) {
+    case Score::kEl2n: f.recorded[row] = el2n; break;
+    case Score::kMargin: f.recorded[row] = margin; break;
+    case Score::kCorrect: f.recorded[row] = correct; break;
+    default: f.recorded[row] = plain;
   }
-  const auto add_vectors = [&]<bool kAligned>(std::bool_constant<kAligned>) {
-    for (int64_t v = lane; v < vectors; v += kVectors * kLanes) {
-      Real logits[kVectors][kVector];
-      int64_t at[kVectors];
-#pragma unroll
-      for (int u = 0; u < kVectors; ++u) {
-        const bool inside = v + u * kLanes < vectors;
-        at[u] = inside ? (v + u * kLanes) * kVector : classes;
-        if (inside) {
-          load<kAligned>(x + at[u], logits[u]);
-        } else {
-#pragma unroll
-          for (int k = 0; k < kVector; ++k) logits[u][k] = kLowest<Real>;
-        }
-      }
-      sums.add(logits, at, target, classes, with_total, x_y);
-    }
-  };
-  if (is_aligned(x))
-    add_vectors(std::true_type{});
-  else
-    add_vectors(std::false_type{});
+}
 
-  sums.template merge_lanes<(kLanes < 32 ? kLanes : 32)>(with_total);
-  if constexpr (kLanes > 32) sums.template merge_warps<kLanes / 32>(with_total);
-  if (lane != 0 || row >= f.rows) return;
-  if (counts)
-    f.write(row, x_y, sums);
-  else if (target == f.ignore_index)
-    f.write(row, 0, 0, 0, false, 0, 1);
-  else
-    f.write(row, kNaN<Real>, kNaN<float>, kNaN<float>, false, kNaN<Real>, kNaN<Real>);
+// What the gradient of a row is made of: exp(x - max) * per_sum - smooth, and at the target.
+template <typename R>
+struct RowGradient {
+  R max, per_sum, smooth, at_target;
+};
+
+// g is the gradient of the row's loss; s1 and e_y are relative to the largest logit.
+template <typename T>
+__device__ RowGradient<Real<T>> gradient_of(const Rows<T>& f, Real<T> g, Real<T> max, Real<T> s1,
+                                            Real<T> e_y) {
+  using R = Real<T>;
+  const R per_sum = g / (s1 + e_y);
+  const double share = f.smoothing / f.classes;
+  // p_y - 1 is -s1 / Z, which keeps its digits.
+  return {max, per_sum, static_cast<R>(g * share),
+          static_cast<R>(g * (f.smoothing - share) - s1 * per_sum)};
 }
 
 template <typename T>
-struct Backward {
-  using Real = Compute<T>;
-  const T* input;
-  const int64_t* target;
-  const Real *weight, *stats, *grad_loss;
-  int64_t rows, row_stride, classes, ignore_index;
-  double smoothing;
-  T* grad_input;
-};
+__device__ Real<T> row_weight(const Rows<T>& f, int64_t row, Real<T> scale) {
+  return f.weight ? f.weight[row] * scale : scale;
+}
 
-// Runs element(i) and vector(i), i being the first of kWidth classes, on the classes of a row of
-// the gradient: vectors where they lie at a multiple of 16 bytes, elements at the ends.
+// Writes a row that counts, and returns its loss; leaves the largest logit and s1 relative to it.
+template <typename T>
+__device__ Real<T> write_sums(const Rows<T>& f, int64_t row, Real<T> x_y,
+                           const RowSums<Real<T>>& others, Real<T>& max, Real<T>& s1) {
+  using R = Real<T>;
+  max = fmax(others.max, x_y);
+  const R gap = others.max == max ? R(1) : exp(others.max - max);
+  s1 = static_cast<R>(others.s1 * gap);
+  const R e_y = exp(x_y - max), z = s1 + e_y;
+  const R nll = x_y >= max ? log1p(s1 / e_y) : (max - x_y) + log(z);
+  const bool is_nan = nll != nll;
+  double value = nll;
+  if (f.smoothing > 0) {
+    // The mean of lse - x_j, by differences. A masked target has an infinite loss.
+    const double smooth = isinf(nll) ? nll : nll - others.total / f.classes;
+    value = (1 - f.smoothing) * nll + f.smoothing * smooth;
+  }
+  // sqrt(s2 + s1^2) with s1 taken out, so that s2 of a confident row does not underflow.
+  const R ratio =
+      static_cast<R>(others.s2) / static_cast<R>(others.s1) / static_cast<R>(others.s1);
+  const R p = s1 / z, loss = static_cast<R>(f.weight ? f.weight[row] * value : value);
+  write_row(f, row, loss, static_cast<float>(value),
+            static_cast<float>(others.s1 > 0 ? p * sqrt(1 + ratio) : p),
+            is_nan ? kNaN<float> : static_cast<float>(x_y - others.max),
+            !is_nan && x_y > others.before && x_y >= others.after);
+  return loss;
+}
+
+template <typename T>
+__device__ void write_stats(const Rows<T>& f, int64_t row, Real<T> max, Real<T> s1) {
+  if (f.stats == nullptr) return;
+  f.stats[2 * row] = max;
+  f.stats[2 * row + 1] = s1;
+}
+
+// Writes a row whose target is ignored, or out of range: 0 or NaN throughout, as is its loss.
+template <typename T>
+__device__ Real<T> write_without_target(const Rows<T>& f, int64_t row) {
+  using R = Real<T>;
+  const bool ignored = f.target[row] == f.ignore_index;
+  const float score = ignored ? 0.0f : kNaN<float>;
+  const R loss = ignored ? R(0) : kNaN<R>;
+  write_row(f, row, loss, score, score, score, false);
+  write_stats(f, row, loss, ignored ? R(1) : kNaN<R>);
+  return loss;
+}
+
+// Runs element(i) and vector(i), i being the first of kWidth classes, on the classes [begin, end)
+// of a row of the gradient: vectors where they lie at a multiple of 16 bytes, elements at the ends.
 template <typename T, int kLanes, typename Element, typename Vector>
-__device__ void for_classes(int lane, const T* grad, int64_t classes, const Element& element,
-                            const Vector& vector) {
-  const uintptr_t past = reinterpret_cast<uintptr_t>(grad) % 16;
-  const int64_t head = min(classes, static_cast<int64_t>((16 - past) % 16 / sizeof(T)));
-  const int64_t vectors = (classes - head) / kWidth<T>;
-  if (lane < head) element(lane);
-#pragma unroll kUnroll<T>
+__device__ void for_classes(int lane, const T* grad, int64_t begin, int64_t end,
+                            const Element& element, const Vector& vector) {
+  const uintptr_t past = reinterpret_cast<uintptr_t>(grad + begin) % 16;
+  const int64_t head = min(end, begin + static_cast<int64_t>((16 - past) % 16 / sizeof(T)));
+  const int64_t vectors = (end - head) / kWidth<T>;
+  if (begin + lane < head) element(begin + lane);
+#pragma unroll kUnroll
   for (int64_t v = lane; v < vectors; v += kLanes) vector(head + v * kWidth<T>);
   const int64_t last = head + vectors * kWidth<T> + lane;
-  if (last < classes) element(last);
+  if (last < end) element(last);
 }
 
+// The classes [begin, end) of a row's gradient, from its logits.
 template <typename T, int kLanes>
-__global__ void __launch_bounds__(kThreads<kLanes>, (kBlocks<T, kLanes>))
-    backward_rows(const __grid_constant__ Backward<T> b) {
-  using Real = Compute<T>;
-  constexpr int kVector = kWidth<T>;
-  const int lane = threadIdx.x % kLanes;
-  const int64_t row = int64_t{blockIdx.x} * (kThreads<kLanes> / kLanes) + threadIdx.x / kLanes;
-  if (row >= b.rows) return;
-  const int64_t target = b.target[row], classes = b.classes;
-  T* grad = b.grad_input + row * classes;
-
-  if (target == b.ignore_index || target < 0 || target >= classes) {
-    const Real value = target == b.ignore_index ? Real(0) : kNaN<Real>;
-    Real values[kVector];
-#pragma unroll
-    for (int k = 0; k < kVector; ++k) values[k] = value;
-    for_classes<T, kLanes>(
-        lane, grad, classes, [&](int64_t i) { grad[i] = static_cast<T>(value); },
-        [&](int64_t i) { store(grad + i, values); });
-    return;
-  }
-
-  const T* x = b.input + row * b.row_stride;
-  const Real max = b.stats[2 * row], s1 = b.stats[2 * row + 1];
-  const Real g = b.weight ? b.weight[row] * b.grad_loss[row] : b.grad_loss[row];
-  const Real per_sum = g / (s1 + exp(static_cast<Real>(x[target]) - max));
-  const double share = b.smoothing / classes;
-  const Real smooth = static_cast<Real>(g * share);
-  // p_y - 1 is -s1 / Z, which keeps its digits.
-  const Real at_target = static_cast<Real>(g * (b.smoothing - share) - s1 * per_sum);
+__device__ void write_gradient(const Rows<T>& f, int64_t row, int lane, int64_t begin, int64_t end,
+                               const RowGradient<Real<T>>& g) {
+  using R = Real<T>;
+  const T* x = f.input + f.at(row);
+  T* grad = f.grad + f.grad_at(row);
+  const int64_t target = f.target[row];
   const auto write = [&]<bool kAligned>(std::bool_constant<kAligned>) {
     for_classes<T, kLanes>(
-        lane, grad, classes,
+        lane, grad, begin, end,
         [&](int64_t i) {
-          const Real value = exp(static_cast<Real>(x[i]) - max) * per_sum - smooth;
-          grad[i] = static_cast<T>(i == target ? at_target : value);
+          const R value = exp_below(static_cast<R>(x[i]) - g.max) * g.per_sum - g.smooth;
+          grad[i] = static_cast<T>(i == target ? g.at_target : value);
         },
         [&](int64_t i) {
-          Real values[kVector];
+          R values[kWidth<T>];
           load<kAligned>(x + i, values);
 #pragma unroll
-          for (int k = 0; k < kVector; ++k) values[k] = exp(values[k] - max) * per_sum - smooth;
+          for (int k = 0; k < kWidth<T>; ++k)
+            values[k] = exp_below(values[k] - g.max) * g.per_sum - g.smooth;
           const int64_t own = target - i;
-          if (own >= 0 && own < kVector) {
+          if (own >= 0 && own < kWidth<T>) {
 #pragma unroll
-            for (int k = 0; k < kVector; ++k)
-              if (k == own) values[k] = at_target;
+            for (int k = 0; k < kWidth<T>; ++k)
+              if (k == own) values[k] = g.at_target;
           }
           store(grad + i, values);
         });
@@ -323,11 +209,453 @@ __global__ void __launch_bounds__(kThreads<kLanes>, (kBlocks<T, kLanes>))
     write(std::false_type{});
 }
 
-template <typename Run>
-void for_lanes(int64_t classes, const Run& run) {
-  if (classes <= kFewClasses) return run(std::integral_constant<int, kFewLanes>{});
-  if (classes <= kWarpClasses) return run(std::integral_constant<int, 32>{});
-  return run(std::integral_constant<int, kBlockLanes>{});
+// That of a row without a target.
+template <typename T, int kLanes>
+__device__ void fill_gradient(const Rows<T>& f, int64_t row, int lane, int64_t begin,
+                              int64_t end) {
+  T* grad = f.grad + f.grad_at(row);
+  const Real<T> value = f.target[row] == f.ignore_index ? Real<T>(0) : kNaN<Real<T>>;
+  Real<T> values[kWidth<T>];
+#pragma unroll
+  for (int k = 0; k < kWidth<T>; ++k) values[k] = value;
+  for_classes<T, kLanes>(
+      lane, grad, begin, end, [&](int64_t i) { grad[i] = static_cast<T>(value); },
+      [&](int64_t i) { store(grad + i, values); });
+}
+
+// Is this the last block of the grid to come here? Then it sees what the others have written.
+__device__ bool is_last_block(unsigned* ticket) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == gridDim.x - 1;
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+// The sum over a block's threads in a fixed order, known to all of them.
+template <int kThreads, typename Number>
+__device__ Number block_sum(Number value) {
+  Number before;
+  const Number sum = sum_of_warps<kThreads>(warp_sum(value), before);
+  __syncthreads();  // before its shared memory is written again
+  return sum;
+}
+
+// Where sequences have more than one token, the first two of them take their score, and whether
+// any token counts.
+template <int kThreads, typename T>
+__device__ void score_sequences(const Rows<T>& f, int64_t sequences) {
+  const int64_t tokens = f.at.tokens;
+  for (int64_t i = threadIdx.x / 32; i < sequences; i += kThreads / 32) {
+    double sum = 0;
+    int counted = 0;
+    for (int64_t row = i * tokens + threadIdx.x % 32; row < (i + 1) * tokens; row += 32) {
+      const bool counts = f.target[row] != f.ignore_index;
+      sum += counts ? __ldcg(f.recorded + row) : 0.0f;
+      counted += counts;
+    }
+    sum = warp_sum(sum);
+    counted = warp_sum(counted);
+    if (threadIdx.x % 32 == 0) {
+      f.recorded[i * tokens] = static_cast<float>(sum / counted);
+      f.recorded[i * tokens + 1] = counted > 0;
+    }
+    __syncwarp();
+  }
+}
+
+template <int kThreads, typename T>
+__device__ void finish_batch(const Rows<T>& f, const Batch<T>& batch) {
+  using R = Real<T>;
+  if (batch.reduction != Reduction::kNone) {
+    double sum = 0, counted = 0;
+    for (int64_t i = threadIdx.x; i < batch.parts; i += kThreads) {
+      sum += __ldcg(batch.sums + i);
+      counted += __ldcg(batch.counts + i);
+    }
+    sum = block_sum<kThreads>(sum);
+    counted = block_sum<kThreads>(counted);
+    if (threadIdx.x == 0) {
+      double factor = 1;
+      if (batch.reduction == Reduction::kMean)
+        factor = batch.has_factor ? static_cast<double>(*batch.factor) : 1 / counted;
+      *batch.loss = static_cast<R>(sum * factor);
+      if (batch.factor && !batch.has_factor) *batch.factor = static_cast<R>(factor);
+    }
+  }
+  if (batch.table == nullptr) return;
+  const int64_t tokens = f.at.tokens;
+  if (tokens > 1) score_sequences<kThreads>(f, batch.sequences);
+  // Before anything is written.
+  for (int64_t i = threadIdx.x; i < batch.sequences; i += kThreads)
+    CUDA_KERNEL_ASSERT(batch.index[i] >= 0 && batch.index[i] < batch.samples &&
+                       "scored_cross_entropy: index out of range");
+  for (int64_t first = 0; first < batch.sequences; first += kMaxClaims) {
+    const int64_t end = min(batch.sequences, first + kMaxClaims);
+    for (int step = 0; step < 3; ++step) {
+      __syncthreads();
+      for (int64_t i = first + threadIdx.x; i < end; i += kThreads) {
+        const bool counts = tokens > 1 ? __ldcg(f.recorded + i * tokens + 1) != 0
+                                       : f.target[i] != f.ignore_index;
+        if (!counts) continue;
+        float* const place = batch.table + batch.index[i];
+        if (step == 0)
+          clear_place(place);
+        else if (step == 1)
+          claim_place(place, i - first);
+        else
+          fill_claimed(place, i - first, __ldcg(f.recorded + i * tokens));
+      }
+    }
+  }
+}
+
+// Leaves what a row or a block adds to the batch; runs in one thread.
+template <typename T>
+__device__ void write_part(const Batch<T>& batch, int64_t part, double sum, double counted) {
+  if (batch.reduction == Reduction::kNone) return;
+  batch.sums[part] = sum;
+  batch.counts[part] = counted;
+}
+
+constexpr int kCountThreads = 1024;
+
+// The factor of the mean, for gradients that are computed before the losses are known.
+template <typename T>
+__global__ void __launch_bounds__(kCountThreads)
+    count_targets(const int64_t* target, int64_t rows, int64_t ignore_index, Real<T>* factor) {
+  int64_t counted = 0;
+  for (int64_t row = threadIdx.x; row < rows; row += kCountThreads)
+    counted += target[row] != ignore_index;
+  counted = block_sum<kCountThreads>(counted);
+  if (threadIdx.x == 0) *factor = static_cast<Real<T>>(1 / static_cast<double>(counted));
+}
+
+// Rows that a block's lanes hold: every logit is read once and has one exponential.
+template <typename T, int kLanes, bool kGrad>
+__global__ void __launch_bounds__(kThreads<kLanes>, 1)
+    forward_held(const __grid_constant__ Forward<T> f) {
+  using R = Real<T>;
+  constexpr int kVector = kWidth<T>, kVectors = kHeld<T, kLanes> / kVector;
+  static_assert(kVector <= kLanes);
+  const int lane = threadIdx.x % kLanes;
+  const int64_t row = int64_t{blockIdx.x} * (kThreads<kLanes> / kLanes) + threadIdx.x / kLanes;
+  const int64_t target = row < f.count ? f.target[row] : f.ignore_index;
+  const bool counts = target != f.ignore_index && target >= 0 && target < f.classes;
+  // A row that does not count has no classes, but its lanes must be there to merge.
+  const int64_t classes = counts ? f.classes : 0;
+  const bool with_total = f.smoothing > 0;
+  const T* x = f.input + (counts ? f.at(row) : 0);
+  const R x_y = counts ? static_cast<R>(x[target]) : R(0);
+
+  // Which lane adds which classes depends on their indices alone, not on their addresses.
+  RowSums<R> sums;
+  const int64_t vectors = classes / kVector;
+  const int64_t last_at[1] = {vectors * kVector + lane};
+  R last[1][1] = {{last_at[0] < classes ? static_cast<R>(x[last_at[0]]) : kLowest<R>}};
+  R held[kVectors][kVector];
+  int64_t at[kVectors];
+#pragma unroll
+  for (int u = 0; u < kVectors; ++u) {
+    const int64_t v = lane + int64_t{u} * kLanes;
+    at[u] = v < vectors ? v * kVector : classes;
+  }
+  const auto load_all = [&]<bool kAligned>(std::bool_constant<kAligned>) {
+#pragma unroll
+    for (int u = 0; u < kVectors; ++u) {
+      if (at[u] < classes) {
+        load<kAligned>(x + at[u], held[u]);
+      } else {
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) held[u][k] = kLowest<R>;
+      }
+    }
+  };
+  if (is_aligned(x))
+    load_all(std::true_type{});
+  else
+    load_all(std::false_type{});
+  const int64_t own = counts ? target : -1;  // an ignored one may be any number
+  sums.observe(last, last_at, own, classes, with_total, x_y);
+  sums.observe(held, at, own, classes, with_total, x_y);
+  const R shift = sums.settle(), lane_max = sums.max;
+  sums.add(last, shift);
+  sums.add(held, shift);
+
+  sums.template merge_lanes<(kLanes < 32 ? kLanes : 32)>(with_total);
+  if constexpr (kLanes > 32) sums.template merge_warps<kLanes / 32>(with_total);
+  RowGradient<R> g = {};
+  double loss = 0;
+  if (counts && (kLanes <= 32 || threadIdx.x < 32)) {
+    R max = fmax(sums.max, x_y), s1 = 0;
+    if (lane == 0) {
+      loss = write_sums<T>(f, row, x_y, sums, max, s1);
+      write_stats<T>(f, row, max, s1);
+    }
+    if constexpr (kGrad) {
+      // Every lane knows the sums, which is less than passing on what one lane makes of them.
+      s1 = static_cast<R>(sums.s1 * (sums.max == max ? R(1) : exp(sums.max - max)));
+      g = gradient_of<T>(f, row_weight<T>(f, row, f.scale()), max, s1, exp(x_y - max));
+    }
+  } else if (!counts && lane == 0 && row < f.count) {
+    loss = write_without_target<T>(f, row);
+  }
+  if constexpr (kGrad) {
+    if constexpr (kLanes > 32) {
+      __shared__ RowGradient<R> known;
+      if (threadIdx.x == 0) known = g;
+      __syncthreads();
+      g = known;
+    }
+    if (counts) {
+      T* grad = f.grad + f.grad_at(row);
+      // Nothing was added where there is no largest logit, and exp(0 - max) may be infinite; but
+      // NaN must pass.
+      const R factor = (lane_max == kLowest<R> ? R(0) : exp(lane_max - g.max)) * g.per_sum;
+      const bool aligned = is_aligned(grad);
+#pragma unroll
+      for (int u = 0; u < kVectors; ++u) {
+        if (at[u] >= classes) continue;
+        R values[kVector];
+#pragma unroll
+        for (int k = 0; k < kVector; ++k)
+          values[k] = at[u] + k == target ? g.at_target : held[u][k] * factor - g.smooth;
+        if (aligned) {
+          store(grad + at[u], values);
+        } else {
+#pragma unroll
+          for (int k = 0; k < kVector; ++k) grad[at[u] + k] = static_cast<T>(values[k]);
+        }
+      }
+      if (last_at[0] < classes)
+        grad[last_at[0]] = static_cast<T>(
+            last_at[0] == target ? g.at_target : last[0][0] * factor - g.smooth);
+    } else if (row < f.count) {
+      fill_gradient<T, kLanes>(f, row, lane, 0, f.classes);
+    }
+  }
+  if (f.batch.reduction != Reduction::kNone) {
+    const bool adds = lane == 0 && row < f.count && target != f.ignore_index;
+    const double sum = block_sum<kThreads<kLanes>>(loss);
+    const double counted = block_sum<kThreads<kLanes>>(adds ? 1.0 : 0.0);
+    if (threadIdx.x == 0) write_part(f.batch, blockIdx.x, sum, counted);
+  }
+  if (f.batch.ticket && is_last_block(f.batch.ticket))
+    finish_batch<kThreads<kLanes>, T>(f, f.batch);
+}
+
+// The sums over the classes [begin, end) of a row, in the first warp of the block.
+template <typename T>
+__device__ RowSums<Real<T>> stream_row(const Rows<T>& f, const T* x, int64_t target, Real<T> x_y,
+                                       int64_t begin, int64_t end) {
+  using R = Real<T>;
+  constexpr int kVector = kWidth<T>, kVectors = kUnroll;
+  const bool with_total = f.smoothing > 0;
+  const int lane = threadIdx.x;
+  RowSums<R> sums;
+  const int64_t vectors = (end - begin) / kVector;
+  {
+    const int64_t at[1] = {begin + vectors * kVector + lane};
+    R last[1][1] = {{at[0] < end ? static_cast<R>(x[at[0]]) : kLowest<R>}};
+    sums.observe(last, at, target, end, with_total, x_y);
+    sums.add(last, sums.settle());
+  }
+  const auto add_vectors = [&]<bool kAligned>(std::bool_constant<kAligned>) {
+    for (int64_t v = lane; v < vectors; v += kVectors * kStreamLanes) {
+      R logits[kVectors][kVector];
+      int64_t at[kVectors];
+#pragma unroll
+      for (int u = 0; u < kVectors; ++u) {
+        const bool inside = v + u * kStreamLanes < vectors;
+        at[u] = inside ? begin + (v + u * kStreamLanes) * kVector : end;
+        if (inside) {
+          load<kAligned>(x + at[u], logits[u]);
+        } else {
+#pragma unroll
+          for (int k = 0; k < kVector; ++k) logits[u][k] = kLowest<R>;
+        }
+      }
+      sums.observe(logits, at, target, end, with_total, x_y);
+      sums.add(logits, sums.settle());
+    }
+  };
+  if (is_aligned(x + begin))
+    add_vectors(std::true_type{});
+  else
+    add_vectors(std::false_type{});
+  sums.template merge_lanes<32>(with_total);
+  sums.template merge_warps<kStreamLanes / 32>(with_total);
+  return sums;
+}
+
+// Longer rows, one after the other: few enough at a time that the gradient finds them in L2.
+template <typename T, bool kGrad>
+__global__ void __launch_bounds__(kStreamLanes, 1)
+    forward_streamed(const __grid_constant__ Forward<T> f) {
+  using R = Real<T>;
+  __shared__ RowGradient<R> known;
+  for (int64_t row = blockIdx.x; row < f.count; row += gridDim.x) {
+    const int64_t target = f.target[row];
+    const bool counts = target != f.ignore_index && target >= 0 && target < f.classes;
+    if (counts) {
+      const T* x = f.input + f.at(row);
+      const R x_y = static_cast<R>(x[target]);
+      const RowSums<R> sums = stream_row<T>(f, x, target, x_y, 0, f.classes);
+      if (threadIdx.x == 0) {
+        R max, s1;
+        write_part(f.batch, row, write_sums<T>(f, row, x_y, sums, max, s1), 1);
+        write_stats<T>(f, row, max, s1);
+        if constexpr (kGrad)
+          known = gradient_of<T>(f, row_weight<T>(f, row, f.scale()), max, s1, exp(x_y - max));
+      }
+    } else if (threadIdx.x == 0) {
+      write_part(f.batch, row, write_without_target<T>(f, row), target != f.ignore_index);
+    }
+    __syncthreads();
+    if constexpr (kGrad) {
+      if (counts)
+        write_gradient<T, kStreamLanes>(f, row, threadIdx.x, 0, f.classes, known);
+      else
+        fill_gradient<T, kStreamLanes>(f, row, threadIdx.x, 0, f.classes);
+      __syncthreads();  // before the next row's is known
+    }
+  }
+  if (f.batch.ticket && is_last_block(f.batch.ticket)) finish_batch<kStreamLanes, T>(f, f.batch);
+}
+
+// Where a row is split, and the part of it that a block has: a multiple of 16 bytes long.
+struct Split {
+  int64_t row, begin, end;
+
+  __device__ Split(int64_t splits, int64_t classes) {
+    row = blockIdx.x / splits;
+    const int64_t part = ((classes + splits - 1) / splits + 15) / 16 * 16;
+    begin = min(classes, blockIdx.x % splits * part);
+    end = min(classes, begin + part);
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kStreamLanes, 1)
+    sum_splits(const __grid_constant__ Forward<T> f, int64_t splits, RowSums<Real<T>>* parts) {
+  using R = Real<T>;
+  const Split split(splits, f.classes);
+  const int64_t target = f.target[split.row];
+  if (target < 0 || target >= f.classes || target == f.ignore_index) return;
+  const T* x = f.input + f.at(split.row);
+  const RowSums<R> sums =
+      stream_row<T>(f, x, target, static_cast<R>(x[target]), split.begin, split.end);
+  if (threadIdx.x == 0) parts[blockIdx.x] = sums;
+}
+
+// A warp a row, a lane a part of it.
+template <typename T>
+__global__ void __launch_bounds__(32)
+    merge_splits(const __grid_constant__ Forward<T> f, int64_t splits,
+                 const RowSums<Real<T>>* parts) {
+  using R = Real<T>;
+  const int64_t row = blockIdx.x, target = f.target[row];
+  if (target != f.ignore_index && target >= 0 && target < f.classes) {
+    RowSums<R> sums;
+    if (threadIdx.x < splits) sums = parts[row * splits + threadIdx.x];
+    sums.template merge_lanes<32>(f.smoothing > 0);
+    if (threadIdx.x == 0) {
+      const R x_y = static_cast<R>(f.input[f.at(row) + target]);
+      R max, s1;
+      write_part(f.batch, row, write_sums<T>(f, row, x_y, sums, max, s1), 1);
+      write_stats<T>(f, row, max, s1);
+      if (f.splits) {
+        f.splits[3 * row] = max;
+        f.splits[3 * row + 1] = s1;
+        f.splits[3 * row + 2] = exp(x_y - max);
+      }
+    }
+  } else if (threadIdx.x == 0) {
+    write_part(f.batch, row, write_without_target<T>(f, row), target != f.ignore_index);
+  }
+  if (f.batch.ticket && is_last_block(f.batch.ticket)) finish_batch<32, T>(f, f.batch);
+}
+
+// Does not read the target's logit, which the gradient may be written over by another block.
+template <typename T>
+__global__ void __launch_bounds__(kStreamLanes, 1)
+    gradient_of_splits(const __grid_constant__ Forward<T> f, int64_t splits) {
+  const Split split(splits, f.classes);
+  const int64_t row = split.row, target = f.target[row];
+  if (target == f.ignore_index || target < 0 || target >= f.classes) {
+    fill_gradient<T, kStreamLanes>(f, row, threadIdx.x, split.begin, split.end);
+    return;
+  }
+  const Real<T>* known = f.splits + 3 * row;
+  write_gradient<T, kStreamLanes>(
+      f, row, threadIdx.x, split.begin, split.end,
+      gradient_of<T>(f, row_weight<T>(f, row, f.scale()), known[0], known[1], known[2]));
+}
+
+template <typename T, int kLanes>
+__global__ void __launch_bounds__(kThreads<kLanes>, 1)
+    backward_rows(const __grid_constant__ Backward<T> b, int64_t splits) {
+  using R = Real<T>;
+  int lane = threadIdx.x;
+  int64_t row, begin = 0, end = b.classes;
+  if constexpr (kLanes == kStreamLanes) {
+    const Split split(splits, b.classes);
+    row = split.row;
+    begin = split.begin;
+    end = split.end;
+  } else {
+    lane %= kLanes;
+    row = int64_t{blockIdx.x} * (kThreads<kLanes> / kLanes) + threadIdx.x / kLanes;
+    if (row >= b.count) return;
+  }
+  const int64_t target = b.target[row];
+  if (target == b.ignore_index || target < 0 || target >= b.classes) {
+    fill_gradient<T, kLanes>(b, row, lane, begin, end);
+    return;
+  }
+  const R max = b.stats[2 * row], e_y = exp(static_cast<R>(b.input[b.at(row) + target]) - max);
+  write_gradient<T, kLanes>(b, row, lane, begin, end,
+                            gradient_of<T>(b, row_weight<T>(b, row, b.upstream(row)), max,
+                                           b.stats[2 * row + 1], e_y));
+}
+
+template <typename T>
+struct Rescaled {
+  T* grad;
+  Layout at;
+  int64_t count, classes;
+  const Real<T>* factors;
+  bool single;
+};
+
+template <typename T, int kLanes>
+__global__ void __launch_bounds__(kThreads<kLanes>, 1)
+    rescale_rows(const __grid_constant__ Rescaled<T> r) {
+  using R = Real<T>;
+  if (r.single && r.factors[0] == 1) return;
+  constexpr int kRows = kThreads<kLanes> / kLanes;
+  for (int64_t row = int64_t{blockIdx.x} * kRows + threadIdx.x / kLanes; row < r.count;
+       row += int64_t{gridDim.x} * kRows) {
+    const R factor = r.factors[r.single ? 0 : row];
+    if (factor == 1) continue;
+    T* const grad = r.grad + r.at(row);
+    for_classes<T, kLanes>(
+        threadIdx.x % kLanes, grad, 0, r.classes,
+        [&](int64_t i) { grad[i] = static_cast<T>(static_cast<R>(grad[i]) * factor); },
+        [&](int64_t i) {
+          R values[kWidth<T>];
+          load<true>(grad + i, values);
+#pragma unroll
+          for (int k = 0; k < kWidth<T>; ++k) values[k] *= factor;
+          store(grad + i, values);
+        });
+  }
+}
+
+int64_t splits_of(int64_t rows, int64_t classes) {
+  return rows >= kFewRows ? 1 : std::clamp<int64_t>(classes / kSplitClasses, 1, kMaxSplits);
 }
 
 template <int kLanes>
@@ -336,80 +664,178 @@ int64_t blocks_for(int64_t rows) {
   return (rows + kRows - 1) / kRows;
 }
 
+// Runs held(lanes), or returns false where a row is too long for that.
+template <typename T, typename Held>
+bool for_held(int64_t classes, const Held& held) {
+  const auto fits = [&]<int kLanes>(std::integral_constant<int, kLanes> lanes) {
+    if (classes > kLanes * kHeld<T, kLanes>) return false;
+    held(lanes);
+    return true;
+  };
+  return fits(std::integral_constant<int, kFewLanes>{}) || fits(std::integral_constant<int, 32>{}) ||
+      fits(std::integral_constant<int, 256>{}) || fits(std::integral_constant<int, kStreamLanes>{});
+}
+
+// Runs run(lanes) where rows only stream through.
+template <typename Run>
+void for_lanes(int64_t classes, const Run& run) {
+  if (classes <= 64) return run(std::integral_constant<int, kFewLanes>{});
+  if (classes <= 1024) return run(std::integral_constant<int, 32>{});
+  if (classes <= 8192) return run(std::integral_constant<int, 256>{});
+  return run(std::integral_constant<int, kStreamLanes>{});
+}
+
+template <typename T>
+void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
+  // The parts of a batch, where there is a reduction.
+  std::optional<Tensor> kept;
+  const auto with_parts = [&](int64_t parts) {
+    if (f.batch.reduction == Reduction::kNone) return;
+    kept = torch::stable::new_empty(like, {2, parts}, ScalarType::Double);
+    f.batch.sums = kept->mutable_data_ptr<double>();
+    f.batch.counts = f.batch.sums + parts;
+    f.batch.parts = parts;
+  };
+  const auto run = [&]<bool kGrad>(std::bool_constant<kGrad>) {
+    if (for_held<T>(f.classes, [&](auto lanes) {
+          const int64_t blocks = blocks_for<lanes()>(f.count);
+          with_parts(blocks);
+          launch(forward_held<T, lanes(), kGrad>, blocks, kThreads<lanes()>, f);
+        }))
+      return;
+    with_parts(f.count);
+    const int64_t splits = splits_of(f.count, f.classes);
+    if (splits == 1) {
+      const int64_t resident = launch.resident_blocks(forward_streamed<T, kGrad>, kStreamLanes),
+                    fit = std::max<int64_t>(1, kStreamedBytes / (f.classes * sizeof(T)));
+      launch(forward_streamed<T, kGrad>, std::min({f.count, resident, fit}), kStreamLanes, f);
+      return;
+    }
+    Tensor parts = torch::stable::new_empty(
+        like, {f.count * splits * static_cast<int64_t>(sizeof(RowSums<Real<T>>))},
+        ScalarType::Byte);
+    auto* const sums = static_cast<RowSums<Real<T>>*>(parts.mutable_data_ptr());
+    launch(sum_splits<T>, f.count * splits, kStreamLanes, f, splits, sums);
+    launch(merge_splits<T>, f.count, 32, f, splits, sums);
+    if constexpr (kGrad)
+      launch(gradient_of_splits<T>, f.count * splits, kStreamLanes, f, splits);
+  };
+  if (f.grad)
+    run(std::true_type{});
+  else
+    run(std::false_type{});
+}
+
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_cuda(
+std::tuple<Tensor, Tensor, Tensor> forward_cuda(
     Tensor input, Tensor target, std::optional<Tensor> weight, double label_smoothing,
-    int64_t ignore_index) {
-  check_arguments("scored_cross_entropy", input, target, weight, label_smoothing);
+    int64_t ignore_index, int64_t reduction, std::optional<Tensor> grad,
+    std::optional<Tensor> table, std::optional<Tensor> index, int64_t score) {
+  const char* op = "scored_cross_entropy";
+  check_arguments(op, input, target, weight, label_smoothing, reduction);
+  if (grad) check_grad(op, *grad, input);
+  check_table(op, table, index, score, input);
   input = with_unit_column_stride(input);
-  const int64_t rows = input.size(0), classes = input.size(1);
-  const auto vector = [&](ScalarType dtype) {
-    return torch::stable::new_empty(input, {rows}, dtype);
+  const int64_t rows = row_count(input), classes = class_count(input);
+  const auto empty = [&](std::initializer_list<int64_t> shape, ScalarType dtype) {
+    return torch::stable::new_empty(input, shape, dtype);
   };
   const ScalarType real = compute_dtype(input);
-  Tensor loss = vector(real), el2n = vector(ScalarType::Float), margin = vector(ScalarType::Float),
-         correct = vector(ScalarType::Float),
-         stats = torch::stable::new_empty(input, {rows, 2}, real);
-  if (rows == 0) return {loss, el2n, margin, correct, stats};
+  const bool reduces = reduction != 0;
+  Tensor loss = reduces ? empty({}, real)
+                        : torch::stable::new_empty(input, target.sizes(), real);
+  Tensor scores = empty({3, rows}, ScalarType::Float);
+  Tensor stats = empty({grad ? 0 : rows + 1, 2}, real);
+  // What the gradient of split rows waits for, and the factor of the mean.
+  Tensor scratch = empty({grad ? 3 * rows + 1 : 0}, real);
+  Tensor recorded = empty({table ? rows : 0}, ScalarType::Float);
+  Tensor ticket = empty({1}, ScalarType::Int);
+  const bool is_mean = reduction == static_cast<int64_t>(Reduction::kMean);
+  if (rows == 0) {
+    if (reduces) torch::stable::fill_(loss, is_mean ? std::nan("") : 0.0);
+    return {loss, scores, stats};
+  }
 
   const Launcher launch(input);
   for_floating(input.scalar_type(), [&]<typename T>(T) {
-    using Real = Compute<T>;
-    const Forward<T> f{input.const_data_ptr<T>(),
-                       target.const_data_ptr<int64_t>(),
-                       weight ? weight->const_data_ptr<Real>() : nullptr,
-                       rows,
-                       input.stride(0),
-                       classes,
-                       ignore_index,
-                       label_smoothing,
-                       loss.mutable_data_ptr<Real>(),
-                       stats.mutable_data_ptr<Real>(),
-                       el2n.mutable_data_ptr<float>(),
-                       margin.mutable_data_ptr<float>(),
-                       correct.mutable_data_ptr<float>()};
-    for_lanes(classes, [&](auto lanes) {
-      launch(forward_rows<T, lanes()>, blocks_for<lanes()>(rows), kThreads<lanes()>, f);
-    });
+    using R = Real<T>;
+    Forward<T> f{{input.const_data_ptr<T>(), Layout(input), target.const_data_ptr<int64_t>(),
+                  weight ? weight->const_data_ptr<R>() : nullptr, rows, classes, ignore_index,
+                  label_smoothing, reduces ? nullptr : loss.mutable_data_ptr<R>(),
+                  grad ? nullptr : stats.mutable_data_ptr<R>(), scores.mutable_data_ptr<float>(),
+                  table ? recorded.mutable_data_ptr<float>() : nullptr, static_cast<Score>(score),
+                  grad ? grad->mutable_data_ptr<T>() : nullptr, Layout(grad ? *grad : input)},
+                 {.reduction = static_cast<Reduction>(reduction),
+                  .loss = loss.mutable_data_ptr<R>(),
+                  .factor = !is_mean ? nullptr
+                      : grad         ? scratch.mutable_data_ptr<R>() + 3 * rows
+                                     : stats.mutable_data_ptr<R>() + 2 * rows,
+                  .has_factor = is_mean && grad.has_value(),
+                  .table = table ? table->mutable_data_ptr<float>() : nullptr,
+                  .index = table ? index->const_data_ptr<int64_t>() : nullptr,
+                  .samples = table ? table->size(0) : 0,
+                  .sequences = input.size(0)},
+                 grad ? scratch.mutable_data_ptr<R>() : nullptr};
+    if (reduces || table) {
+      f.batch.ticket = static_cast<unsigned*>(ticket.mutable_data_ptr());
+      launch.zero(f.batch.ticket, sizeof(unsigned));
+    }
+    if (f.batch.has_factor)
+      launch(count_targets<T>, 1, kCountThreads, f.target, rows, ignore_index, f.batch.factor);
+    launch_forward(launch, f, input);
   });
-  return {loss, el2n, margin, correct, stats};
+  return {loss, scores, stats};
 }
 
 Tensor backward_cuda(Tensor grad_loss, Tensor input, Tensor target, Tensor softmax_stats,
-                     std::optional<Tensor> weight, double label_smoothing, int64_t ignore_index) {
+                     std::optional<Tensor> weight, double label_smoothing, int64_t ignore_index,
+                     int64_t reduction) {
   const char* op = "scored_cross_entropy_backward";
-  check_arguments(op, input, target, weight, label_smoothing);
-  check_backward_arguments(op, grad_loss, input, softmax_stats);
+  check_arguments(op, input, target, weight, label_smoothing, reduction);
+  check_backward_arguments(op, grad_loss, input, softmax_stats, reduction);
   input = with_unit_column_stride(input);
-  const int64_t rows = input.size(0), classes = input.size(1);
-  Tensor grad_input = torch::stable::new_empty(input, {rows, classes});
-  if (rows == 0) return grad_input;
+  Tensor grad_input = torch::stable::new_empty(input, input.sizes());
 
   const Launcher launch(input);
   for_floating(input.scalar_type(), [&]<typename T>(T) {
-    using Real = Compute<T>;
-    const Backward<T> b{input.const_data_ptr<T>(),
-                        target.const_data_ptr<int64_t>(),
-                        weight ? weight->const_data_ptr<Real>() : nullptr,
-                        softmax_stats.const_data_ptr<Real>(),
-                        grad_loss.const_data_ptr<Real>(),
-                        rows,
-                        input.stride(0),
-                        classes,
-                        ignore_index,
-                        label_smoothing,
-                        grad_input.mutable_data_ptr<T>()};
-    for_lanes(classes, [&](auto lanes) {
-      launch(backward_rows<T, lanes()>, blocks_for<lanes()>(rows), kThreads<lanes()>, b);
+    using R = Real<T>;
+    const Backward<T> b{{input.const_data_ptr<T>(), Layout(input),
+                         target.const_data_ptr<int64_t>(),
+                         weight ? weight->const_data_ptr<R>() : nullptr, row_count(input),
+                         class_count(input), ignore_index, label_smoothing, nullptr,
+                         const_cast<R*>(softmax_stats.const_data_ptr<R>()), nullptr, nullptr,
+                         Score::kLoss, grad_input.mutable_data_ptr<T>(), Layout(grad_input)},
+                        grad_loss.const_data_ptr<R>(),
+                        static_cast<Reduction>(reduction)};
+    for_lanes(b.classes, [&](auto lanes) {
+      const int64_t splits = lanes() == kStreamLanes ? splits_of(b.count, b.classes) : 1;
+      launch(backward_rows<T, lanes()>, splits * blocks_for<lanes()>(b.count), kThreads<lanes()>,
+             b, splits);
     });
   });
   return grad_input;
 }
 
+void rescale_cuda(Tensor grad, Tensor factor) {
+  check_factor(grad, factor);
+  const Launcher launch(grad);
+  for_floating(grad.scalar_type(), [&]<typename T>(T) {
+    const Rescaled<T> r{grad.mutable_data_ptr<T>(), Layout(grad), row_count(grad),
+                        class_count(grad), factor.const_data_ptr<Real<T>>(), factor.numel() == 1};
+    for_lanes(r.classes, [&](auto lanes) {
+      const int64_t resident =
+          launch.resident_blocks(rescale_rows<T, lanes()>, kThreads<lanes()>);
+      launch(rescale_rows<T, lanes()>, std::min(blocks_for<lanes()>(r.count), resident),
+             kThreads<lanes()>, r);
+    });
+  });
+}
+
 STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) {
   m.impl("scored_cross_entropy", TORCH_BOX(&forward_cuda));
   m.impl("scored_cross_entropy_backward", TORCH_BOX(&backward_cuda));
+  m.impl("rescale_gradient", TORCH_BOX(&rescale_cuda));
 }
 
 }  // namespace cpfast::scored_cross_entropy

@@ -30,7 +30,8 @@ inline int64_t size_of(cpfast::ScalarType dtype) {
   }
 }
 
-inline cpfast::Tensor new_empty(const cpfast::Tensor& like, const std::vector<int64_t>& shape,
+inline cpfast::Tensor new_empty(const cpfast::Tensor& like,
+                                torch::headeronly::IntHeaderOnlyArrayRef shape,
                                 std::optional<cpfast::ScalarType> wanted = std::nullopt) {
   const cpfast::ScalarType dtype = wanted.value_or(like.scalar_type());
   std::vector<int64_t> strides(shape.size());
