@@ -311,6 +311,24 @@ def test_tokens_of_sequences(emulated, tokens, classes):
     assert_close(grad, cpu.scored_cross_entropy_backward(*inputs), 6e-6, 1e-30)
 
 
+# From 32,768 rows on, the table is written by kernels of its own.
+@pytest.mark.parametrize("shape", [(40_000, 2), (9, 4000, 2)])
+def test_tables_of_large_batches(emulated, shape):
+    g = generator(*shape)
+    logits = torch.randn(shape, generator=g)
+    target = torch.randint(2, shape[:-1], generator=g)
+    target[3:5] = -100
+    index = torch.randint(30_000 if len(shape) == 2 else 5, shape[:1], generator=g)
+    before = torch.randn(30_000, generator=g)
+    results = []
+    for run in (cpu.scored_cross_entropy, lambda *a: emulated.run("scored_cross_entropy", *a)):
+        table = before.clone()
+        loss, *_ = run(logits, target, None, 0.0, -100, 1, None, table, index, 0)
+        results.append((loss, table))
+    for actual, expected in zip(results[1], results[0], strict=True):
+        assert_close(actual, expected, 4e-6, 1e-7)
+
+
 def test_an_index_out_of_range_traps_before_anything_is_written(emulated):
     logits, target = torch.zeros(300, 4), torch.zeros(300, dtype=torch.int64)
     for bad in (-1, 50, 2**40):

@@ -29,6 +29,9 @@ constexpr int kUnroll = 4;
 // Of rows that are read again, so many bytes may be under way at a time: they must stay in L2.
 constexpr int64_t kStreamedBytes = 32 << 20;
 
+// One block reduces and records so many rows in the time that another launch would take.
+constexpr int64_t kFinishedRows = 1 << 15;
+
 // A few long rows are split among blocks, by their number and length alone.
 constexpr int64_t kFewRows = 64, kSplitClasses = 8192, kMaxSplits = 32;
 
@@ -244,13 +247,13 @@ __device__ Number block_sum(Number value) {
 }
 
 // Where sequences have more than one token, the first two of them take their score, and whether
-// any token counts.
-template <int kThreads, typename T>
-__device__ void score_sequences(const Rows<T>& f, int64_t sequences) {
+// any token counts. Runs in `warps` warps.
+template <typename T>
+__device__ void score_sequences(const Rows<T>& f, int64_t sequences, int64_t warp, int64_t warps) {
   const int64_t tokens = f.at.tokens;
-  for (int64_t i = threadIdx.x / 32; i < sequences; i += kThreads / 32) {
+  for (int64_t i = warp; i < sequences; i += warps) {
     double sum = 0;
-    int counted = 0;
+    int64_t counted = 0;
     for (int64_t row = i * tokens + threadIdx.x % 32; row < (i + 1) * tokens; row += 32) {
       const bool counts = f.target[row] != f.ignore_index;
       sum += counts ? __ldcg(f.recorded + row) : 0.0f;
@@ -259,11 +262,35 @@ __device__ void score_sequences(const Rows<T>& f, int64_t sequences) {
     sum = warp_sum(sum);
     counted = warp_sum(counted);
     if (threadIdx.x % 32 == 0) {
-      f.recorded[i * tokens] = static_cast<float>(sum / counted);
+      f.recorded[i * tokens] = static_cast<float>(sum / static_cast<double>(counted));
       f.recorded[i * tokens + 1] = counted > 0;
     }
     __syncwarp();
   }
+}
+
+// One of the three steps of writing a sequence's score to its place in the table.
+enum class Step { kClear, kClaim, kFill };
+
+template <typename T>
+__device__ void record(const Rows<T>& f, const Batch<T>& batch, int64_t i, int64_t claim,
+                       Step step) {
+  const int64_t tokens = f.at.tokens;
+  const bool counts = tokens > 1 ? __ldcg(f.recorded + i * tokens + 1) != 0
+                                 : f.target[i] != f.ignore_index;
+  if (!counts) return;
+  float* const place = batch.table + batch.index[i];
+  switch (step) {
+    case Step::kClear: clear_place(place); break;
+    case Step::kClaim: claim_place(place, claim); break;
+    case Step::kFill: fill_claimed(place, claim, __ldcg(f.recorded + i * tokens));
+  }
+}
+
+template <typename T>
+__device__ void check_index(const Batch<T>& batch, int64_t i) {
+  CUDA_KERNEL_ASSERT(batch.index[i] >= 0 && batch.index[i] < batch.samples &&
+                     "scored_cross_entropy: index out of range");
 }
 
 template <int kThreads, typename T>
@@ -286,29 +313,14 @@ __device__ void finish_batch(const Rows<T>& f, const Batch<T>& batch) {
     }
   }
   if (batch.table == nullptr) return;
-  const int64_t tokens = f.at.tokens;
-  if (tokens > 1) score_sequences<kThreads>(f, batch.sequences);
+  if (f.at.tokens > 1)
+    score_sequences(f, batch.sequences, threadIdx.x / 32, kThreads / 32);
   // Before anything is written.
-  for (int64_t i = threadIdx.x; i < batch.sequences; i += kThreads)
-    CUDA_KERNEL_ASSERT(batch.index[i] >= 0 && batch.index[i] < batch.samples &&
-                       "scored_cross_entropy: index out of range");
-  for (int64_t first = 0; first < batch.sequences; first += kMaxClaims) {
-    const int64_t end = min(batch.sequences, first + kMaxClaims);
-    for (int step = 0; step < 3; ++step) {
-      __syncthreads();
-      for (int64_t i = first + threadIdx.x; i < end; i += kThreads) {
-        const bool counts = tokens > 1 ? __ldcg(f.recorded + i * tokens + 1) != 0
-                                       : f.target[i] != f.ignore_index;
-        if (!counts) continue;
-        float* const place = batch.table + batch.index[i];
-        if (step == 0)
-          clear_place(place);
-        else if (step == 1)
-          claim_place(place, i - first);
-        else
-          fill_claimed(place, i - first, __ldcg(f.recorded + i * tokens));
-      }
-    }
+  for (int64_t i = threadIdx.x; i < batch.sequences; i += kThreads) check_index(batch, i);
+  for (const Step step : {Step::kClear, Step::kClaim, Step::kFill}) {
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < batch.sequences; i += kThreads)
+      record(f, batch, i, i, step);
   }
 }
 
@@ -318,6 +330,26 @@ __device__ void write_part(const Batch<T>& batch, int64_t part, double sum, doub
   if (batch.reduction == Reduction::kNone) return;
   batch.sums[part] = sum;
   batch.counts[part] = counted;
+}
+
+constexpr int kRecordThreads = 256;
+
+// More rows than one block should look at.
+template <typename T>
+__global__ void __launch_bounds__(kRecordThreads, 1)
+    score_all_sequences(const __grid_constant__ Forward<T> f) {
+  constexpr int kWarps = kRecordThreads / 32;
+  score_sequences(f, f.batch.sequences, int64_t{blockIdx.x} * kWarps + threadIdx.x / 32,
+                  int64_t{gridDim.x} * kWarps);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kRecordThreads, 1)
+    record_sequences(const __grid_constant__ Forward<T> f, int64_t first, int64_t end, Step step) {
+  const int64_t i = first + int64_t{blockIdx.x} * kRecordThreads + threadIdx.x;
+  if (i >= end) return;
+  if (step == Step::kClear) check_index(f.batch, i);
+  record(f, f.batch, i, i - first, step);
 }
 
 constexpr int kCountThreads = 1024;
@@ -686,6 +718,19 @@ void for_lanes(int64_t classes, const Run& run) {
 }
 
 template <typename T>
+void launch_record(const Launcher& launch, const Forward<T>& f) {
+  const int64_t sequences = f.batch.sequences;
+  const auto blocks = [](int64_t threads) { return (threads + kRecordThreads - 1) / kRecordThreads; };
+  if (f.at.tokens > 1)
+    launch(score_all_sequences<T>, blocks(32 * sequences), kRecordThreads, f);
+  for (int64_t first = 0; first < sequences; first += kMaxClaims) {
+    const int64_t end = std::min(sequences, first + kMaxClaims);
+    for (const Step step : {Step::kClear, Step::kClaim, Step::kFill})
+      launch(record_sequences<T>, blocks(end - first), kRecordThreads, f, first, end, step);
+  }
+}
+
+template <typename T>
 void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
   // The parts of a batch, where there is a reduction.
   std::optional<Tensor> kept;
@@ -777,13 +822,19 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(
                   .samples = table ? table->size(0) : 0,
                   .sequences = input.size(0)},
                  grad ? scratch.mutable_data_ptr<R>() : nullptr};
-    if (reduces || table) {
+    const bool records_apart = table && rows > kFinishedRows;
+    if (records_apart) f.batch.table = nullptr;
+    if (reduces || (table && !records_apart)) {
       f.batch.ticket = static_cast<unsigned*>(ticket.mutable_data_ptr());
       launch.zero(f.batch.ticket, sizeof(unsigned));
     }
     if (f.batch.has_factor)
       launch(count_targets<T>, 1, kCountThreads, f.target, rows, ignore_index, f.batch.factor);
     launch_forward(launch, f, input);
+    if (records_apart) {
+      f.batch.table = table->mutable_data_ptr<float>();
+      launch_record(launch, f);
+    }
   });
   return {loss, scores, stats};
 }
