@@ -120,17 +120,9 @@ def scored_cross_entropy(
         )
     elif gradient == "inplace" and torch.compiler.is_compiling():
         gradient = "forward"
+    options = (float(label_smoothing), ignore_index, _REDUCTIONS[reduction])
     loss, scores = _ScoredCrossEntropy.apply(
-        input,
-        target.contiguous(),
-        weight,
-        float(label_smoothing),
-        ignore_index,
-        _REDUCTIONS[reduction],
-        gradient,
-        table,
-        index,
-        _SCORES[score],
+        input, target.contiguous(), weight, table, index, options, gradient, _SCORES[score]
     )
     if table is not None:
         torch.autograd.graph.increment_version(table)
@@ -159,12 +151,10 @@ class _ScoredCrossEntropy(torch.autograd.Function):
         input: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        label_smoothing: float,
-        ignore_index: int,
-        reduction: int,
-        gradient: str,
         table: Tensor | None,
         index: Tensor | None,
+        options: tuple[float, int, int],
+        gradient: str,
         score: int,
     ) -> tuple[Tensor, Tensor]:
         grad = None
@@ -173,23 +163,14 @@ class _ScoredCrossEntropy(torch.autograd.Function):
         elif gradient == "inplace":
             grad = input
         loss, scores, softmax_stats = OPS.scored_cross_entropy(
-            input,
-            target,
-            weight,
-            label_smoothing,
-            ignore_index,
-            reduction,
-            grad,
-            table,
-            index,
-            score,
+            input, target, weight, *options, grad, table, index, score
         )
         ctx.mark_non_differentiable(scores)
         ctx.set_materialize_grads(False)
         ctx.in_forward = grad is not None
         if grad is None:
             ctx.save_for_backward(input, target, softmax_stats, weight)
-            ctx.options = label_smoothing, ignore_index, reduction
+            ctx.options = options
         else:
             if gradient == "inplace":
                 torch.autograd.graph.increment_version(input)
@@ -198,7 +179,7 @@ class _ScoredCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        unused = (None,) * 9
+        unused = (None,) * 7
         if grad_loss is None:
             return None, *unused
         if ctx.in_forward:
