@@ -197,8 +197,7 @@ def is_exact(subset: str | None, samples: int) -> bool:
     """Whether select_samples draws a subset of exact size."""
     if subset not in ("exact", "bernoulli", None):
         raise RuntimeError(
-            "cpfast::select_samples: subset: expected 'exact', 'bernoulli' or None, "
-            f"got {subset!r}"
+            f"cpfast::select_samples: subset: expected 'exact', 'bernoulli' or None, got {subset!r}"
         )
     return samples <= 64_000_000 if subset is None else subset == "exact"
 
