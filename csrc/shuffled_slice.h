@@ -6,7 +6,7 @@
 // size      how many positions
 // cursor    optional [] or [1] int64, on the device: added to start
 // result    dtype of indices: out[i] = indices[pi(p)] with p = cursor + start + i, pi being the
-//           permutation of [0, count) with which select_samples shuffles; -1 where p >= count
+//           permutation of [0, count) with which select_samples shuffles; -1 where p is not in it
 //
 // Slices that meet are the shuffled selection of the same seed, epoch and stream, to the bit; no
 // more than a slice of it is ever stored, and count and cursor are never read by the host.

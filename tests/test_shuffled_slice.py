@@ -50,7 +50,9 @@ def test_a_cursor_on_the_device_says_where_to_start(device):
         assert torch.equal(batch[:length], whole[start : start + 64])
         assert (batch[length:] == -1).all()
         cursor += 64
-    assert (ops.shuffled_slice(indices, count, cursor.fill_(-5), 4, **KEY) == -1).all()
+    batch = ops.shuffled_slice(indices, count, cursor.fill_(-5), 8, **KEY)
+    assert batch.tolist() == [-1] * 5 + whole[:3].tolist()
+    assert (ops.shuffled_slice(indices, count, cursor, 4, **KEY) == -1).all()
 
 
 @pytest.mark.cuda

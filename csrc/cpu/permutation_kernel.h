@@ -21,16 +21,14 @@ inline uint32_t lane_bits(Int<float> lanes) {
 
 // Stores the lanes whose bit is set, and behind them what is overwritten next: `to` has room for
 // a whole vector.
-template <typename Lanes>
-inline void compress(void* to, Lanes values, uint32_t bits) {
+inline void compress(uint32_t* to, Words values, uint32_t bits) {
 #if CPFAST_VECTOR_BYTES == 64
   // In a register, for to memory it takes some 100 cycles on Zen 4.
   _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(bits, (__m512i)values));
 #else
-  uint32_t* at = static_cast<uint32_t*>(to);
   for (int i = 0; i < kWordLanes; ++i) {
-    *at = ((Words)values)[i];
-    at += bits >> i & 1;
+    *to = values[i];
+    to += bits >> i & 1;
   }
 #endif
 }

@@ -89,8 +89,8 @@ int64_t select(const float* scores, int64_t samples, const Draw& draw, Index* in
     for_tiles(wave, end, [&](int64_t t) {
       CPFAST_DISPATCH(tile_write<Index>)(scores + t * kTile, t * kTile, size_of(t), threshold,
                                   static_cast<float>(1 / draw.keep), marks_of(t),
-                                  draw.shuffle ? &order : nullptr, first_kept[t - wave],
-                                  kept[t - wave], indices, weights);
+                                  draw.shuffle ? &order : nullptr, first_kept[t - wave], indices,
+                                  weights);
     });
   }
   torch::stable::parallel_for(all_kept, samples, 4 * kTile, [&](int64_t begin, int64_t end) {

@@ -100,7 +100,8 @@ typedef uint64_t Longs __attribute__((vector_size(CPFAST_VECTOR_BYTES)));
 // Products of the even lanes.
 inline Longs wide_product(Longs a, uint32_t b) {
 #if CPFAST_VECTOR_BYTES == 64
-  return (Longs)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+  // GCC 12 warns of a variable that its _mm512_mul_epu32 leaves undefined on purpose.
+  return (Longs)_mm512_maskz_mul_epu32(0xff, (__m512i)a, _mm512_set1_epi64(b));
 #elif CPFAST_VECTOR_BYTES == 32
   return (Longs)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
 #else
@@ -141,20 +142,19 @@ inline int64_t tile_draw(const float* scores, int64_t first_sample, int64_t n, f
 template <typename Index>
 inline void tile_write(const float* scores, int64_t first_sample, int64_t n, float threshold,
                        float weight, const uint64_t* marks, const Permutation* shuffle,
-                       int64_t first_kept, int64_t kept, Index* indices, float* weights) {
-  uint32_t samples[kTile + kWordLanes];
-  float sample_weights[kTile + kWordLanes];
+                       int64_t first_kept, Index* indices, float* weights) {
+  uint32_t samples[kTile + kWordLanes], sample_weights[kTile + kWordLanes];
   Words lane_numbers;
   for (int i = 0; i < kWordLanes; ++i) lane_numbers[i] = i;
   const Vec<float> one = splat(1.0f), other = splat(weight);
-  int64_t rank = 0;
+  int64_t kept = 0;
   for (int64_t i = 0; i < n; i += kWordLanes) {
     const uint32_t bits = static_cast<uint32_t>(marks[i / 64] >> (i % 64)) & first_bits(n - i);
     const Vec<float> score =
         n - i < kWordLanes ? load_part(scores + i, n - i, threshold) : load(scores + i);
-    compress(samples + rank, lane_numbers + static_cast<uint32_t>(i), bits);
-    compress(sample_weights + rank, score < threshold ? other : one, bits);
-    rank += __builtin_popcount(bits);
+    compress(samples + kept, lane_numbers + static_cast<uint32_t>(i), bits);
+    compress(sample_weights + kept, (Words)(score < threshold ? other : one), bits);
+    kept += __builtin_popcount(bits);
   }
   if (shuffle == nullptr) {
     for (int64_t k = 0; k < kept; ++k)
@@ -164,7 +164,7 @@ inline void tile_write(const float* scores, int64_t first_sample, int64_t n, flo
   }
   const auto write = [&](int64_t position, int64_t k) {
     indices[position] = static_cast<Index>(first_sample + samples[k]);
-    weights[position] = sample_weights[k];
+    std::memcpy(weights + position, sample_weights + k, sizeof(float));
   };
   if (shuffle->n < uint64_t{1} << 32) {
     uint32_t order[kTile + kWordLanes];

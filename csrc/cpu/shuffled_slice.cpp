@@ -14,14 +14,18 @@ constexpr int64_t kPositions = 4096;
 template <typename Index>
 void slice(const Index* indices, const Permutation& order, int64_t first, int64_t size,
            Index* out) {
-  const int64_t inside =
-      first < 0 ? 0 : std::clamp<int64_t>(static_cast<int64_t>(order.n) - first, 0, size);
-  torch::stable::parallel_for(0, (inside + kPositions - 1) / kPositions, 1,
-                              [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * kPositions; i < std::min(inside, end * kPositions); i += kPositions)
-      CPFAST_DISPATCH(gather<Index>)(indices, order, first + i, std::min(kPositions, inside - i), out + i);
+  // A negative cursor may ask for positions before the first.
+  first = std::max(first, -size);
+  const int64_t begin = std::max<int64_t>(0, -first);
+  const int64_t end = std::clamp<int64_t>(static_cast<int64_t>(order.n) - first, begin, size);
+  torch::stable::parallel_for(0, (end - begin + kPositions - 1) / kPositions, 1,
+                              [&](int64_t part, int64_t last_part) {
+    for (int64_t i = begin + part * kPositions; part < last_part; ++part, i += kPositions)
+      CPFAST_DISPATCH(gather<Index>)(indices, order, first + i, std::min(kPositions, end - i),
+                                     out + i);
   });
-  std::fill(out + inside, out + size, Index{-1});
+  std::fill(out, out + begin, Index{-1});
+  std::fill(out + end, out + size, Index{-1});
 }
 
 }  // namespace

@@ -376,6 +376,13 @@ void __nanosleep(unsigned) {
 
 EXPORT void emulation_seed(unsigned seed) { emulation::generator.seed(seed); }
 
+// Bytes of all outputs and scratch since the last call of emulation_free.
+EXPORT int64_t emulation_allocated() {
+  int64_t bytes = 0;
+  for (const auto& allocation : emulation::allocations) bytes += allocation.bytes;
+  return bytes;
+}
+
 // Frees all outputs and scratch since the last call; returns how many were written beside.
 EXPORT int emulation_free() {
   int damaged = 0;
