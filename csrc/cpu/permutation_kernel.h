@@ -25,6 +25,12 @@ inline void compress(uint32_t* to, Words values, uint32_t bits) {
 #if CPFAST_VECTOR_BYTES == 64
   // In a register, for to memory it takes some 100 cycles on Zen 4.
   _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(bits, (__m512i)values));
+#elif CPFAST_VECTOR_BYTES == 32
+  // The numbers of the lanes, a byte each, and of those the wanted ones.
+  const uint64_t wanted = _pdep_u64(bits, 0x0101010101010101) * 0xff;
+  const __m128i lanes = _mm_cvtsi64_si128(_pext_u64(0x0706050403020100, wanted));
+  _mm256_storeu_si256((__m256i*)to,
+                      _mm256_permutevar8x32_epi32((__m256i)values, _mm256_cvtepu8_epi32(lanes)));
 #else
   for (int i = 0; i < kWordLanes; ++i) {
     *to = values[i];
