@@ -25,7 +25,7 @@
 //   [0, count): what shuffled_slice evaluates for a few positions at a time. Written out, it needs
 //   no second buffer, for the sample of rank r goes to position pi^-1(r).
 //
-// Besides its results an op holds less than 0.02 bytes a sample.
+// Besides its results the op holds less than 0.01 bytes a sample, and 64 KB on the CPU.
 #pragma once
 
 #include "checks.h"

@@ -51,7 +51,7 @@ inline uint64_t deposit(uint64_t bits, uint64_t mask) {
 }
 
 inline uint32_t first_bits(int64_t n) {
-  return n < kWordLanes ? (uint32_t{1} << n) - 1 : static_cast<uint32_t>(~uint64_t{0} >> (64 - kWordLanes));
+  return (uint32_t{1} << std::min<int64_t>(n, kWordLanes)) - 1;
 }
 
 template <bool kBack>
