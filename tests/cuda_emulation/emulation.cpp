@@ -1,10 +1,11 @@
 // Runs CUDA kernels on the CPU. Every thread of a block is a fibre with a stack of its own, which
 // runs until it meets a barrier, a shuffle or a vote; lanes, warps and blocks run in a random
 // order that a seed determines. Blocks run one after another, but those of a cooperative grid take
-// turns: where all threads of one wait, the next goes on. Shared memory, outputs and scratch start as NaN (integers as -1),
-// so that a missing barrier and an element that nobody wrote show in the result. A trap, undefined
-// behaviour, memory that may not be touched, a barrier that not all threads reach, lanes that meet
-// at different shuffles, and a loop without end stop the kernel with an exception.
+// turns: where all threads of one wait, the next goes on. Shared memory, outputs and scratch start
+// as NaN (integers as -1), so that a missing barrier and an element that nobody wrote show in the
+// result. A trap, undefined behaviour, memory that may not be touched, a barrier that not all
+// threads reach, lanes that meet at different shuffles, and a loop without end stop the kernel
+// with an exception.
 //
 // It cannot show: speed and the use of registers; the device's own exp, log and rounding, and what
 // nvcc makes of the sources; races between blocks, and between the threads of a block where both
