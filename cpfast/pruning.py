@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cpfast import ops
 
-__all__ = ["POLICIES", "DataPruner"]
+__all__ = ["POLICIES", "DataPruner", "LazyPlan"]
 
 POLICIES = ("infobatch", "random")
 _SETTINGS = ("num_samples", "num_epochs", "policy", "keep", "anneal", "seed")
@@ -19,6 +20,43 @@ _STATE = (*_SETTINGS, "scores", "weights", "plan", "planned", "counts")
 _UNSEEN = math.inf
 # An ignored sample would be recorded as one of loss 0.
 _NONE_IGNORED = torch.iinfo(torch.int64).min
+
+
+class LazyPlan:
+    """The indices of an epoch in random order, computed a batch at a time.
+
+    :meth:`DataPruner.prepare` makes it, and it stays what it is while scores change and other
+    epochs are planned. ``len(plan)`` is the number of samples in the epoch.
+
+    Args:
+        passes: of each pass over the data, its length and a function that computes the indices at
+            positions [start, start + size).
+    """
+
+    def __init__(self, passes: list[tuple[int, Callable[[int, int], Tensor]]]) -> None:
+        self._passes = passes
+
+    def __len__(self) -> int:
+        return sum(length for length, _ in self._passes)
+
+    def batch(self, start: int, size: int) -> Tensor:
+        """``plan(epoch)[start : start + size]``: [size] int64 on the device, fewer at the end.
+
+        Raises:
+            ValueError: for a negative number.
+        """
+        for name, value in (("start", start), ("size", size)):
+            if value < 0:
+                raise ValueError(f"{name}: expected a number from 0 on, got {value}")
+        slices, first = [], 0
+        for length, slice_of in self._passes:
+            begin, end = max(start, first), min(start + size, first + length)
+            if begin < end:
+                slices.append(slice_of(begin - first, end - begin))
+            first += length
+        if not slices:  # past the end
+            return self._passes[0][1](0, 0)
+        return slices[0] if len(slices) == 1 else torch.cat(slices)
 
 
 class DataPruner:
@@ -37,7 +75,7 @@ class DataPruner:
 
     The plan is a function of the scores, the seed and the epoch: after :meth:`sync` it is the same
     on every rank, and resuming needs no generator's state. Scores live on one device and never
-    visit the host; :meth:`plan` reads two integers an epoch.
+    visit the host; :meth:`prepare` and :meth:`plan` read a few integers once an epoch.
 
     Args:
         num_samples: N, the size of the data set.
@@ -88,6 +126,7 @@ class DataPruner:
         # Only under torch.distributed: which scores this rank has written since the last sync.
         self._touched: Tensor | None = None
         self._unsynced = False
+        self._lazy_plan: LazyPlan | None = None
         self._plan: Tensor | None = None
         self._planned: tuple[int, int, bool] | None = None
         # Per epoch: how many samples its plan has, and how many full passes would have.
@@ -117,7 +156,6 @@ class DataPruner:
         annealing = epoch >= math.ceil(self.anneal * self.num_epochs)
         return annealing or (self.policy == "infobatch" and epoch == 0)
 
-    @torch.no_grad()
     def plan(self, epoch: int, *, repeats: int = 1, prune: bool = True) -> Tensor:
         """The indices of epoch ``epoch`` (from 0), in random order: [n] int64 on the device.
 
@@ -134,22 +172,36 @@ class DataPruner:
             ValueError: for numbers out of range, or NaN among scores that choose the samples.
             RuntimeError: where scores were recorded under torch.distributed and not synced.
         """
+        plan = self._prepare("plan", epoch, repeats, prune)
+        if self._plan is None:
+            self._plan = plan.batch(0, len(plan))
+        return self._plan
+
+    def prepare(self, epoch: int, *, repeats: int = 1, prune: bool = True) -> LazyPlan:
+        """As :meth:`plan`, but the order is computed batch by batch, and stored nowhere::
+
+        plan = pruner.prepare(epoch)
+        for start in range(0, len(plan), batch_size):
+            index = plan.batch(start, batch_size)
+        """
+        return self._prepare("prepare", epoch, repeats, prune)
+
+    @torch.no_grad()
+    def _prepare(self, caller: str, epoch: int, repeats: int, prune: bool) -> LazyPlan:
         if epoch < 0:
             raise ValueError(f"epoch: expected one from 0 on, got {epoch}")
         if repeats < 1:
             raise ValueError(f"repeats: expected at least 1, got {repeats}")
-        if self._planned == (epoch, repeats, prune) and self._plan is not None:
-            return self._plan
-        self._require_synced(f"plan({epoch})")
-        pruned = prune and not self.is_full(epoch)
+        if self._planned == (epoch, repeats, prune) and self._lazy_plan is not None:
+            return self._lazy_plan
+        self._require_synced(f"{caller}({epoch})")
         # Aside, so that an error leaves the current plan and its weights as they are.
-        weights = torch.ones_like(self._weights)
-        passes = [self._select(epoch, stream, pruned, weights) for stream in range(repeats)]
+        plan, weights = self._select(epoch, repeats, prune and not self.is_full(epoch))
         self._weights = weights
-        self._plan = passes[0] if repeats == 1 else torch.cat(passes)
+        self._lazy_plan, self._plan = plan, None
         self._planned = (epoch, repeats, prune)
-        self._counts[epoch] = (len(self._plan), repeats * self.num_samples)
-        return self._plan
+        self._counts[epoch] = (len(plan), repeats * self.num_samples)
+        return plan
 
     def _require_synced(self, before: str) -> None:
         if self._unsynced:
@@ -158,33 +210,54 @@ class DataPruner:
                 f"call sync() on every rank before {before}"
             )
 
-    def _select(self, epoch: int, stream: int, pruned: bool, weights: Tensor) -> Tensor:
-        """The indices of one pass; writes the weights of those that have another than 1."""
+    def _select(self, epoch: int, repeats: int, pruned: bool) -> tuple[LazyPlan, Tensor]:
+        """The passes of an epoch, and the weights of all samples."""
         by_score = pruned and self.policy == "infobatch"
-        selection = ops.select_samples(
-            # Equal scores are below no mean: everything is kept.
-            self.scores if by_score else torch.zeros_like(self.scores),
-            keep=self.keep,
-            seed=self.seed,
-            epoch=epoch,
-            stream=stream,
-            shuffle=True,
-        )
-        if not by_score:
-            # The first positions of a random order are a random subset.
+        # Equal scores are below no mean: everything is kept.
+        scores = self.scores if by_score else torch.zeros_like(self.scores)
+        selections = [
+            ops.select_samples(scores, keep=self.keep, seed=self.seed, epoch=epoch, stream=stream)
+            for stream in range(repeats if by_score else 1)
+        ]
+        weights = torch.ones_like(self._weights)
+        if by_score:
+            *counts, has_nan = torch.stack(
+                [*(s.count for s in selections), scores.amax().isnan().long()]
+            ).tolist()
+            if has_nan:
+                self._refuse_nan()
+            for s, count in zip(selections, counts, strict=True):
+                weights.index_copy_(0, s.indices[:count], s.weights[:count])
+        else:
+            # All passes shuffle the same selection, and the first positions of a random order are
+            # a random subset.
             share = max(1, math.floor(self.keep * self.num_samples))
-            count = share if pruned else self.num_samples
-            return selection.indices[:count]
-        count, nans = torch.stack([selection.count, self.scores.isnan().sum()]).tolist()
-        if nans:
-            first = int(self.scores.isnan().nonzero()[0])
-            raise ValueError(
-                f"scores: {nans} of {self.num_samples} are NaN, the first is that of sample "
-                f"{first}: its loss has diverged"
+            selections, counts = selections * repeats, [share if pruned else self.num_samples]
+            counts *= repeats
+
+        def slices(stream: int) -> Callable[[int, int], Tensor]:
+            indices, _, count = selections[stream]
+            return lambda start, size: ops.shuffled_slice(
+                indices, count, start, size, seed=self.seed, epoch=epoch, stream=stream
             )
-        indices = selection.indices[:count]
-        weights[indices] = selection.weights[:count]
-        return indices
+
+        return LazyPlan([(n, slices(stream)) for stream, n in enumerate(counts)]), weights
+
+    def _refuse_nan(self) -> None:
+        nans = self.scores.isnan().nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"scores: {len(nans)} of {self.num_samples} are NaN, the first is that of sample "
+            f"{nans[0]}: its loss has diverged"
+        )
+
+    def _written_plan(self) -> Tensor | None:
+        if self._plan is None and self._lazy_plan is not None:
+            self._plan = self._lazy_plan.batch(0, len(self._lazy_plan))
+        return self._plan
+
+    def _adopt(self, plan: Tensor) -> None:
+        self._plan = plan
+        self._lazy_plan = LazyPlan([(len(plan), lambda start, size: plan[start : start + size])])
 
     def weights(self, index: Tensor) -> Tensor:
         """What the losses of samples ``index`` ([B] int64) are multiplied by: [B] float32."""
@@ -291,7 +364,9 @@ class DataPruner:
         self.scores = self.scores.to(device)
         self._weights = self._weights.to(device)
         self._touched = None if self._touched is None else self._touched.to(device)
-        self._plan = None if self._plan is None else self._plan.to(device)
+        plan = self._written_plan()
+        if plan is not None:
+            self._adopt(plan.to(device))
 
     def state_dict(self) -> dict[str, Any]:
         """Settings, scores, weights, the plan of the current epoch, and the counts.
@@ -301,11 +376,12 @@ class DataPruner:
                 rank would save other scores.
         """
         self._require_synced("state_dict()")
+        plan = self._written_plan()
         return {
             **{name: getattr(self, name) for name in _SETTINGS},
             "scores": self.scores.clone(),
             "weights": self._weights.clone(),
-            "plan": None if self._plan is None else self._plan.clone(),
+            "plan": None if plan is None else plan.clone(),
             "planned": self._planned,
             "counts": [(epoch, *counts) for epoch, counts in self._counts.items()],
         }
@@ -334,7 +410,8 @@ class DataPruner:
                 )
             own.copy_(state[name])
         plan, planned = state["plan"], state["planned"]
-        restored._plan = None if plan is None else plan.to(self.device, copy=True)
+        if plan is not None:
+            restored._adopt(plan.to(self.device, copy=True))
         restored._planned = None if planned is None else (planned[0], planned[1], planned[2])
         restored._counts = {epoch: (seen, full) for epoch, seen, full in state["counts"]}
         restored._follows_logits = self._follows_logits

@@ -21,6 +21,7 @@ __all__ = [
     "record_scores",
     "scored_cross_entropy",
     "select_samples",
+    "shuffled_slice",
 ]
 
 
@@ -110,7 +111,7 @@ def scored_cross_entropy(
 
 _WORD = 0xFFFFFFFF
 _LONG = 0xFFFFFFFFFFFFFFFF
-_SUBSET, _SHUFFLE = 1, 2
+_SUBSET, _SHUFFLE, _BERNOULLI = 1, 2, 3
 
 
 def _mix64(x: int) -> int:
@@ -120,6 +121,13 @@ def _mix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def _draw_key(seed: int, epoch: int, stream: int, purpose: int) -> int:
+    key = _mix64(seed & _LONG)
+    for word in (epoch, stream, purpose):
+        key = _mix64(key ^ (word & _LONG))
+    return key
+
+
 def _round(x: Tensor) -> Tensor:
     # 32-bit words in int64: products wrap modulo 2^64, so their low 32 bits are right.
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _WORD
@@ -127,22 +135,20 @@ def _round(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def permutation(
-    n: int, *, seed: int, epoch: int, stream: int, purpose: int, device: torch.device
+def permute(
+    positions: Tensor, n: int, *, seed: int, epoch: int, stream: int, purpose: int
 ) -> Tensor:
-    """The keyed permutation of [0, n) of ``csrc/permutation.h``, written out: [n] int64."""
+    """The keyed permutation of [0, n) of ``csrc/permutation.h`` at some positions ([B] int64)."""
     bits = max(6, (n - 1).bit_length())
     left_bits, right_bits = bits // 2, bits - bits // 2
-    state = _mix64(seed & _LONG)
-    for word in (epoch, stream, purpose):
-        state = _mix64(state ^ (word & _LONG))
+    state = _draw_key(seed, epoch, stream, purpose)
     keys = []
     for _ in range(8):
         state = _mix64(state)
         keys.append(state >> 32)
 
-    x = torch.arange(n, device=device)
-    walking = torch.ones(n, dtype=torch.bool, device=device)
+    x = positions
+    walking = torch.ones_like(x, dtype=torch.bool)
     while bool(walking.any()):
         left, right = x >> right_bits, x & ((1 << right_bits) - 1)
         for i in range(0, 8, 2):
@@ -151,6 +157,25 @@ def permutation(
         x = torch.where(walking, (left << right_bits) | right, x)
         walking = x >= n
     return x
+
+
+def numbers(samples: Tensor, *, seed: int, epoch: int, stream: int, purpose: int) -> Tensor:
+    """The 32-bit numbers of ``csrc/permutation.h``'s Philox4x32-10 for sample ids: [B] int64."""
+    counter = samples // 128 * 32 + samples % 32
+    words = [counter & _WORD, counter >> 32, torch.zeros_like(counter), torch.zeros_like(counter)]
+    key = _draw_key(seed, epoch, stream, purpose)
+    first, second = key & _WORD, key >> 32
+    for _ in range(10):
+        # Products wrap modulo 2^64, and >> copies their sign.
+        a, b = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57
+        words = [
+            (b >> 32 & _WORD) ^ words[1] ^ first,
+            b & _WORD,
+            (a >> 32 & _WORD) ^ words[3] ^ second,
+            a & _WORD,
+        ]
+        first, second = (first + 0x9E3779B9) & _WORD, (second + 0xBB67AE85) & _WORD
+    return torch.stack(words).gather(0, (samples // 32 % 4)[None])[0]
 
 
 @torch.no_grad()
@@ -162,28 +187,60 @@ def select_samples(
     epoch: int,
     stream: int = 0,
     shuffle: bool = False,
+    subset: str | None = None,
+    dtype: torch.dtype = torch.int64,
 ) -> Selection:
     finite = scores.isfinite()
     mean = torch.where(finite, scores, 0.0).sum(dtype=torch.float64) / finite.sum()
     below = scores.double() < mean
     ranks = below.nonzero()[:, 0]
+    key = {"seed": seed, "epoch": epoch, "stream": stream}
 
-    def positions(n: int, purpose: int) -> Tensor:
-        key = {"seed": seed, "epoch": epoch, "stream": stream, "purpose": purpose}
-        return permutation(n, **key, device=scores.device)
-
-    chosen = positions(len(ranks), _SUBSET) < math.floor(keep * len(ranks))
+    if is_exact(subset, len(scores)):
+        order = torch.arange(len(ranks), device=scores.device)
+        chosen = permute(order, len(ranks), **key, purpose=_SUBSET) < math.floor(keep * len(ranks))
+    else:
+        chosen = numbers(ranks, **key, purpose=_BERNOULLI) < math.ceil(keep * 2**32)
     kept = ~below
     kept[ranks[chosen]] = True
     order = kept.nonzero()[:, 0]
-    count = len(order)
+    count = torch.tensor(len(order), device=scores.device)
     if shuffle:
-        order = torch.empty_like(order).index_copy_(0, positions(count, _SHUFFLE), order)
-    indices = torch.full_like(scores, -1, dtype=torch.int64)
+        order = shuffled_slice(order, count, 0, len(order), **key)
+    indices = torch.full_like(scores, -1, dtype=dtype)
     weights = torch.zeros_like(scores)
-    indices[:count] = order
-    weights[:count] = torch.where(below[order], 1 / keep, 1.0)
-    return Selection(indices, weights, torch.tensor(count, device=scores.device))
+    indices[: len(order)] = order.to(dtype)
+    weights[: len(order)] = torch.where(below[order], 1 / keep, 1.0)
+    return Selection(indices, weights, count)
+
+
+def is_exact(subset: str | None, samples: int) -> bool:
+    """Whether select_samples draws a subset of exact size."""
+    if subset not in ("exact", "bernoulli", None):
+        raise RuntimeError(
+            f"cpfast::select_samples: subset: expected 'exact', 'bernoulli' or None, got {subset!r}"
+        )
+    return samples <= 64_000_000 if subset is None else subset == "exact"
+
+
+@torch.no_grad()
+def shuffled_slice(
+    indices: Tensor,
+    count: Tensor,
+    start: int | Tensor,
+    size: int,
+    *,
+    seed: int,
+    epoch: int,
+    stream: int = 0,
+) -> Tensor:
+    n = int(count)
+    positions = int(start) + torch.arange(size, device=indices.device)
+    inside = (positions >= 0) & (positions < n)
+    key = {"seed": seed, "epoch": epoch, "stream": stream, "purpose": _SHUFFLE}
+    out = torch.full_like(positions, -1, dtype=indices.dtype)
+    out[inside] = indices[permute(positions[inside], n, **key)]
+    return out
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class Selection(NamedTuple):
     """The samples of one epoch, all on the device of the scores."""
 
     indices: Tensor
-    """[N] int64: the selected samples, then -1 from position ``count`` on."""
+    """[N] int64 or int32: the selected samples, then -1 from position ``count`` on."""
     weights: Tensor
     """[N] float32, beside ``indices``: what each sample's loss is multiplied by, then 0."""
     count: Tensor  # type: ignore[assignment]  # it hides tuple.count

@@ -23,7 +23,11 @@ STABLE_TORCH_LIBRARY(cpfast, m) {
   m.def("rescale_gradient(Tensor(a!) grad, Tensor factor) -> ()");
   m.def(
       "select_samples(Tensor scores, float keep, int seed, int epoch, int stream=0, "
-      "bool shuffle=False) -> (Tensor indices, Tensor weights, Tensor count)");
+      "bool shuffle=False, bool exact=True, ScalarType dtype=long) "
+      "-> (Tensor indices, Tensor weights, Tensor count)");
+  m.def(
+      "shuffled_slice(Tensor indices, Tensor count, int start, int size, int seed, int epoch, "
+      "int stream=0, Tensor? cursor=None) -> Tensor");
   m.def("record_scores(Tensor(a!) scores, Tensor index, Tensor values) -> ()");
 }
 

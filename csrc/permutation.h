@@ -1,17 +1,19 @@
 // A keyed random permutation of [0, n) that is evaluated one position at a time and never stored:
 // a Feistel network on the next power of two, walked along its cycle until it lands below n
-// (Black and Rogaway 2002; for shuffling: Mitchell et al., arXiv 2106.06161). The CPU and CUDA
-// kernels and the Python reference share these integers, so they draw the same samples.
+// (Black and Rogaway 2002; for shuffling: Mitchell et al., arXiv 2106.06161). And random numbers
+// of single samples: Philox4x32-10 (Salmon et al. 2011). The CPU and CUDA kernels and the Python
+// reference share these integers, so they draw the same samples.
 #pragma once
 
 #include "dispatch.h"
 
+#include <cmath>
 #include <cstdint>
 
 namespace cpfast {
 
-// What a permutation is drawn for; permutations of different purposes are independent.
-enum class Purpose : uint64_t { kSubset = 1, kShuffle = 2 };
+// What is drawn; draws of different purposes are independent.
+enum class Purpose : uint64_t { kSubset = 1, kShuffle = 2, kBernoulli = 3 };
 
 // The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
 CPFAST_HOST_DEVICE inline uint64_t mix64(uint64_t x) {
@@ -21,32 +23,50 @@ CPFAST_HOST_DEVICE inline uint64_t mix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-struct Permutation {
+inline uint64_t draw_key(uint64_t seed, uint64_t epoch, uint64_t stream, Purpose purpose) {
+  uint64_t key = mix64(seed);
+  key = mix64(key ^ epoch);
+  key = mix64(key ^ stream);
+  return mix64(key ^ static_cast<uint64_t>(purpose));
+}
+
+// Made on the host, where n may not be known yet.
+struct RoundKeys {
   static constexpr int kRounds = 8;
+  uint32_t words[kRounds];
+
+  RoundKeys(uint64_t seed, uint64_t epoch, uint64_t stream, Purpose purpose) {
+    uint64_t state = draw_key(seed, epoch, stream, purpose);
+    for (uint32_t& word : words) {
+      state = mix64(state);
+      word = static_cast<uint32_t>(state >> 32);
+    }
+  }
+};
+
+struct Permutation {
   // On 4 bits every round is an even permutation, which shows in the orders of 5 or 6 items
   // (chi-square 12 and 66 standard deviations off); on 6 bits they are uniform.
   static constexpr int kMinBits = 6;
 
   uint64_t n;
   int left_bits, right_bits;
-  uint32_t keys[kRounds];
+  RoundKeys keys;
 
   // n < 2^62.
-  CPFAST_HOST_DEVICE Permutation(uint64_t n, uint64_t seed, uint64_t epoch, uint64_t stream,
-                                 Purpose purpose)
-      : n(n) {
-    int bits = kMinBits;
-    while ((uint64_t{1} << bits) < n) ++bits;
+  CPFAST_HOST_DEVICE Permutation(uint64_t n, const RoundKeys& keys) : n(n), keys(keys) {
+    const int bits = n <= (uint64_t{1} << kMinBits) ? kMinBits : bit_width(n - 1);
     left_bits = bits / 2;
     right_bits = bits - left_bits;
-    uint64_t state = mix64(seed);
-    state = mix64(state ^ epoch);
-    state = mix64(state ^ stream);
-    state = mix64(state ^ static_cast<uint64_t>(purpose));
-    for (int i = 0; i < kRounds; ++i) {
-      state = mix64(state);
-      keys[i] = static_cast<uint32_t>(state >> 32);
-    }
+  }
+
+  // Of a positive number.
+  CPFAST_HOST_DEVICE static int bit_width(uint64_t x) {
+#ifdef __CUDA_ARCH__
+    return 64 - __clzll(static_cast<long long>(x));
+#else
+    return 64 - __builtin_clzll(x);
+#endif
   }
 
   // The finaliser of MurmurHash3 (Appleby 2011), over any 32-bit word type.
@@ -57,28 +77,67 @@ struct Permutation {
     return x ^ (x >> 16);
   }
 
-  // One pass through the network: a permutation of [0, 2^(left_bits + right_bits)).
-  CPFAST_HOST_DEVICE uint64_t step(uint64_t x) const {
-    uint32_t left = static_cast<uint32_t>(x >> right_bits);
-    uint32_t right = static_cast<uint32_t>(x & ((uint64_t{1} << right_bits) - 1));
-    step(left, right);
-    return (static_cast<uint64_t>(left) << right_bits) | right;
-  }
-
-  template <typename Word>
+  // One pass through the network, a permutation of [0, 2^(left_bits + right_bits)), or back.
+  template <bool kBack, typename Word>
   CPFAST_HOST_DEVICE void step(Word& left, Word& right) const {
     const uint32_t left_mask = (uint32_t{1} << left_bits) - 1;
     const uint32_t right_mask = (uint32_t{1} << right_bits) - 1;
-    for (int i = 0; i < kRounds; i += 2) {
-      left = left ^ (round(right ^ keys[i]) & left_mask);
-      right = right ^ (round(left ^ keys[i + 1]) & right_mask);
+    const uint32_t* const key = keys.words;
+    for (int i = 0; i < RoundKeys::kRounds; i += 2) {
+      if constexpr (kBack) {
+        const int last = RoundKeys::kRounds - 1 - i;
+        right = right ^ (round(left ^ key[last]) & right_mask);
+        left = left ^ (round(right ^ key[last - 1]) & left_mask);
+      } else {
+        left = left ^ (round(right ^ key[i]) & left_mask);
+        right = right ^ (round(left ^ key[i + 1]) & right_mask);
+      }
     }
   }
 
-  CPFAST_HOST_DEVICE uint64_t operator()(uint64_t x) const {
-    do x = step(x);
+  template <bool kBack = false>
+  CPFAST_HOST_DEVICE uint64_t step(uint64_t x) const {
+    uint32_t left = static_cast<uint32_t>(x >> right_bits);
+    uint32_t right = static_cast<uint32_t>(x & ((uint64_t{1} << right_bits) - 1));
+    step<kBack>(left, right);
+    return (static_cast<uint64_t>(left) << right_bits) | right;
+  }
+
+  template <bool kBack>
+  CPFAST_HOST_DEVICE uint64_t walk(uint64_t x) const {
+    do x = step<kBack>(x);
     while (x >= n);
     return x;
+  }
+
+  CPFAST_HOST_DEVICE uint64_t operator()(uint64_t x) const { return walk<false>(x); }
+  CPFAST_HOST_DEVICE uint64_t inverse(uint64_t x) const { return walk<true>(x); }
+};
+
+// Word (sample / 32) % 4 of Philox's output for the counter sample / 128 * 32 + sample % 32 is the
+// number of a sample: four rows of 32 samples for 32 lanes, whose every word is used.
+struct Philox {
+  static constexpr int kRounds = 10;
+  uint64_t key;
+
+  CPFAST_HOST_DEVICE static uint32_t high(uint32_t a, uint32_t b) {
+    return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
+  }
+
+  // Makes random words of a counter, over any 32-bit word type, given the high words of products.
+  template <typename Word, typename High>
+  CPFAST_HOST_DEVICE void operator()(Word (&words)[4], const High& high) const {
+    uint32_t first = static_cast<uint32_t>(key), second = static_cast<uint32_t>(key >> 32);
+    for (int i = 0; i < kRounds; ++i) {
+      const Word a = high(words[0], 0xd2511f53u), b = high(words[2], 0xcd9e8d57u);
+      const Word a_low = words[0] * 0xd2511f53u, b_low = words[2] * 0xcd9e8d57u;
+      words[0] = b ^ words[1] ^ first;
+      words[1] = b_low;
+      words[2] = a ^ words[3] ^ second;
+      words[3] = a_low;
+      first += 0x9e3779b9u;
+      second += 0xbb67ae85u;
+    }
   }
 };
 

@@ -1,5 +1,7 @@
 """The CUDA kernels of select_samples, run on the CPU by cuda_emulation."""
 
+import itertools
+
 import pytest
 import torch
 from cuda_emulation.harness import (
@@ -34,7 +36,11 @@ SCORES = {
         torch.randint(3, (n,), generator=g)
     ],
 }
-TILE = 4096
+KEEPS = [1e-9, 0.1, 0.37, 0.5, 0.99, 1.0]
+TILE, SUM_TILE = 4096, 16384
+# Up to here, one block does it all.
+ONE_BLOCK = 50_000
+SHUFFLE_AND_EXACT = list(itertools.product([False, True], [True, False]))
 
 
 def check_selection(emulated, scores, *draw):
@@ -44,16 +50,32 @@ def check_selection(emulated, scores, *draw):
 
 
 @pytest.mark.parametrize("kind", SCORES)
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_selections_of_every_size(emulated, kind, shuffle):
-    sizes = [0, 1, 3, 4, 8, 31, 32, 33, 256, 1023, 1025]
-    sizes += [TILE - 1, TILE, TILE + 1, 2 * TILE - 1, 3 * TILE + 1]
+@pytest.mark.parametrize(("shuffle", "exact"), SHUFFLE_AND_EXACT)
+def test_selections_by_one_block(emulated, kind, shuffle, exact):
+    sizes = [0, 1, 3, 4, 8, 31, 32, 33, 127, 256, 1023, 1025, TILE - 1, TILE + 1, 3 * TILE + 1]
     for place, size in enumerate(sizes):
-        scores = SCORES[kind](size, generator(size))
-        keep = [1e-9, 0.1, 0.37, 0.5, 0.99, 1.0][place % 6]
-        draw = (keep, (-1) ** place * (2**63 - 1 - place), place, place % 3, shuffle)
-        check_selection(emulated, guarded(scores), *draw)
-        check_selection(emulated, guarded(scores, 1 + place % 3), *draw)
+        scores = guarded(SCORES[kind](size, generator(size)), [None, 1, 2, 3][place % 4])
+        seed = (-1) ** place * (2**63 - 1 - place)
+        dtype = [torch.int64, torch.int32][place % 2]
+        draw = (KEEPS[place % 6], seed, place, place % 3, shuffle, exact, dtype)
+        check_selection(emulated, scores, *draw)
+
+
+@pytest.mark.parametrize("kind", SCORES)
+@pytest.mark.parametrize("size", [ONE_BLOCK, ONE_BLOCK + 1, 4 * SUM_TILE, 5 * SUM_TILE + 4097])
+def test_selections_about_the_size_of_one_block(emulated, kind, size):
+    place = list(SCORES).index(kind)
+    scores = guarded(SCORES[kind](size, generator(size)), [None, 1, 0][place % 3])
+    dtype = [torch.int64, torch.int32][place % 2]
+    draw = (KEEPS[2 + place % 4], place, 1, 0, *SHUFFLE_AND_EXACT[place % 4], dtype)
+    check_selection(emulated, scores, *draw)
+
+
+@pytest.mark.parametrize(("shuffle", "exact"), SHUFFLE_AND_EXACT)
+@pytest.mark.parametrize("size", [13 * TILE - 1, 13 * TILE, 13 * TILE + 1])
+def test_selections_by_blocks_that_wait_for_each_other(emulated, shuffle, exact, size):
+    scores = guarded(SCORES["extreme"](size, generator(size)))
+    check_selection(emulated, scores, 0.37, size, 0, 0, shuffle, exact)
 
 
 def test_selections_of_few_samples(emulated):
@@ -61,9 +83,29 @@ def test_selections_of_few_samples(emulated):
         check_selection(emulated, SCORES["normal"](size, generator(size)), 0.5, size, 0, 0, True)
 
 
-# One block scans the counts of 1024 tiles at a time.
-def test_a_selection_from_more_tiles_than_one_scan_takes(emulated):
-    scores = SCORES["exponential"](1025 * TILE + 1, generator(0))
-    draw = (0.5, 7, 3, 1, True)
+# The sums of so many tiles have several addends in a lane.
+def test_a_selection_from_more_tiles_than_lanes(emulated):
+    scores = SCORES["exponential"](1025 * SUM_TILE + 1, generator(0))
+    draw = (0.5, 7, 3, 1, False, False)
     actual = emulated.run("select_samples", scores, *draw)
     assert all(map(is_same, actual, cpu.select_samples(scores, *draw)))
+
+
+@pytest.mark.parametrize("size", [1000, 50_000, 50_001, 1_000_000])
+@pytest.mark.parametrize(("dtype", "outputs"), [(torch.int64, 12), (torch.int32, 8)])
+def test_memory_is_that_of_the_outputs(emulated, size, dtype, outputs):
+    scores = SCORES["normal"](size, generator(size))
+    emulated.run("select_samples", scores, 0.5, 0, 0, 0, True, True, dtype)
+    assert outputs * size < emulated.allocated < (outputs + 0.01) * size + 64
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_slices(emulated, dtype):
+    for size in (1, 2, 64, 65, 1000, 5000):
+        scores = SCORES["normal"](size, generator(size))
+        indices, _, count = cpu.select_samples(scores, 0.5, 3, 1, 0, False, True, dtype)
+        for start, length in [(0, size), (size // 3, 257), (0, 0), (2 * size, 5), (2**62, 3)]:
+            for cursor in (None, torch.tensor(0), torch.tensor(size // 5), torch.tensor(-7)):
+                arguments = (guarded(indices), count, start, length, 3, 1, 0, cursor)
+                actual = emulated("shuffled_slice", *arguments)
+                assert is_same(actual[0], cpu.shuffled_slice(*arguments))

@@ -75,6 +75,66 @@ def test_repeats_are_separate_permutations():
     torch.testing.assert_close(pruner.weights(pruned), torch.where(below[pruned], 2.0, 1.0))
 
 
+@pytest.mark.parametrize("policy", ["infobatch", "random"])
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_batches_are_slices_of_the_plan(device, policy, repeats, epoch):
+    lazy, _ = scored(device, policy=policy, keep=0.3)
+    whole, _ = scored(device, policy=policy, keep=0.3)
+    plan = lazy.prepare(epoch, repeats=repeats)
+    expected = whole.plan(epoch, repeats=repeats)
+    assert len(plan) == len(expected)
+    assert lazy.prepare(epoch, repeats=repeats) is plan
+    for size in (64, 1000, 10 * N):
+        batches = [plan.batch(start, size) for start in range(0, len(plan), size)]
+        for start, batch in zip(range(0, len(plan), size), batches, strict=True):
+            assert torch.equal(batch, expected[start : start + size])
+    assert plan.batch(len(plan), 5).tolist() == []
+    assert torch.equal(lazy.weights(expected), whole.weights(expected))
+    assert torch.equal(lazy.plan(epoch, repeats=repeats), expected)
+    assert (lazy.samples_seen, lazy.samples_saved) == (whole.samples_seen, whole.samples_saved)
+    with pytest.raises(ValueError, match="start: .* got -1"):
+        plan.batch(-1, 5)
+
+
+def test_a_prepared_plan_holds_while_scores_change_and_after_a_resume():
+    pruner, _ = scored()
+    plan = pruner.prepare(1, repeats=2)
+    first = plan.batch(0, 100)
+    pruner.update(first, torch.rand(100))
+    resumed = cpfast.DataPruner(N)
+    resumed.load_state_dict(copy.deepcopy(pruner.state_dict()))
+    assert resumed.planned == (1, 2, True)
+    again = resumed.prepare(1, repeats=2)
+    assert len(again) == len(plan)
+    for start in range(0, len(plan), 100):
+        assert torch.equal(again.batch(start, 100), plan.batch(start, 100))
+    pruner.prepare(2)
+    assert torch.equal(plan.batch(0, 100), first)
+
+
+def test_a_prepared_plan_follows_the_first_logits(device):
+    pruner = cpfast.DataPruner(100)
+    plan = pruner.prepare(0)
+    index = plan.batch(0, 10)
+    pruner.loss(torch.zeros(10, 3, device=device), (index % 3).to(device), index)
+    assert torch.equal(pruner.prepare(0).batch(0, 100).cpu(), plan.batch(0, 100))
+    assert pruner.prepare(0).batch(0, 100).device.type == device.type
+
+
+@pytest.mark.cuda
+def test_the_host_reads_once_an_epoch(recwarn):
+    pruner, _ = scored("cuda")
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        plan = pruner.prepare(1, repeats=3)
+        for start in range(0, len(plan), 100):
+            plan.batch(start, 100)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in recwarn if "synchronizing" in str(w.message)]) == 1
+
+
 def test_prune_false_plans_full_passes_with_weights_1():
     pruner, _ = scored()
     pruner.plan(1)

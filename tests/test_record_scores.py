@@ -26,6 +26,17 @@ def test_of_equal_indices_the_last_wins(device, batch):
     assert torch.equal(scores.cpu(), twin)
 
 
+def test_int32_indices_record_the_same(device):
+    g = torch.Generator().manual_seed(0)
+    index, values = torch.randint(500, (5000,), generator=g), torch.randn(5000, generator=g)
+    wide, narrow = torch.zeros(500, device=device), torch.zeros(500, device=device)
+    ops.record_scores(wide, index.to(device), values.to(device))
+    ops.record_scores(narrow, index.int().to(device), values.to(device))
+    assert torch.equal(narrow, wide)
+    with pytest.raises(RuntimeError, match=r"index\[0\]: expected .* in \[0, 4\), got -1"):
+        ops.record_scores(torch.zeros(4), torch.tensor([-1], dtype=torch.int32), torch.ones(1))
+
+
 def test_values_are_converted_and_detached(device):
     scores = torch.zeros(3, device=device)
     values = torch.tensor([1.5, 2.5], dtype=torch.bfloat16, device=device, requires_grad=True)
@@ -48,7 +59,7 @@ SCORES, INDEX, VALUES = torch.zeros(4), torch.tensor([0, 1]), torch.ones(2)
     [
         (SCORES.double(), INDEX, VALUES, "scores: expected dtype float32, got float64"),
         (SCORES[None], INDEX, VALUES, r"scores: expected shape \[N\], got \[1, 4\]"),
-        (SCORES, INDEX.int(), VALUES, "index: expected dtype int64, got int32"),
+        (SCORES, INDEX.short(), VALUES, "index: expected dtype int64, got int16"),
         (SCORES, INDEX[None], VALUES, r"index: expected shape \[B\], got \[1, 2\]"),
         (SCORES, INDEX, VALUES[:1], r"values: expected shape \[2\], got \[1\]"),
         (SCORES, torch.tensor([0, 4]), VALUES, r"index\[1\]: expected .* in \[0, 4\), got 4"),

@@ -9,6 +9,7 @@ from cpfast.ops._layer_statistics import layer_rotation, layer_statistics
 from cpfast.ops._record_scores import record_scores
 from cpfast.ops._scored_cross_entropy import scored_cross_entropy
 from cpfast.ops._select_samples import select_samples
+from cpfast.ops._shuffled_slice import shuffled_slice
 from cpfast.results import LayerStatistics, ScoredLoss, Selection
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "record_scores",
     "scored_cross_entropy",
     "select_samples",
+    "shuffled_slice",
 ]

@@ -17,7 +17,7 @@ def record_scores(scores: Tensor, index: Tensor, values: Tensor) -> None:
 
     Args:
         scores: [N] float32, contiguous; written.
-        index: [B] int64 in [0, N).
+        index: [B] int64 or int32 in [0, N).
         values: [B]; converted to float32.
 
     Raises:

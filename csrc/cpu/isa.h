@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
 #define CPFAST_X86_CLONES
 #define CPFAST_DISPATCH(function)                              \
   (__builtin_cpu_supports("x86-64-v4")       ? v4::function    \

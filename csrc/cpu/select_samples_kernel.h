@@ -1,61 +1,40 @@
 // Tiles of select_samples; included by foreach_isa.h.
 
-inline constexpr int kWordLanes = CPFAST_VECTOR_BYTES / 4;
+#include "permutation_kernel.h"
 
-inline void permute_step(const Permutation& permutation, uint32_t* x, int64_t n) {
-  const uint32_t right_mask = (uint32_t{1} << permutation.right_bits) - 1;
-  for (int64_t i = 0; i < n; i += kWordLanes) {
-    Words word;
-    std::memcpy(&word, x + i, sizeof(word));
-    Words left = word >> permutation.right_bits, right = word & right_mask;
-    permutation.step(left, right);
-    word = (left << permutation.right_bits) | right;
-    std::memcpy(x + i, &word, sizeof(word));
-  }
-}
-
-// positions[i] = permutation(first + i) for i < n <= kTile. All walk at once, and those that have
-// not arrived are gathered for the next step: per vector, 16 lanes would wait for the slowest.
-inline void permute_range(const Permutation& permutation, int64_t first, int64_t n,
-                          uint32_t* positions) {
-  const uint32_t size = static_cast<uint32_t>(permutation.n);
-  uint32_t walkers[kTile + kWordLanes];
-  uint16_t pending[kTile + 1];
-  for (int64_t i = 0; i < n; ++i) positions[i] = static_cast<uint32_t>(first + i);
-  permute_step(permutation, positions, n);
-  int64_t left = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    pending[left] = static_cast<uint16_t>(i);
-    left += positions[i] >= size;
-  }
-  while (left > 0) {
-    for (int64_t i = 0; i < left; ++i) walkers[i] = positions[pending[i]];
-    permute_step(permutation, walkers, left);
-    int64_t still = 0;
-    for (int64_t i = 0; i < left; ++i) {
-      const uint16_t at = pending[i];
-      positions[at] = walkers[i];
-      pending[still] = at;
-      still += walkers[i] >= size;
-    }
-    left = still;
-  }
-}
-
-// Sum and number of the finite scores.
-inline void tile_sum(const float* scores, int64_t n, double& sum, int64_t& finite) {
+// Adds the finite scores to their lanes, and counts them.
+inline void add_scores(const float* scores, int64_t n, double* lanes, int64_t& finite) {
   constexpr float kLargest = std::numeric_limits<float>::max();
-  double sums[8] = {};
-  int64_t counts[8] = {};
-  for (int64_t i = 0; i < n; ++i) {
-    const bool is_finite = scores[i] >= -kLargest && scores[i] <= kLargest;
-    sums[i % 8] += is_finite ? static_cast<double>(scores[i]) : 0.0;
-    counts[i % 8] += is_finite;
+  for (int64_t row = 0; row < n; row += kSumLanes) {
+    const int end = static_cast<int>(std::min<int64_t>(kSumLanes, n - row));
+    int32_t count = 0;
+    for (int l = 0; l < end; ++l) {
+      const float score = scores[row + l];
+      const bool is_finite = std::fabs(score) <= kLargest;
+      lanes[l] += static_cast<double>(is_finite ? score : 0.0f);
+      count += is_finite;
+    }
+    finite += count;
   }
-  for (int lane = 0; lane < 8; ++lane) {
-    sum += sums[lane];
-    finite += counts[lane];
-  }
+}
+
+inline double fold(double* lanes) {
+  for (int half = kSumLanes / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
+// Sum and number of the finite scores of a tile.
+inline double tile_sum(const float* scores, int64_t n, int64_t& finite) {
+  double lanes[kSumLanes] = {};
+  add_scores(scores, n, lanes, finite);
+  return fold(lanes);
+}
+
+inline double sum_of_tiles(const double* sums, int64_t n) {
+  double lanes[kSumLanes] = {};
+  for (int64_t t = 0; t < n; ++t) lanes[t % kSumLanes] += sums[t];
+  return fold(lanes);
 }
 
 inline int64_t tile_below(const float* scores, int64_t n, float threshold) {
@@ -64,54 +43,134 @@ inline int64_t tile_below(const float* scores, int64_t n, float threshold) {
   return below;
 }
 
-// Marks the kept samples of a tile, one bit each; returns their number. Without branches: which
-// samples are below the mean is not to be predicted.
-inline int64_t tile_mark(const float* scores, int64_t n, float threshold,
-                         const Permutation& subset, int64_t first_rank, int64_t below,
-                         int64_t subset_size, uint64_t* marks) {
-  uint16_t sample_of_rank[kTile + 1];
-  int64_t rank = 0;
-  for (int64_t word = 0; word * 64 < n; ++word) {
-    uint64_t bits = 0;
-    const int64_t end = std::min<int64_t>(n, word * 64 + 64);
-    for (int64_t i = word * 64; i < end; ++i) {
-      const bool is_below = scores[i] < threshold;
-      sample_of_rank[rank] = static_cast<uint16_t>(i);
-      rank += is_below;
-      bits |= uint64_t{!is_below} << (i % 64);
-    }
-    marks[word] = bits;
+// Bit i: is scores[i], i < n <= 64, below the threshold?
+inline uint64_t below_bits(const float* scores, int64_t n, float threshold) {
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < n; i += kWordLanes) {
+    const Vec<float> score =
+        n - i < kWordLanes ? load_part(scores + i, n - i, threshold) : load(scores + i);
+    bits |= uint64_t{lane_bits(score < threshold)} << i;
   }
+  return bits;
+}
 
-  uint32_t order[kTile + kWordLanes];
-  const bool narrow = subset.n < (uint64_t{1} << 32);
-  if (narrow) permute_range(subset, first_rank, below, order);
-  int64_t kept = n - below;
-  for (rank = 0; rank < below; ++rank) {
-    const uint64_t at = narrow ? order[rank] : subset(first_rank + rank);
-    const bool keep = at < static_cast<uint64_t>(subset_size);
-    const uint16_t i = sample_of_rank[rank];
-    marks[i / 64] |= uint64_t{keep} << (i % 64);
-    kept += keep;
+// Calls mark(first, n, below) for each 64 samples of a tile, whose kept ones it returns as bits.
+template <typename Mark>
+inline int64_t mark_words(const float* scores, int64_t n, float threshold, uint64_t* marks,
+                          const Mark& mark) {
+  int64_t kept = 0;
+  for (int64_t first = 0; first < n; first += 64) {
+    const int64_t samples = std::min<int64_t>(64, n - first);
+    const uint64_t below = below_bits(scores + first, samples, threshold);
+    const uint64_t others = ~below & (~uint64_t{0} >> (64 - samples));
+    marks[first / 64] = others | (mark(first, below) & below);
+    kept += __builtin_popcountll(marks[first / 64]);
   }
   return kept;
 }
 
+// Marks the kept samples of a tile, one bit each; returns their number.
+inline int64_t tile_mark(const float* scores, int64_t n, float threshold,
+                         const Permutation& subset, int64_t first_rank, int64_t below,
+                         uint64_t subset_size, uint64_t* marks) {
+  uint64_t drawn[kTile / 64 + 2] = {};  // a bit a rank
+  if (subset.n < uint64_t{1} << 32) {
+    uint32_t order[kTile + kWordLanes];
+    permute_range<false>(subset, first_rank, below, order);
+    const Words size = Words{} + static_cast<uint32_t>(subset_size);
+    for (int64_t rank = 0; rank < below; rank += kWordLanes) {
+      Words at;
+      std::memcpy(&at, order + rank, sizeof(at));
+      drawn[rank / 64] |= uint64_t{lane_bits(at < size)} << (rank % 64);
+    }
+  } else {
+    for (int64_t rank = 0; rank < below; ++rank)
+      drawn[rank / 64] |= uint64_t{subset(first_rank + rank) < subset_size} << (rank % 64);
+  }
+  int64_t rank = 0;
+  return mark_words(scores, n, threshold, marks, [&](int64_t, uint64_t below) {
+    const int64_t word = rank / 64, shift = rank % 64;
+    rank += __builtin_popcountll(below);
+    return deposit(drawn[word] >> shift | drawn[word + 1] << 1 << (63 - shift), below);
+  });
+}
+
+typedef uint64_t Longs __attribute__((vector_size(CPFAST_VECTOR_BYTES)));
+
+// Products of the even lanes.
+inline Longs wide_product(Longs a, uint32_t b) {
+#if CPFAST_VECTOR_BYTES == 64
+  // GCC 12 warns of a variable that its _mm512_mul_epu32 leaves undefined on purpose.
+  return (Longs)_mm512_maskz_mul_epu32(0xff, (__m512i)a, _mm512_set1_epi64(b));
+#elif CPFAST_VECTOR_BYTES == 32
+  return (Longs)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#else
+  return (a & 0xffffffffu) * b;
+#endif
+}
+
+inline Words high_words(Words a, uint32_t b) {
+  const Longs even = wide_product((Longs)a, b) >> 32, odd = wide_product((Longs)a >> 32, b);
+  return (Words)(even | (odd & ~uint64_t{0xffffffffu}));
+}
+
+// As tile_mark, by the number of each sample; first_sample is a multiple of 128.
+inline int64_t tile_draw(const float* scores, int64_t first_sample, int64_t n, float threshold,
+                         const Philox& philox, uint64_t drawn_below, uint64_t* marks) {
+  uint64_t drawn[kTile / 64];
+  // Numbers are up to 2^32 - 1, and drawn_below is from 1 to 2^32.
+  const Words largest = Words{} + static_cast<uint32_t>(drawn_below - 1);
+  Words lane_numbers;
+  for (int i = 0; i < kWordLanes; ++i) lane_numbers[i] = i;
+  for (int64_t first = 0; first < n; first += 128) {
+    uint64_t row[4] = {};  // 32 samples
+    for (int lane = 0; lane < 32; lane += kWordLanes) {
+      const uint64_t counter = (first_sample + first) / 4 + lane;
+      Words words[4] = {lane_numbers + static_cast<uint32_t>(counter),
+                        Words{} + static_cast<uint32_t>(counter >> 32)};
+      philox(words, high_words);
+      for (int w = 0; w < 4; ++w) row[w] |= uint64_t{lane_bits(words[w] <= largest)} << lane;
+    }
+    drawn[first / 64] = row[0] | row[1] << 32;
+    drawn[first / 64 + 1] = row[2] | row[3] << 32;
+  }
+  return mark_words(scores, n, threshold, marks,
+                    [&](int64_t first, uint64_t) { return drawn[first / 64]; });
+}
+
 // Writes the kept samples of a tile, the first of which has rank first_kept among all of them.
+template <typename Index>
 inline void tile_write(const float* scores, int64_t first_sample, int64_t n, float threshold,
                        float weight, const uint64_t* marks, const Permutation* shuffle,
-                       int64_t first_kept, int64_t kept, int64_t* indices, float* weights) {
-  uint32_t order[kTile + kWordLanes];
-  const bool narrow = shuffle && shuffle->n < (uint64_t{1} << 32);
-  if (narrow) permute_range(*shuffle, first_kept, kept, order);
-  int64_t rank = 0;
-  for (int64_t word = 0; word * 64 < n; ++word)
-    for (uint64_t bits = marks[word]; bits; bits &= bits - 1, ++rank) {
-      const int64_t i = word * 64 + __builtin_ctzll(bits);
-      const int64_t position = narrow    ? order[rank]
-                               : shuffle ? (*shuffle)(first_kept + rank)
-                                         : first_kept + rank;
-      indices[position] = first_sample + i;
-      weights[position] = scores[i] < threshold ? weight : 1.0f;
-    }
+                       int64_t first_kept, Index* indices, float* weights) {
+  uint32_t samples[kTile + kWordLanes], sample_weights[kTile + kWordLanes];
+  Words lane_numbers;
+  for (int i = 0; i < kWordLanes; ++i) lane_numbers[i] = i;
+  const Vec<float> one = splat(1.0f), other = splat(weight);
+  int64_t kept = 0;
+  for (int64_t i = 0; i < n; i += kWordLanes) {
+    const uint32_t bits = static_cast<uint32_t>(marks[i / 64] >> (i % 64)) & first_bits(n - i);
+    const Vec<float> score =
+        n - i < kWordLanes ? load_part(scores + i, n - i, threshold) : load(scores + i);
+    compress(samples + kept, lane_numbers + static_cast<uint32_t>(i), bits);
+    compress(sample_weights + kept, (Words)(score < threshold ? other : one), bits);
+    kept += __builtin_popcount(bits);
+  }
+  if (shuffle == nullptr) {
+    for (int64_t k = 0; k < kept; ++k)
+      indices[first_kept + k] = static_cast<Index>(first_sample + samples[k]);
+    std::memcpy(weights + first_kept, sample_weights, kept * sizeof(float));
+    return;
+  }
+  const auto write = [&](int64_t position, int64_t k) {
+    indices[position] = static_cast<Index>(first_sample + samples[k]);
+    std::memcpy(weights + position, sample_weights + k, sizeof(float));
+  };
+  if (shuffle->n < uint64_t{1} << 32) {
+    uint32_t order[kTile + kWordLanes];
+    permute_range<true>(*shuffle, first_kept, kept, order);
+    for (int64_t k = 0; k < kept; ++k) write(order[k], k);
+  } else {
+    for (int64_t k = 0; k < kept; ++k) write(shuffle->inverse(first_kept + k), k);
+  }
 }

@@ -10,6 +10,8 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 namespace cpfast {
 
 class Launcher {
@@ -27,6 +29,16 @@ class Launcher {
     if (blocks == 0) return;
     kernel<<<static_cast<unsigned>(blocks), threads, 0, stream_>>>(arguments...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  // All blocks run at once, and may wait for each other: at most resident_blocks() of them.
+  template <typename... Parameters>
+  void cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads,
+                   const std::type_identity_t<Parameters>&... arguments) const {
+    void* pointers[] = {const_cast<std::remove_const_t<Parameters>*>(&arguments)...};
+    STD_CUDA_CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel),
+                                               static_cast<unsigned>(blocks), threads, pointers, 0,
+                                               stream_));
   }
 
   void zero(void* at, int64_t bytes) const {

@@ -11,10 +11,17 @@ constexpr int kThreads = 256;
 // work grows with the square of the batch.
 constexpr int64_t kScannedBatch = 4096;
 
+// Beyond, the positions of a batch claim the places of their scores. A claim is a negative
+// signalling NaN, of which there are 2^22 - 1 and which no computation gives: nobody can take a
+// score for a claim. Larger batches are recorded in parts, in order.
+constexpr uint32_t kFirstClaim = 0xff800001u, kQuiet = 0x00400000u;
+constexpr int64_t kClaims = int64_t{1} << 21;
+
+template <typename Index>
 struct Batch {
   float* scores;
   int64_t samples;
-  const int64_t* index;
+  const Index* index;
   const float* values;
   int64_t size;
 
@@ -23,9 +30,15 @@ struct Batch {
     CUDA_KERNEL_ASSERT(at >= 0 && at < samples && "record_scores: index out of range");
     return at;
   }
+
+  __device__ uint32_t* place(int64_t position) const {
+    return reinterpret_cast<uint32_t*>(scores) + index[position];
+  }
 };
 
-__global__ void __launch_bounds__(kThreads) record_scanned(const __grid_constant__ Batch batch) {
+template <typename Index>
+__global__ void __launch_bounds__(kThreads)
+    record_scanned(const __grid_constant__ Batch<Index> batch) {
   const int lane = threadIdx.x % 32;
   const int64_t position = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
   if (position >= batch.size) return;
@@ -38,50 +51,65 @@ __global__ void __launch_bounds__(kThreads) record_scanned(const __grid_constant
 
 __device__ int64_t thread_in_grid() { return int64_t{blockIdx.x} * kThreads + threadIdx.x; }
 
-// last[sample] becomes the highest position of each sample of the batch; of no other sample is it
-// written or read, so it needs no clearing.
+template <typename Index>
 __global__ void __launch_bounds__(kThreads)
-    forget_last(const __grid_constant__ Batch batch, int64_t* last) {
+    clear_places(const __grid_constant__ Batch<Index> batch) {
   const int64_t position = thread_in_grid();
-  if (position < batch.size) last[batch.sample(position)] = -1;
+  if (position < batch.size) batch.scores[batch.sample(position)] = 0;
 }
 
+template <typename Index>
 __global__ void __launch_bounds__(kThreads)
-    find_last(const __grid_constant__ Batch batch, int64_t* last) {
+    claim_places(const __grid_constant__ Batch<Index> batch) {
   const int64_t position = thread_in_grid();
   if (position < batch.size)
-    atomicMax(reinterpret_cast<long long*>(last + batch.index[position]),
-              static_cast<long long>(position));
+    atomicMax(batch.place(position), kFirstClaim + static_cast<uint32_t>(position));
 }
 
+// Where others had the same place, they find the winner's claim there, or its score.
+template <typename Index>
 __global__ void __launch_bounds__(kThreads)
-    record_last(const __grid_constant__ Batch batch, const int64_t* last) {
+    record_claimed(const __grid_constant__ Batch<Index> batch) {
   const int64_t position = thread_in_grid();
   if (position >= batch.size) return;
-  const int64_t at = batch.index[position];
-  if (last[at] == position) batch.scores[at] = batch.values[position];
+  volatile uint32_t* const place = batch.place(position);
+  if (*place != kFirstClaim + static_cast<uint32_t>(position)) return;
+  uint32_t bits;
+  std::memcpy(&bits, batch.values + position, sizeof(bits));
+  *place = bits - kFirstClaim < kQuiet - 1 ? bits | kQuiet : bits;
+}
+
+template <typename Index>
+void record(const Launcher& launch, Batch<Index> batch) {
+  if (batch.size <= kScannedBatch) {
+    const int64_t warps = kThreads / 32;
+    launch(record_scanned<Index>, (batch.size + warps - 1) / warps, kThreads, batch);
+    return;
+  }
+  for (int64_t left = batch.size; left > 0; left -= batch.size) {
+    batch.size = std::min(left, kClaims);
+    const int64_t blocks = (batch.size + kThreads - 1) / kThreads;
+    launch(clear_places<Index>, blocks, kThreads, batch);
+    launch(claim_places<Index>, blocks, kThreads, batch);
+    launch(record_claimed<Index>, blocks, kThreads, batch);
+    batch.index += batch.size;
+    batch.values += batch.size;
+  }
 }
 
 }  // namespace
 
 void record_cuda(Tensor scores, Tensor index, Tensor values) {
   check_arguments(scores, index, values);
-  const Batch batch{scores.mutable_data_ptr<float>(), scores.size(0),
-                    index.const_data_ptr<int64_t>(), values.const_data_ptr<float>(),
-                    index.size(0)};
-  if (batch.size == 0) return;
+  const auto batch = [&](const auto* at) {
+    return Batch{scores.mutable_data_ptr<float>(), scores.size(0), at,
+                 values.const_data_ptr<float>(), index.size(0)};
+  };
   const Launcher launch(scores);
-  if (batch.size <= kScannedBatch) {
-    const int64_t warps = kThreads / 32;
-    launch(record_scanned, (batch.size + warps - 1) / warps, kThreads, batch);
-    return;
-  }
-  Tensor last = torch::stable::new_empty(index, {batch.samples});
-  int64_t* const positions = last.mutable_data_ptr<int64_t>();
-  const int64_t blocks = (batch.size + kThreads - 1) / kThreads;
-  launch(forget_last, blocks, kThreads, batch, positions);
-  launch(find_last, blocks, kThreads, batch, positions);
-  launch(record_last, blocks, kThreads, batch, positions);
+  if (index.scalar_type() == ScalarType::Int)
+    record(launch, batch(index.const_data_ptr<int32_t>()));
+  else
+    record(launch, batch(index.const_data_ptr<int64_t>()));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) {

@@ -9,270 +9,396 @@
 namespace cpfast::select_samples {
 namespace {
 
-constexpr int kThreads = 256;      // of the kernels that run a block a tile
-constexpr int kScanThreads = 1024;  // of those that run one block for all tiles
-constexpr int kWarpWords = kTile / kThreads;  // words of 32 samples that a warp looks after
-constexpr int kSumLanes = 8;
+// Up to here one block of many threads does everything, in one launch. Beyond, one launch sums
+// tiles, and in another all blocks run at once, and wait for each other.
+constexpr int64_t kOneBlock = 50'000;
+constexpr int kBlockThreads = 1024;
+constexpr int kGridThreads = 256;
 
-// What is known of all samples, once the kernels that count them have run.
-struct Draw {
-  float threshold;
-  int64_t subset_size, kept;
-  Permutation subset, order;
-};
-
-struct Tiles {
+struct Selecting {
   const float* scores;
-  int64_t samples, count;
-  double* sums;                    // [count]
-  int64_t *finite, *below, *kept;  // [count]; below and kept become sums over the tiles before
-  uint32_t* marks;                 // [count, kTile / 32], a bit a sample: is it kept?
-  Draw* draw;
-
-  __device__ const float* tile() const { return scores + int64_t{blockIdx.x} * kTile; }
-  __device__ int tile_samples() const {
-    return static_cast<int>(min(kTile, samples - int64_t{blockIdx.x} * kTile));
-  }
-};
-
-// What the draws depend on besides the scores.
-struct Keys {
+  int64_t samples;
+  double* sums;      // [sum_tiles]
+  int32_t* finite;   // [sum_tiles]
+  // [tiles], one more than how many samples are below the mean (or drawn), and kept: 0 is not yet.
+  uint32_t *counted, *kept;
+  unsigned long long* all_counted;
+  uint32_t* arrived;  // blocks
+  void* indices;
+  float* weights;
+  int64_t* count;
+  int64_t sum_tiles, tiles;
   double keep;
-  uint64_t seed, epoch, stream;
+  uint64_t drawn_below;
+  float below_weight;
+  bool exact, shuffle;
+  Philox philox;
+  RoundKeys subset_keys, order_keys;
+
+  // Whether anything has to be known of all samples, besides their mean, before one is written.
+  __device__ bool counts() const { return exact || shuffle; }
 };
 
-// Passes the scores of a tile to use(i, score), 16 bytes at a time where they lie so.
-template <typename Use>
-__device__ void for_scores(const float* tile, int n, const Use& use) {
-  int done = 0;
-  if (is_aligned(tile)) {
-    done = n / 4 * 4;
-#pragma unroll 4
-    for (int i = 4 * threadIdx.x; i < done; i += 4 * kThreads) {
-      float score[4];
-      load<true>(tile + i, score);
+// The sum over all lanes, in the order of the contract. A thread has lanes kOwn * threadIdx.x + k.
+template <int kThreads, int kOwn = kSumLanes / kThreads>
+__device__ double fold(const double (&own)[kOwn]) {
+  __shared__ double lanes[kSumLanes], sum;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) use(i + k, score[k]);
-    }
+  for (int k = 0; k < kOwn; ++k) lanes[kOwn * threadIdx.x + k] = own[k];
+  __syncthreads();
+  for (int half = kSumLanes / 2; half >= 32; half /= 2) {
+    for (int l = threadIdx.x; l < half; l += kThreads) lanes[l] += lanes[l + half];
+    __syncthreads();
   }
-  for (int i = done + threadIdx.x; i < n; i += kThreads) use(i, tile[i]);
+  if (threadIdx.x < 32) {
+    const double total = warp_sum(lanes[threadIdx.x]);
+    if (threadIdx.x == 0) sum = total;
+  }
+  __syncthreads();
+  return sum;
 }
 
-// In the order of the CPU kernel, eight lanes and then their sum: the mean is the same to the bit,
-// so that no score near it falls on the other side.
-__global__ void __launch_bounds__(kThreads) sum_scores(const __grid_constant__ Tiles tiles) {
-  __shared__ float addends[kTile];
-  const int n = tiles.tile_samples();
-  int finite = 0;
-  for_scores(tiles.tile(), n, [&](int i, float score) {
+// Sum and number of the finite scores of a tile.
+template <int kThreads>
+__device__ double tile_sum(const float* tile, int n, int& finite) {
+  constexpr int kOwn = kSumLanes / kThreads;
+  double lanes[kOwn] = {};
+  int own_finite = 0, before;
+  const auto add = [&](int k, float score) {
     const bool is_finite = fabs(score) < INFINITY;
-    addends[i] = is_finite ? score : 0.0f;
-    finite += is_finite;
-  });
-  int before;
-  finite = sum_of_warps<kThreads>(warp_sum(finite), before);  // and a barrier
-  if (threadIdx.x >= kSumLanes) return;
-  double lane_sum = 0, sum = 0;
-#pragma unroll 16
-  for (int i = threadIdx.x; i < n; i += kSumLanes) lane_sum += addends[i];
-  for (int lane = 0; lane < kSumLanes; ++lane)
-    sum += __shfl_sync((1u << kSumLanes) - 1, lane_sum, lane);
-  if (threadIdx.x == 0) {
-    tiles.sums[blockIdx.x] = sum;
-    tiles.finite[blockIdx.x] = finite;
-  }
-}
-
-__global__ void __launch_bounds__(kScanThreads)
-    find_threshold(const __grid_constant__ Tiles tiles) {
-  __shared__ double staged[kScanThreads];
-  const auto sum_of = [&](int64_t t) { return t < tiles.count ? tiles.sums[t] : 0.0; };
-  int64_t finite = 0;
-  double sum = 0, next = sum_of(threadIdx.x);
-  for (int64_t first = 0; first < tiles.count; first += kScanThreads) {
-    const int64_t t = first + threadIdx.x;
-    staged[threadIdx.x] = next;
-    if (t < tiles.count) finite += tiles.finite[t];
-    __syncthreads();
-    next = sum_of(t + kScanThreads);  // arrives while thread 0 adds
-    if (threadIdx.x == 0) {
-      const int n = static_cast<int>(min(int64_t{kScanThreads}, tiles.count - first));
-#pragma unroll 16
-      for (int i = 0; i < n; ++i) sum += staged[i];
-    }
-    __syncthreads();
-  }
-  int64_t before;
-  finite = sum_of_warps<kScanThreads>(warp_sum(finite), before);
-  if (threadIdx.x == 0) tiles.draw->threshold = threshold_of(sum, finite);
-}
-
-__global__ void __launch_bounds__(kThreads) count_below(const __grid_constant__ Tiles tiles) {
-  const float threshold = tiles.draw->threshold;
-  int below = 0, before;
-  for_scores(tiles.tile(), tiles.tile_samples(),
-             [&](int, float score) { below += score < threshold; });
-  below = sum_of_warps<kThreads>(warp_sum(below), before);
-  if (threadIdx.x == 0) tiles.below[blockIdx.x] = below;
-}
-
-// Replaces each of counts[0..n) by the sum of those before it; returns the sum of all.
-__device__ int64_t exclusive_scan(int64_t* counts, int64_t n) {
-  constexpr int kWarps = kScanThreads / 32;
-  __shared__ int64_t warp_sums[kWarps];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int64_t total = 0;
-  for (int64_t first = 0; first < n; first += kScanThreads) {
-    const int64_t t = first + threadIdx.x;
-    const int64_t count = t < n ? counts[t] : 0;
-    int64_t sum = count;
+    lanes[k] += static_cast<double>(is_finite ? score : 0.0f);
+    own_finite += is_finite;
+  };
+  if (kOwn == 4 && n == kSumTile && is_aligned(tile)) {
+#pragma unroll 4
+    for (int row = 0; row < kSumTile; row += kSumLanes) {
+      float score[4];
+      load<true>(tile + row + 4 * threadIdx.x, score);
 #pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int64_t left = __shfl_up_sync(kAllLanes, sum, offset);
-      if (lane >= offset) sum += left;
+      for (int k = 0; k < kOwn; ++k) add(k, score[k]);
     }
-    if (lane == 31) warp_sums[warp] = sum;
-    __syncthreads();
-    int64_t before = total;
-    for (int w = 0; w < kWarps; ++w) {
-      before += w < warp ? warp_sums[w] : 0;
-      total += warp_sums[w];
-    }
-    if (t < n) counts[t] = before + sum - count;
-    __syncthreads();
+  } else {
+    for (int row = 0; row < n; row += kSumLanes)
+#pragma unroll
+      for (int k = 0; k < kOwn; ++k) {
+        const int i = row + kOwn * static_cast<int>(threadIdx.x) + k;
+        if (i < n) add(k, tile[i]);
+      }
   }
-  return total;
+  finite = sum_of_warps<kThreads>(warp_sum(own_finite), before);
+  return fold<kThreads>(lanes);  // and a barrier
 }
 
-__global__ void __launch_bounds__(kScanThreads)
-    rank_below(const __grid_constant__ Tiles tiles, const __grid_constant__ Keys keys) {
-  const int64_t below = exclusive_scan(tiles.below, tiles.count);
-  if (threadIdx.x != 0) return;
-  tiles.draw->subset_size = subset_size(keys.keep, below);
-  tiles.draw->subset = Permutation(below, keys.seed, keys.epoch, keys.stream, Purpose::kSubset);
+template <int kThreads>
+__device__ void sum_tile(const Selecting& s, int64_t tile) {
+  const int64_t first = tile * kSumTile;
+  int finite;
+  const double sum = tile_sum<kThreads>(
+      s.scores + first, static_cast<int>(min(kSumTile, s.samples - first)), finite);
+  if (threadIdx.x == 0) {
+    s.sums[tile] = sum;
+    s.finite[tile] = finite;
+  }
 }
 
-__global__ void __launch_bounds__(kScanThreads)
-    rank_kept(const __grid_constant__ Tiles tiles, const __grid_constant__ Keys keys,
-              int64_t* count) {
-  const int64_t kept = exclusive_scan(tiles.kept, tiles.count);
-  if (threadIdx.x != 0) return;
-  *count = tiles.draw->kept = kept;
-  tiles.draw->order = Permutation(kept, keys.seed, keys.epoch, keys.stream, Purpose::kShuffle);
+// And makes ready what the blocks of the next kernel wait at.
+__global__ void __launch_bounds__(kGridThreads)
+    sum_scores(const __grid_constant__ Selecting s) {
+  const int64_t tile = blockIdx.x;
+  sum_tile<kGridThreads>(s, tile);
+  const int64_t waited = tile * (kSumTile / kTile) + threadIdx.x;
+  if (threadIdx.x < kSumTile / kTile && waited < s.tiles) s.kept[waited] = 0;
+  if (tile == 0 && threadIdx.x == 0) {
+    *s.all_counted = 0;
+    *s.arrived = 0;
+  }
+}
+
+template <int kThreads>
+__device__ float threshold_of_sums(const Selecting& s) {
+  constexpr int kOwn = kSumLanes / kThreads;
+  double lanes[kOwn] = {};
+  int64_t finite = 0, before;
+  for (int64_t first = kOwn * threadIdx.x; first < s.sum_tiles; first += kSumLanes)
+#pragma unroll
+    for (int k = 0; k < kOwn; ++k)
+      if (first + k < s.sum_tiles) lanes[k] += s.sums[first + k];
+  if constexpr (kThreads == kBlockThreads) {
+    for (int64_t tile = 0; tile < s.sum_tiles; ++tile) finite += s.finite[tile];
+  } else {
+    for (int64_t tile = threadIdx.x; tile < s.sum_tiles; tile += kThreads)
+      finite += s.finite[tile];
+    finite = sum_of_warps<kThreads>(warp_sum(finite), before);
+  }
+  return threshold_of(fold<kThreads>(lanes), finite);
+}
+
+__device__ void meet(const Selecting& s) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(s.arrived, 1u);
+    while (*static_cast<volatile uint32_t*>(s.arrived) < gridDim.x) __nanosleep(32);
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+// Adds the counts of tiles [from, to), each as soon as it is there. A block waits for tiles before
+// its own alone, and takes its own in ascending order, so that one block at least can go on.
+template <int kThreads>
+__device__ int64_t sum_of_counts(const uint32_t* counts, int64_t from, int64_t to) {
+  int64_t sum = 0, before;
+  for (int64_t t = from + threadIdx.x; t < to; t += kThreads) {
+    uint32_t count;
+    while ((count = *static_cast<const volatile uint32_t*>(counts + t)) == 0) __nanosleep(32);
+    sum += count - 1;
+  }
+  sum = sum_of_warps<kThreads>(warp_sum(sum), before);
+  __syncthreads();
+  return sum;
 }
 
 __device__ uint32_t lanes_before() { return (1u << (threadIdx.x % 32)) - 1; }
 
-__global__ void __launch_bounds__(kThreads) mark_kept(const __grid_constant__ Tiles tiles) {
-  const int lane = threadIdx.x % 32, first_word = threadIdx.x / 32 * kWarpWords;
-  const float* tile = tiles.tile();
-  const int n = tiles.tile_samples();
-  const float threshold = tiles.draw->threshold;
-  const auto is_below = [&](int word) {
-    const int i = word * 32 + lane;
-    return i < n && tile[i] < threshold;
-  };
-  int below = 0, below_before, kept_before;
-#pragma unroll
-  for (int word = 0; word < kWarpWords; ++word) below += is_below(first_word + word);
-  sum_of_warps<kThreads>(warp_sum(below), below_before);
+// What a warp has of a tile: kWords words of 32 samples, a sample a lane.
+template <int kThreads, int kWords>
+struct Share {
+  static constexpr int64_t kSamples = int64_t{kThreads} * kWords;  // of a tile
 
-  const uint64_t size = tiles.draw->subset_size;
-  const Permutation subset = tiles.draw->subset;
-  int64_t rank = tiles.below[blockIdx.x] + below_before;
-  int kept = 0;
-#pragma unroll 1
-  for (int word = first_word; word < first_word + kWarpWords; ++word) {
-    const bool draws = is_below(word);
-    const uint32_t draw_mask = __ballot_sync(kAllLanes, draws);
-    bool keep = word * 32 + lane < n;
-    if (draws) keep = subset(rank + __popc(draw_mask & lanes_before())) < size;
-    const uint32_t mark = __ballot_sync(kAllLanes, keep);
-    if (lane == 0) tiles.marks[int64_t{blockIdx.x} * (kTile / 32) + word] = mark;
-    kept += __popc(mark);
-    rank += __popc(draw_mask);
+  const float* scores;
+  int64_t first_sample;
+  int n;  // samples, from none to all
+  float threshold;
+  uint32_t *drawn, *marks;  // [kWords] bits of below-mean ranks, and of samples
+
+  __device__ Share(const Selecting& s, int64_t tile, float threshold) : threshold(threshold) {
+    __shared__ uint32_t all_drawn[kThreads / 32 * kWords], all_marks[kThreads / 32 * kWords];
+    const int first_word = static_cast<int>(threadIdx.x) / 32 * kWords;
+    first_sample = tile * kSamples + first_word * 32;
+    scores = s.scores + first_sample;
+    n = static_cast<int>(max(int64_t{0}, min(int64_t{kWords * 32}, s.samples - first_sample)));
+    drawn = all_drawn + first_word;
+    marks = all_marks + first_word;
   }
-  __syncthreads();  // before the shared memory of sum_of_warps is written again
-  kept = sum_of_warps<kThreads>(kept, kept_before);
-  if (threadIdx.x == 0) tiles.kept[blockIdx.x] = kept;
-}
 
-template <bool kShuffle>
-__global__ void __launch_bounds__(kThreads)
-    write_kept(const __grid_constant__ Tiles tiles, float below_weight, int64_t* indices,
-               float* weights) {
-  const int lane = threadIdx.x % 32, first_word = threadIdx.x / 32 * kWarpWords;
-  const float* tile = tiles.tile();
-  const uint32_t* marks = tiles.marks + int64_t{blockIdx.x} * (kTile / 32);
-  const int n = tiles.tile_samples();
-  const float threshold = tiles.draw->threshold;
-  const int64_t all_kept = tiles.draw->kept;
-  int before;
-  sum_of_warps<kThreads>(
-      warp_sum(lane < kWarpWords ? __popc(marks[first_word + lane]) : 0), before);
+  __device__ int lane() const { return static_cast<int>(threadIdx.x % 32); }
 
-  const Permutation order = tiles.draw->order;
-  int64_t rank = tiles.kept[blockIdx.x] + before;
+  __device__ bool is_below(int word) const {
+    const int i = word * 32 + lane();
+    return i < n && scores[i] < threshold;
+  }
+
+  __device__ int count_below() const {
+    int below = 0;
+#pragma unroll 4
+    for (int word = 0; word < kWords; ++word) below += is_below(word);
+    return warp_sum(below);
+  }
+
+  // Which of the below-mean samples, from `rank` on, are kept. A lane that has arrived takes the
+  // next rank, for if each kept its own, all would wait for the slowest.
+  __device__ void draw_ranks(const Permutation& subset, uint64_t size, int64_t rank, int below) {
+    for (int word = lane(); word < kWords; word += 32) drawn[word] = 0;
+    __syncwarp();
+    int own = lane(), next = 32;
+    uint64_t x = rank + own;
+    while (__any_sync(kAllLanes, own < below)) {
+      x = subset.step(x);
+      const bool arrived = own < below && x < subset.n;
+      if (arrived && x < size) atomicOr(drawn + own / 32, 1u << (own % 32));
+      const uint32_t free = __ballot_sync(kAllLanes, arrived);
+      if (arrived) {
+        own = next + __popc(free & lanes_before());
+        x = rank + own;
+      }
+      next += __popc(free);
+    }
+    __syncwarp();
+  }
+
+  // Marks the kept samples, given the drawn ranks; returns their number.
+  __device__ int mark_ranks() {
+    int kept = 0, rank = 0;
+#pragma unroll 4
+    for (int word = 0; word < kWords; ++word) {
+      const bool below = is_below(word);
+      const uint32_t mask = __ballot_sync(kAllLanes, below);
+      const int own = rank + __popc(mask & lanes_before());
+      const bool keep = below ? drawn[own / 32] >> (own % 32) & 1 : word * 32 + lane() < n;
+      kept += set_mark(word, keep);
+      rank += __popc(mask);
+    }
+    return kept;
+  }
+
+  // The same by the samples' own numbers.
+  __device__ int mark_numbers(const Selecting& s) {
+    int kept = 0;
 #pragma unroll 1
-  for (int word = first_word; word < first_word + kWarpWords; ++word) {
-    const uint32_t mark = marks[word];
-    const int i = word * 32 + lane;
-    const int64_t sample = int64_t{blockIdx.x} * kTile + i;
-    if (mark >> lane & 1) {
-      int64_t position = rank + __popc(mark & lanes_before());
-      if constexpr (kShuffle) position = static_cast<int64_t>(order(position));
-      indices[position] = sample;
-      weights[position] = tile[i] < threshold ? below_weight : 1.0f;
+    for (int word = 0; word < kWords; word += 4) {
+      const uint64_t counter = (first_sample + word * 32) / 4 + lane();
+      uint32_t numbers[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32)};
+      s.philox(numbers, Philox::high);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const bool there = (word + k) * 32 + lane() < n;
+        const bool drawn = numbers[k] < s.drawn_below;
+        kept += set_mark(word + k, is_below(word + k) ? drawn : there);
+      }
     }
-    // No kept sample has a position past all_kept, so nobody else writes this one.
-    if (i < n && sample >= all_kept) {
-      indices[sample] = -1;
-      weights[sample] = 0;
+    return kept;
+  }
+
+  __device__ int set_mark(int word, bool keep) {
+    const uint32_t mark = __ballot_sync(kAllLanes, keep);
+    if (lane() == 0) marks[word] = mark;
+    return __popc(mark);
+  }
+
+  template <typename Index>
+  __device__ void write(const Selecting& s, const Permutation& order, int64_t position) {
+    Index* const indices = static_cast<Index*>(s.indices);
+    __syncwarp();
+#pragma unroll 1
+    for (int word = 0; word < kWords; ++word) {
+      const uint32_t mark = marks[word];
+      const bool below = is_below(word);
+      if (mark >> lane() & 1) {
+        int64_t at = position + __popc(mark & lanes_before());
+        if (s.shuffle) at = static_cast<int64_t>(order.inverse(at));
+        indices[at] = static_cast<Index>(first_sample + word * 32 + lane());
+        s.weights[at] = below ? s.below_weight : 1.0f;
+      }
+      position += __popc(mark);
     }
-    rank += __popc(mark);
+  }
+};
+
+// One block for one tile of all samples, or all blocks at once, for whose tiles of kTile the sums
+// are there.
+template <int kThreads, typename Index>
+__global__ void __launch_bounds__(kThreads) select(const __grid_constant__ Selecting s) {
+  constexpr bool kAlone = kThreads == kBlockThreads;
+  constexpr int kWords = kAlone ? (kOneBlock + 4095) / 4096 * 4 : kTile / kThreads;
+  using Part = Share<kThreads, kWords>;
+  if constexpr (kAlone) {
+    for (int64_t tile = 0; tile < s.sum_tiles; ++tile) sum_tile<kThreads>(s, tile);
+    __syncthreads();
+  }
+  const float threshold = threshold_of_sums<kThreads>(s);
+  const int64_t tiles = kAlone ? 1 : s.tiles, step = kAlone ? 1 : gridDim.x;
+
+  int64_t all_counted = 0, own_counted = 0;
+  if (s.counts()) {
+    for (int64_t tile = blockIdx.x; tile < tiles; tile += step) {
+      Part part(s, tile, threshold);
+      int before;
+      const int counted = sum_of_warps<kThreads>(
+          s.exact ? part.count_below() : part.mark_numbers(s), before);
+      own_counted += counted;
+      if (threadIdx.x == 0) s.counted[tile] = 1 + counted;
+      __syncthreads();
+    }
+    if constexpr (kAlone) {
+      all_counted = own_counted;
+    } else {
+      if (threadIdx.x == 0) atomicAdd(s.all_counted, static_cast<unsigned long long>(own_counted));
+      meet(s);
+      all_counted = static_cast<int64_t>(*static_cast<volatile unsigned long long*>(s.all_counted));
+    }
+  }
+  const int64_t chosen = subset_size(s.keep, all_counted);
+  const Permutation subset(all_counted, s.subset_keys),
+      order(s.exact ? s.samples - all_counted + chosen : all_counted, s.order_keys);
+
+  int64_t summed = 0, rank = 0, position = 0;  // of the first sample of tile `summed`
+  int kept = 0;
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += step) {
+    Part part(s, tile, threshold);
+    int before = 0;
+    if (s.exact) {
+      const int below = part.count_below();
+      if constexpr (!kAlone) rank += sum_of_counts<kThreads>(s.counted, summed, tile);
+      sum_of_warps<kThreads>(below, before);
+      part.draw_ranks(subset, chosen, rank + before, below);
+      __syncthreads();
+    }
+    kept = sum_of_warps<kThreads>(s.exact ? part.mark_ranks() : part.mark_numbers(s), before);
+    if constexpr (!kAlone) {
+      if (threadIdx.x == 0) *static_cast<volatile uint32_t*>(s.kept + tile) = 1 + kept;
+      position += sum_of_counts<kThreads>(s.kept, summed, tile);
+    }
+    part.template write<Index>(s, order, position + before);
+    summed = tile;
+  }
+
+  position += kAlone ? kept : sum_of_counts<kThreads>(s.kept, summed, tiles);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *s.count = position;
+  const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  for (int64_t at = position + thread; at < s.samples; at += int64_t{gridDim.x} * kThreads) {
+    static_cast<Index*>(s.indices)[at] = -1;
+    s.weights[at] = 0;
   }
 }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> select_cuda(Tensor scores, double keep, int64_t seed,
-                                               int64_t epoch, int64_t stream, bool shuffle) {
-  check_arguments(scores, keep);
-  const int64_t samples = scores.size(0), count = (samples + kTile - 1) / kTile;
+                                               int64_t epoch, int64_t stream, bool shuffle,
+                                               bool exact, ScalarType dtype) {
+  check_arguments(scores, keep, dtype);
+  const int64_t samples = scores.size(0);
   const auto empty = [&](std::initializer_list<int64_t> shape, ScalarType dtype) {
     return torch::stable::new_empty(scores, shape, dtype);
   };
-  Tensor indices = empty({samples}, ScalarType::Long),
-         weights = empty({samples}, ScalarType::Float), kept = empty({}, ScalarType::Long);
-  if (samples == 0) return {indices, weights, torch::stable::zero_(kept)};
+  Tensor indices = empty({samples}, dtype), weights = empty({samples}, ScalarType::Float),
+         count = empty({}, ScalarType::Long);
+  if (samples == 0) return {indices, weights, torch::stable::zero_(count)};
 
-  Tensor sums = empty({count}, ScalarType::Double), counts = empty({3, count}, ScalarType::Long),
-         marks = empty({count, kTile / 32}, ScalarType::Int),
-         draw = empty({sizeof(Draw)}, ScalarType::Byte);
-  int64_t* const finite = counts.mutable_data_ptr<int64_t>();
-  const Tiles tiles{scores.const_data_ptr<float>(),
-                    samples,
-                    count,
-                    sums.mutable_data_ptr<double>(),
-                    finite,
-                    finite + count,
-                    finite + 2 * count,
-                    static_cast<uint32_t*>(marks.mutable_data_ptr()),
-                    static_cast<Draw*>(draw.mutable_data_ptr())};
-  const Keys keys{keep, static_cast<uint64_t>(seed), static_cast<uint64_t>(epoch),
-                  static_cast<uint64_t>(stream)};
+  const bool alone = samples <= kOneBlock;
+  const int64_t tiles = alone ? 1 : (samples + kTile - 1) / kTile;
+  const int64_t sum_tiles = (samples + kSumTile - 1) / kSumTile;
+  Tensor longs = empty({sum_tiles + 1}, ScalarType::Long);
+  Tensor ints = empty({sum_tiles + 2 * tiles + 1}, ScalarType::Int);
+  int64_t* const long_at = longs.mutable_data_ptr<int64_t>();
+  int32_t* const finite = ints.mutable_data_ptr<int32_t>();
+  uint32_t* const int_at = reinterpret_cast<uint32_t*>(finite + sum_tiles);
+  const uint64_t s = seed, e = epoch, r = stream;
+  const Selecting selecting{scores.const_data_ptr<float>(),
+                            samples,
+                            reinterpret_cast<double*>(long_at + 1),
+                            finite,
+                            int_at,
+                            int_at + tiles,
+                            reinterpret_cast<unsigned long long*>(long_at),
+                            int_at + 2 * tiles,
+                            indices.mutable_data_ptr(),
+                            weights.mutable_data_ptr<float>(),
+                            count.mutable_data_ptr<int64_t>(),
+                            sum_tiles,
+                            tiles,
+                            keep,
+                            drawn_below(keep),
+                            static_cast<float>(1 / keep),
+                            exact,
+                            shuffle,
+                            Philox{draw_key(s, e, r, Purpose::kBernoulli)},
+                            RoundKeys(s, e, r, Purpose::kSubset),
+                            RoundKeys(s, e, r, Purpose::kShuffle)};
 
   const Launcher launch(scores);
-  launch(sum_scores, count, kThreads, tiles);
-  launch(find_threshold, 1, kScanThreads, tiles);
-  launch(count_below, count, kThreads, tiles);
-  launch(rank_below, 1, kScanThreads, tiles, keys);
-  launch(mark_kept, count, kThreads, tiles);
-  launch(rank_kept, 1, kScanThreads, tiles, keys, kept.mutable_data_ptr<int64_t>());
-  launch(shuffle ? write_kept<true> : write_kept<false>, count, kThreads, tiles,
-         static_cast<float>(1 / keep), indices.mutable_data_ptr<int64_t>(),
-         weights.mutable_data_ptr<float>());
-  return {indices, weights, kept};
+  const bool narrow = dtype == ScalarType::Int;
+  if (alone) {
+    launch(narrow ? select<kBlockThreads, int32_t> : select<kBlockThreads, int64_t>, 1,
+           kBlockThreads, selecting);
+  } else {
+    const auto kernel = narrow ? select<kGridThreads, int32_t> : select<kGridThreads, int64_t>;
+    launch(sum_scores, sum_tiles, kGridThreads, selecting);
+    launch.cooperative(kernel, std::min(tiles, launch.resident_blocks(kernel, kGridThreads)),
+                       kGridThreads, selecting);
+  }
+  return {indices, weights, count};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) {

@@ -65,6 +65,7 @@ inline void store(uint4* to, const uint4& words) { *to = words; }
 }  // namespace emulation
 
 void __syncthreads();
+void __nanosleep(unsigned nanoseconds);
 
 inline void __syncwarp() { emulation::exchange(0xffffffffu, 0, emulation::kSyncWarp); }
 
@@ -115,6 +116,7 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
 inline int __popc(unsigned word) { return __builtin_popcount(word); }
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Threads change places only where they meet, never within one of these.
 template <typename Number>
@@ -128,6 +130,12 @@ template <typename Number>
 inline Number atomicMax(Number* at, Number value) {
   const Number old = *at;
   if (value > old) *at = value;
+  return old;
+}
+
+inline unsigned atomicOr(unsigned* at, unsigned bits) {
+  const unsigned old = *at;
+  *at |= bits;
   return old;
 }
 

@@ -1,9 +1,11 @@
 // Runs CUDA kernels on the CPU. Every thread of a block is a fibre with a stack of its own, which
 // runs until it meets a barrier, a shuffle or a vote; lanes, warps and blocks run in a random
-// order that a seed determines. Shared memory, outputs and scratch start as NaN (integers as -1),
-// so that a missing barrier and an element that nobody wrote show in the result. A trap, undefined
-// behaviour, memory that may not be touched, a barrier that not all threads reach, lanes that meet
-// at different shuffles, and a loop without end stop the kernel with an exception.
+// order that a seed determines. Blocks run one after another, but those of a cooperative grid take
+// turns: where all threads of one wait, the next goes on. Shared memory, outputs and scratch start
+// as NaN (integers as -1), so that a missing barrier and an element that nobody wrote show in the
+// result. A trap, undefined behaviour, memory that may not be touched, a barrier that not all
+// threads reach, lanes that meet at different shuffles, and a loop without end stop the kernel
+// with an exception.
 //
 // It cannot show: speed and the use of registers; the device's own exp, log and rounding, and what
 // nvcc makes of the sources; races between blocks, and between the threads of a block where both
@@ -63,7 +65,7 @@ constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / 32;
 constexpr size_t kStackBytes = 256 << 10;
 
-enum class State { kReady, kAtMeeting, kAtBarrier, kDone };
+enum class State { kReady, kAtMeeting, kAtBarrier, kNapping, kDone };
 
 struct Fibre {
   void* stack_pointer;
@@ -79,9 +81,14 @@ struct Meetings {
   int labels[2][32] = {};
 };
 
+// Of all blocks that have begun and not ended.
+char* all_stacks;
+Fibre all_fibres[kMaxThreads];
+std::map<unsigned, Meetings> all_meetings[kMaxWarps];
+// Of the running block.
 char* stacks;
-Fibre fibres[kMaxThreads];
-std::map<unsigned, Meetings> meetings_of_warp[kMaxWarps];
+Fibre* fibres;
+std::map<unsigned, Meetings>* meetings_of_warp;
 void* scheduler;
 int current = -1;  // the running fibre, none being -1
 int threads_of_block;
@@ -128,14 +135,20 @@ int find_thread_locals(dl_phdr_info* object, size_t, void* block) {
   return is_own;
 }
 
-void poison_shared_memory() {
+struct Shared {
+  char* begin;
+  char* end;
+};
+
+Shared shared_memory() {
   // The memory exists from the first access on.
   static thread_local volatile char first_access;
   first_access = 0;
   std::pair<void*, size_t> block{};
   dl_iterate_phdr(&find_thread_locals, &block);
   if (block.first == nullptr) throw std::runtime_error("emulation: no shared memory");
-  std::memset(block.first, 0xff, block.second);
+  char* const begin = static_cast<char*>(block.first);
+  return {begin, begin + block.second};
 }
 
 void run_warp(int warp) {
@@ -161,26 +174,63 @@ int count_fibres(State state) {
                                         [&](const Fibre& f) { return f.state == state; }));
 }
 
-void run_block() {
-  poison_shared_memory();
-  for (auto& meetings : meetings_of_warp) meetings.clear();
+// Makes the block of that place among those that run at once the running one.
+void choose_block(int place) {
+  const int first_thread = place * threads_of_block;
+  stacks = all_stacks + kStackBytes * first_thread;
+  fibres = all_fibres + first_thread;
+  meetings_of_warp = all_meetings + first_thread / 32;
+}
+
+void begin_block() {
+  const Shared shared = shared_memory();
+  std::fill(shared.begin, shared.end, '\xff');
+  for (int warp = 0; warp * 32 < threads_of_block; ++warp) meetings_of_warp[warp].clear();
   for (int thread = 0; thread < threads_of_block; ++thread) start_fibre(thread);
+}
+
+// Returns whether the block has ended; otherwise, it waits for other blocks.
+bool run_block() {
+  const auto end = fibres + threads_of_block;
+  for (auto fibre = fibres; fibre != end; ++fibre)
+    if (fibre->state == State::kNapping) fibre->state = State::kReady;
   std::vector<int> warps((threads_of_block + 31) / 32);
   std::iota(warps.begin(), warps.end(), 0);
   for (;;) {
     std::shuffle(warps.begin(), warps.end(), generator);
     for (const int warp : warps) {
       run_warp(warp);
-      if (!trap_reason.empty()) return;
+      if (!trap_reason.empty()) throw std::runtime_error("emulation: trap: " + trap_reason);
     }
-    const auto end = fibres + threads_of_block;
-    if (count_fibres(State::kDone) == threads_of_block) return;
+    if (count_fibres(State::kDone) == threads_of_block) return true;
     if (count_fibres(State::kAtBarrier) == threads_of_block) {
       for (auto fibre = fibres; fibre != end; ++fibre) fibre->state = State::kReady;
     } else if (count_fibres(State::kReady) == 0) {
-      trap_reason = "a barrier or a shuffle that not all threads reach";
-      return;
+      if (count_fibres(State::kNapping) > 0) return false;
+      throw std::runtime_error(
+          "emulation: trap: a barrier or a shuffle that not all threads reach");
     }
+  }
+}
+
+// All blocks take turns, in a random order.
+void run_together(std::vector<unsigned> blocks) {
+  std::vector<std::vector<char>> shared(blocks.size());  // of those that wait
+  const auto ends = [&](unsigned block) {
+    choose_block(static_cast<int>(block));
+    blockIdx = {block, 0, 0};
+    const Shared memory = shared_memory();
+    if (shared[block].empty())
+      begin_block();
+    else
+      std::copy(shared[block].begin(), shared[block].end(), memory.begin);
+    if (run_block()) return true;
+    shared[block].assign(memory.begin, memory.end);
+    return false;
+  };
+  while (!blocks.empty()) {
+    std::shuffle(blocks.begin(), blocks.end(), generator);
+    blocks.erase(std::remove_if(blocks.begin(), blocks.end(), ends), blocks.end());
   }
 }
 
@@ -269,13 +319,15 @@ const uint64_t* exchange(unsigned mask, uint64_t bits, int label) {
   return meetings.bits[place];
 }
 
-void run_grid(int64_t blocks, int threads, const std::function<void()>& kernel) {
+void run_grid(int64_t blocks, int threads, bool together, const std::function<void()>& kernel) {
   if (blocks > 0x7fffffff || threads > kMaxThreads) trap("a grid too large to launch");
-  if (stacks == nullptr) {
+  if (together && (blocks * threads > kMaxThreads || threads % 32 != 0))
+    trap("a grid too large to run at once");
+  if (all_stacks == nullptr) {
     void* const memory = mmap(nullptr, kStackBytes * kMaxThreads, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
-    stacks = static_cast<char*>(memory);
+    all_stacks = static_cast<char*>(memory);
   }
   running_kernel = &kernel;
   threads_of_block = threads;
@@ -285,10 +337,15 @@ void run_grid(int64_t blocks, int threads, const std::function<void()>& kernel) 
   std::shuffle(order.begin(), order.end(), generator);
   gridDim = {static_cast<unsigned>(blocks), 1, 1};
   const SignalGuard guard;
+  if (together) {
+    run_together(order);
+    return;
+  }
+  choose_block(0);
   for (const unsigned block : order) {
     blockIdx = {block, 0, 0};
-    run_block();
-    if (!trap_reason.empty()) throw std::runtime_error("emulation: trap: " + trap_reason);
+    begin_block();
+    if (!run_block()) throw std::runtime_error("emulation: trap: a block that waits for another");
   }
 }
 
@@ -310,9 +367,22 @@ void __syncthreads() {
   emulation::suspend();
 }
 
+// What a thread does that waits for another block.
+void __nanosleep(unsigned) {
+  emulation::fibres[emulation::current].state = emulation::State::kNapping;
+  emulation::suspend();
+}
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT void emulation_seed(unsigned seed) { emulation::generator.seed(seed); }
+
+// Bytes of all outputs and scratch since the last call of emulation_free.
+EXPORT int64_t emulation_allocated() {
+  int64_t bytes = 0;
+  for (const auto& allocation : emulation::allocations) bytes += allocation.bytes;
+  return bytes;
+}
 
 // Frees all outputs and scratch since the last call; returns how many were written beside.
 EXPORT int emulation_free() {

@@ -36,6 +36,9 @@ class Emulation:
     def __init__(self, library):
         torch.ops.load_library(str(library))
         self.library = ctypes.CDLL(str(library))
+        self.library.emulation_allocated.restype = ctypes.c_int64
+        self.allocated = 0
+        """Bytes of the outputs and the scratch of the last run."""
 
     def run(self, op, *arguments, seed=0):
         """The outputs of an op. The seed decides which thread goes on when."""
@@ -46,6 +49,7 @@ class Emulation:
                 result = [result]
             outputs = [output.clone() for output in result or []]
         finally:
+            self.allocated = self.library.emulation_allocated()
             damaged = self.library.emulation_free()
         assert damaged == 0, f"{op} wrote past an end of {damaged} tensors"
         return outputs

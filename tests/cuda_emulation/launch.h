@@ -9,11 +9,12 @@
 #include <cstring>
 #include <functional>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 namespace emulation {
 
-void run_grid(int64_t blocks, int threads, const std::function<void()>& kernel);
+void run_grid(int64_t blocks, int threads, bool together, const std::function<void()>& kernel);
 void* allocate_guarded(int64_t bytes);
 
 inline int64_t size_of(cpfast::ScalarType dtype) {
@@ -57,7 +58,13 @@ class Launcher {
   void operator()(void (*kernel)(Parameters...), int64_t blocks, int threads,
                   const Arguments&... arguments) const {
     if (blocks == 0) return;
-    emulation::run_grid(blocks, threads, [&] { kernel(arguments...); });
+    emulation::run_grid(blocks, threads, false, [&] { kernel(arguments...); });
+  }
+
+  template <typename... Parameters>
+  void cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads,
+                   const std::type_identity_t<Parameters>&... arguments) const {
+    emulation::run_grid(blocks, threads, true, [&] { kernel(arguments...); });
   }
 
   void zero(void* at, int64_t bytes) const { std::memset(at, 0, bytes); }
