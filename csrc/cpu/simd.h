@@ -57,6 +57,16 @@ inline Vec<Compute<T>> load(const T* from) {
   }
 }
 
+// GCC loads a vector that is used twice from memory twice, which is what a kernel of few operations
+// a byte is bound by.
+template <typename V>
+inline V in_register(V values) {
+#ifdef __x86_64__
+  asm("" : "+v"(values));
+#endif
+  return values;
+}
+
 // The first n < kLanes elements, the others being `fill`.
 template <typename T>
 inline Vec<Compute<T>> load_part(const T* from, int64_t n, T fill) {
