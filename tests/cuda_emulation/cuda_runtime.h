@@ -101,6 +101,11 @@ inline T __ldg(const T* from) {
   return *from;
 }
 
+template <typename T>
+inline T __ldcg(const T* from) {
+  return *from;
+}
+
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (shift & 31));
 }

@@ -44,7 +44,10 @@ class Emulation:
             result = getattr(torch.ops.cpfast_emulated, op)(*arguments)
             if isinstance(result, torch.Tensor):
                 result = [result]
-            outputs = [output.clone() for output in result or []]
+            outputs = [
+                output.clone() if isinstance(output, torch.Tensor) else output
+                for output in result or []
+            ]
         finally:
             damaged = self.library.emulation_free()
         assert damaged == 0, f"{op} wrote past an end of {damaged} tensors"
