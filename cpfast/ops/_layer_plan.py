@@ -70,35 +70,29 @@ class LayerPlan:
         self._params, self._refs, self._ref_sq_norms = _layer_arguments(
             "LayerPlan", params, refs, ref_sq_norms
         )
-        given = [*self._params, *self._refs]
-        self._given_places = _places(given)
-        self._param_places = _places(self._params)
-        if self._ref_sq_norms is not None:
-            self._ref_sq_norms = self._ref_sq_norms.contiguous()
+        if len(self._refs) != len(self._params):
+            raise RuntimeError(
+                f"cpfast::LayerPlan: refs: expected {len(self._params)} tensors, as many as "
+                f"params, got {len(self._refs)}"
+            )
+        self._param_places, self._ref_places = _places(self._params), _places(self._refs)
         # Aliases hold the storages, which the tensors let go of where `.data` is assigned.
         self._walked: list[Tensor] = []
         self._walked_refs: list[Tensor] = []
         self._copied: list[tuple[Tensor, Tensor]] = []
-        for index, param in enumerate(self._params):
-            walked = param.detach()
+        for param, ref in zip(self._params, self._refs, strict=True):
+            walked, walked_ref = param.detach(), ref.detach()
             if not _is_dense(walked):
-                source, walked = walked, torch.empty_like(
-                    walked, memory_format=torch.contiguous_format
-                )
-                self._copied.append((walked, source))
+                walked = torch.empty_like(walked, memory_format=torch.contiguous_format)
+                self._copied.append((walked, param.detach()))
+            # Where the shapes differ, the op says so.
+            if walked.shape == ref.shape and not _is_walked_alike(walked, ref):
+                like = torch.empty_like(walked, device=ref.device, dtype=ref.dtype)
+                walked_ref = like.copy_(walked_ref)
             self._walked.append(walked)
-            if index < len(self._refs):
-                ref = self._refs[index].detach()
-                if ref.shape == walked.shape and not _is_walked_alike(walked, ref):
-                    ref = torch.empty_strided(
-                        walked.shape, walked.stride(), dtype=ref.dtype, device=ref.device
-                    ).copy_(ref)
-                self._walked_refs.append(ref)
-        self._walked_refs += self._refs[len(self._walked_refs) :]
+            self._walked_refs.append(walked_ref)
         self._plan: tuple[Any, ...] = ()
-        if REFERENCE:
-            reference.layer_rotation(self._walked, self._walked_refs)  # for its errors
-        else:
+        if not REFERENCE:
             self._plan = (*OPS.plan_layers(self._walked, self._walked_refs), self._ref_sq_norms)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -117,7 +111,9 @@ class LayerPlan:
         """
         if params is not None:
             return _places(params) == self._param_places
-        return _places([*self._params, *self._refs]) == self._given_places
+        return (
+            _places(self._params) == self._param_places and _places(self._refs) == self._ref_places
+        )
 
     def _copy(self) -> None:
         for to, param in self._copied:
