@@ -254,6 +254,6 @@ def _arena(params: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
 
 
 def _square_norm(tensor: Tensor) -> Tensor:
-    """Its sum of squares in float64, in parts that cost little memory: exact, once in a training."""
+    """Its sum of squares, in float64 and in parts: once in a training, and of little memory."""
     dense = torch.as_strided(tensor, (tensor.numel(),), (1,))
     return torch.stack([part.double().square().sum() for part in dense.split(1 << 22)]).sum()

@@ -196,7 +196,12 @@ def test_tiles_of_billions_of_elements(emulated, dtype):
         elements += param.numel()
     partials, tickets = bytes(48 * len(tiles)), bytes(4 * (len(pairs) + 1))
     table += partials + struct.pack(f"<{len(tiles)}i", *tiles) + tickets
-    arguments = [torch.frombuffer(bytearray(table), dtype=torch.uint8), len(pairs), len(tiles), tile]
+    arguments = [
+        torch.frombuffer(bytearray(table), dtype=torch.uint8),
+        len(pairs),
+        len(tiles),
+        tile,
+    ]
     (actual,) = emulated("planned_layer_statistics", *arguments, None)
     expected = cpu.planned_layer_statistics(*arguments, None)
     assert_close(actual[0], expected[0], rtol=3e-5, atol=1e-8)

@@ -122,7 +122,6 @@ class LayerPlan:
     def _reference_arguments(self) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
         return self._walked, self._walked_refs, self._ref_sq_norms
 
-    @torch.no_grad()
     def layer_rotation(self) -> Tensor:
         """As :func:`layer_rotation` of the plan's tensors: a new [L] float32."""
         self._copy()
@@ -130,7 +129,6 @@ class LayerPlan:
             return reference.layer_rotation(*self._reference_arguments())
         return OPS.planned_layer_rotation.default(*self._plan)
 
-    @torch.no_grad()
     def layer_statistics(self) -> LayerStatistics:
         """As :func:`layer_statistics` of the plan's tensors: new tensors [L] float32."""
         self._copy()
@@ -138,7 +136,6 @@ class LayerPlan:
             return reference.layer_statistics(*self._reference_arguments())
         return LayerStatistics(*OPS.planned_layer_statistics.default(*self._plan).unbind())
 
-    @torch.no_grad()
     def record(self, history: Tensor, cursor: Tensor) -> None:
         """Writes the rotation into row ``cursor % R`` of a ring, and counts the cursor up.
 
