@@ -61,9 +61,10 @@ struct TileSums {
           ww_[v] += a * a;
           if constexpr (kRefs) rr_[v] += b * b;
           if constexpr (kAll) {
-            abs_[v] += absolute<Real>(a);
-            // A comparison gives -1 in the lanes where it holds.
-            flips_[v] -= ((a < 0) & (b > 0)) | ((a > 0) & (b < 0));
+            const V magnitude = absolute<Real>(a);
+            abs_[v] += magnitude;
+            // A comparison gives -1 in the lanes where it holds. NaN is not greater than 0.
+            flips_[v] -= (((I)a ^ (I)b) < 0) & (magnitude > 0) & (absolute<Real>(b) > 0);
           }
         }
       };
