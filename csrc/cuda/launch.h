@@ -43,18 +43,13 @@ class Launcher {
     static std::mutex mutex;
     static std::map<std::tuple<const void*, int, int>, int64_t> known;
     const std::lock_guard lock(mutex);
-    int device = 0;
+    int device = 0, multiprocessors = 0, blocks = 0;
     STD_CUDA_CHECK(cudaGetDevice(&device));
-    const auto [at, is_new] =
-        known.try_emplace({reinterpret_cast<const void*>(kernel), threads, device}, 0);
-    if (is_new) {
-      int multiprocessors = 0, blocks = 0;
-      STD_CUDA_CHECK(
-          cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-      STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0));
-      at->second = int64_t{blocks} * multiprocessors;
-    }
-    return at->second;
+    const std::tuple key(reinterpret_cast<const void*>(kernel), threads, device);
+    if (const auto found = known.find(key); found != known.end()) return found->second;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0));
+    return known[key] = int64_t{blocks} * multiprocessors;
   }
 
  private:
