@@ -18,6 +18,7 @@ from cpfast.results import LayerStatistics, ScoredLoss, Selection
 __all__ = [
     "layer_rotation",
     "layer_statistics",
+    "record_layer_rotation",
     "record_scores",
     "scored_cross_entropy",
     "select_samples",
@@ -53,6 +54,19 @@ def layer_rotation(
     params: Sequence[Tensor], refs: Sequence[Tensor], ref_sq_norms: Tensor | None = None
 ) -> Tensor:
     return layer_statistics(params, refs, ref_sq_norms).cosine_distance
+
+
+@torch.no_grad()
+def record_layer_rotation(
+    params: Sequence[Tensor],
+    refs: Sequence[Tensor],
+    ref_sq_norms: Tensor | None,
+    history: Tensor,
+    cursor: Tensor,
+) -> None:
+    row = layer_rotation(params, refs, ref_sq_norms)[None]
+    history.index_copy_(0, (cursor % len(history))[None], row)
+    cursor += 1
 
 
 def scored_cross_entropy(

@@ -26,22 +26,42 @@ class LayerRotation:
     """Snapshots the weights of a model, and measures how far they rotate away from them.
 
     The snapshot is float32 (float64 for float64 weights), lies beside the weights on their
-    device, and costs their memory once more.
+    device, and costs their memory once more, and under 1 MB besides.
+
+    :meth:`update` looks whether the weights are where they were, and plans anew where they are
+    not (:class:`cpfast.ops.LayerPlan`). :meth:`record` does not look: it is for every K steps, and
+    for CUDA graphs. A weight that has been replaced stays in memory until the next update.
 
     Args:
         model: any module; its weights may change dtype or storage later, not shape or device.
         include: ``include(name, parameter) -> bool`` chooses the layers, by default
             :func:`is_weight`.
+        snapshot_dtype: None, or torch.bfloat16 for half the memory (a quarter less to read). That
+            rounds the reference, which turns it by about 1.4e-6: measured distances are from the
+            rounded one, so smaller rotations than that are lost in it.
+        history: how many measurements of :meth:`record` to keep.
 
     Raises:
-        ValueError: where ``include`` chooses no parameter.
+        ValueError: where ``include`` chooses no parameter, for another ``snapshot_dtype``, or for
+            a negative ``history``.
 
     Source: arXiv 1806.01603; used as a signal in arXiv 2506.15954.
     """
 
     def __init__(
-        self, model: nn.Module, include: Callable[[str, Tensor], bool] = is_weight
+        self,
+        model: nn.Module,
+        include: Callable[[str, Tensor], bool] = is_weight,
+        *,
+        snapshot_dtype: torch.dtype | None = None,
+        history: int = 0,
     ) -> None:
+        if snapshot_dtype not in (None, torch.bfloat16):
+            raise ValueError(
+                f"snapshot_dtype: expected None or torch.bfloat16, got {snapshot_dtype}"
+            )
+        if history < 0:
+            raise ValueError(f"history: expected 0 or more measurements, got {history}")
         chosen = [name for name, p in model.named_parameters() if include(name, p)]
         if not chosen:
             raise ValueError(
@@ -54,21 +74,46 @@ class LayerRotation:
             (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
             for name in chosen
         ]
+        self._snapshot_dtype = snapshot_dtype
+        self._rows = history
         self.reset()
 
     def _params(self) -> list[Tensor]:
-        return [getattr(module, attribute) for module, attribute in self._owners]
+        # As nn.Module.__getattr__ finds them, in a tenth of its time: every update asks for all.
+        try:
+            return [module._parameters[attribute] for module, attribute in self._owners]  # type: ignore[misc]
+        except KeyError:  # no longer a parameter
+            return [getattr(module, attribute) for module, attribute in self._owners]
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Takes the current weights as the new reference."""
-        self._refs = [_widened(p) for p in self._params()]
+        """Takes the current weights as the new reference, and forgets what was measured."""
+        params = self._params()
+        self._refs = _arena(params, self._snapshot_dtype)
+        for ref, param in zip(self._refs, params, strict=True):
+            ref.copy_(param)
+        device = params[0].device
+        self._sq_norms = torch.empty(len(params), dtype=torch.float64, device=device)
+        self._ring = torch.zeros(self._rows, len(params), device=device)
+        self._cursor = torch.zeros((), dtype=torch.int64, device=device)
         self._measure_refs()
+        self._latest: Tensor | None = None
+        self.refresh()
 
     def _measure_refs(self) -> None:
-        # Squares and sums in float64, layer by layer: once in a training, and exact.
-        self._sq_norms = torch.stack([r.double().square().sum() for r in self._refs])
-        self._latest: Tensor | None = None
+        for layer, ref in enumerate(self._refs):
+            self._sq_norms[layer] = _square_norm(ref)
+
+    def refresh(self) -> None:
+        """Plans anew, for weights that have been replaced, recast or moved in memory.
+
+        :meth:`update` does so by itself; :meth:`record` needs it, as does a CUDA graph that
+        captured it, which then has to be captured again.
+
+        Raises:
+            RuntimeError: where a weight has changed its shape or its device.
+        """
+        self._plan = ops.LayerPlan(self._params(), self._refs, self._sq_norms)
 
     def update(self) -> Tensor:
         """Measures now: [L] float32 on the device of the weights, without synchronising.
@@ -76,8 +121,39 @@ class LayerRotation:
         Raises:
             RuntimeError: where a weight has changed its shape or its device.
         """
-        self._latest = ops.layer_rotation(self._params(), self._refs, self._sq_norms)
+        if not self._plan.is_current(self._params()):
+            self.refresh()
+        self._latest = self._plan.layer_rotation()
         return self._latest
+
+    def record(self) -> None:
+        """Measures into the history, without a check of where the weights are, and without
+        synchronising: a few microseconds of host time at any number of layers.
+
+        Raises:
+            RuntimeError: where no history is kept.
+        """
+        self._check_history()
+        self._plan.record(self._ring, self._cursor)
+
+    def history(self) -> Tensor:
+        """What :meth:`record` measured: [k, L] float32, the oldest of the last k first, with k up
+        to the ``history`` given at the start. Synchronises.
+
+        Raises:
+            RuntimeError: where no history is kept.
+        """
+        self._check_history()
+        recorded = int(self._cursor)
+        if recorded <= self._rows:
+            return self._ring[:recorded].clone()
+        return self._ring.roll(-(recorded % self._rows), 0)
+
+    def _check_history(self) -> None:
+        if self._rows == 0:
+            raise RuntimeError(
+                "LayerRotation: no history is kept: give it history=R, for the last R measurements"
+            )
 
     def _measured(self) -> Tensor:
         return self.update() if self._latest is None else self._latest
@@ -87,22 +163,25 @@ class LayerRotation:
         return self._measured().mean()
 
     def compute(self) -> dict[str, float]:
-        """Cosine distance per layer at the last :meth:`update`. Synchronises, alone of all."""
+        """Cosine distance per layer at the last :meth:`update`. Synchronises."""
         return dict(zip(self.names, self._measured().tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """The names, the snapshot and the last measurement."""
+        """The names, the snapshot, the last measurement, and the history where one is kept."""
         return {
             "names": list(self.names),
             "refs": [r.clone() for r in self._refs],
             "latest": None if self._latest is None else self._latest.clone(),
+            "history": self.history() if self._rows else None,
         }
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`.
+        """Restores :meth:`state_dict`. A state without a history empties that of this object.
 
         Raises:
-            ValueError: where the snapshot is of other layers; nothing is changed then.
+            ValueError: where the snapshot is of other layers, or of a dtype that this one would
+                round; where the history is longer than the one kept. Nothing is changed then.
         """
         if list(state["names"]) != self.names:
             raise ValueError(
@@ -120,16 +199,61 @@ class LayerRotation:
                     f"state_dict['refs']: {name}: expected shape {tuple(ref.shape)}, "
                     f"got {tuple(saved.shape)}"
                 )
-        with torch.no_grad():
-            for saved, ref in zip(state["refs"], self._refs, strict=True):
-                ref.copy_(saved)
+            if torch.promote_types(saved.dtype, ref.dtype) != ref.dtype:
+                raise ValueError(
+                    f"state_dict['refs']: {name}: expected {ref.dtype}, or what it holds exactly, "
+                    f"got {saved.dtype}"
+                )
+        latest, history = state["latest"], state.get("history")
+        layers = len(self.names)
+        if latest is not None and latest.shape != (layers,):
+            raise ValueError(
+                f"state_dict['latest']: expected shape {(layers,)}, got {tuple(latest.shape)}"
+            )
+        if history is not None and (
+            history.dim() != 2 or history.shape[1] != layers or len(history) > self._rows
+        ):
+            raise ValueError(
+                f"state_dict['history']: expected at most {self._rows} rows of {layers} layers, "
+                f"got shape {tuple(history.shape)}"
+            )
+        # In place: the plan, and CUDA graphs that captured it, stay valid.
+        for saved, ref in zip(state["refs"], self._refs, strict=True):
+            ref.copy_(saved)
         self._measure_refs()
-        latest = state["latest"]
         if latest is not None:
-            self._latest = latest.to(self._sq_norms.device, copy=True)
+            latest = latest.to(self._sq_norms.device, copy=True)
+        self._latest = latest
+        self._ring.zero_()
+        self._cursor.zero_()
+        if history is not None:
+            self._ring[: len(history)] = history
+            self._cursor.fill_(len(history))
 
 
-def _widened(parameter: Tensor) -> Tensor:
-    # Keeping the strides lets the kernel walk weight and snapshot side by side.
-    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-    return parameter.detach().to(dtype, copy=True, memory_format=torch.preserve_format)
+_ALIGNMENT = 128  # bytes: what a GPU reads at once
+
+
+def _arena(params: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
+    """Uninitialised snapshots of all parameters in one allocation, with the strides of the
+    parameters, so that the kernel walks weight and snapshot side by side."""
+    shapes, starts, end = [], [], 0
+    for param in params:
+        wide = torch.float64 if param.dtype == torch.float64 else torch.float32
+        shapes.append(torch.empty_like(param, device="meta", dtype=dtype or wide))
+        starts.append(end)
+        end += -(-shapes[-1].nbytes // _ALIGNMENT) * _ALIGNMENT
+    arena = torch.empty(end + _ALIGNMENT, dtype=torch.uint8, device=params[0].device)
+    arena = arena[-arena.data_ptr() % _ALIGNMENT :]
+    return [
+        arena[start : start + shape.nbytes]
+        .view(shape.dtype)
+        .as_strided(shape.shape, shape.stride())
+        for start, shape in zip(starts, shapes, strict=True)
+    ]
+
+
+def _square_norm(tensor: Tensor) -> Tensor:
+    """Its sum of squares, in float64 and in parts: once in a training, and of little memory."""
+    dense = torch.as_strided(tensor, (tensor.numel(),), (1,))
+    return torch.stack([part.double().square().sum() for part in dense.split(1 << 22)]).sum()

@@ -6,6 +6,19 @@
 // ref_sq_norms         optional [L] float64: sum of refs[l]^2, else computed in the same pass
 // rows of the result   cosine_distance, l2_distance, norm, sign_flips (fraction), mean_abs
 //
+// plan_layers(params, refs) -> (plan, layers, tiles, tile)
+// planned_layer_statistics(plan, layers, tiles, tile, ref_sq_norms) -> [5, L] float32
+// planned_layer_rotation(plan, layers, tiles, tile, ref_sq_norms)   -> [L] float32
+// record_layer_rotation(plan, layers, tiles, tile, ref_sq_norms, history, cursor)
+//
+// plan      [bytes] uint8 on the device of the layers: the table of them, by address, and on CUDA
+//           the scratch of one call. Equal to the bit with the ops above, which make the same table
+//           and throw it away. Whoever holds a plan keeps the layers where they lie, and on CUDA
+//           makes its calls one after another, on one stream or on streams that wait.
+// history   [R, L] float32: row (cursor mod R) is written
+// cursor    [] int64, beside it; counted up by the kernel, so that replays of a CUDA graph fill
+//           successive rows
+//
 // Sums of differences d = w - w0, not of products w * w0, so that a rotation of 1e-12 is right
 // too: with a = |w| and b = |w0|,
 //     1 - cos = (|d|^2 - (a - b)^2) / (2ab)   and   a - b = (2 d.w0 + |d|^2) / (a + b).
@@ -15,12 +28,14 @@
 //
 // The order of the additions is part of the contract. It depends on the sizes of the layers
 // alone, never on threads or multiprocessors: tiles of tile_size() elements, at most
-// kMaxAdditions float32 additions per accumulator, then float64, the tiles of a layer in order.
+// kMaxAdditions float32 additions per accumulator, then float64, the tiles of a layer in an order
+// of their own.
 #pragma once
 
 #include "checks.h"
 #include "dispatch.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -30,11 +45,26 @@ inline constexpr int64_t kMaxAdditions = 128;
 inline constexpr int64_t kSmallTile = 4096;
 inline constexpr int64_t kLargeTile = 32768;
 inline constexpr int64_t kSmallTotal = int64_t{4} << 20;
+inline constexpr int64_t kMaxFullTiles = 16384;
 
-// Small tiles share few elements among many threads; large ones keep the partial sums few.
+// Small tiles share few elements among many threads; large ones keep the partial sums few: under
+// 1 MB, whatever the model.
 inline int64_t tile_size(int64_t total_elements) {
-  return total_elements < kSmallTotal ? kSmallTile : kLargeTile;
+  int64_t tile = total_elements < kSmallTotal ? kSmallTile : kLargeTile;
+  while (total_elements / tile > kMaxFullTiles) tile *= 2;
+  return tile;
 }
+
+// A layer without elements has a tile without elements: somebody must write its result.
+CPFAST_HOST_DEVICE inline int64_t tiles_of(int64_t numel, int64_t tile) {
+  return numel > 0 ? (numel + tile - 1) / tile : 1;
+}
+
+struct Layer {
+  const void *w, *w0;
+  int64_t numel, first_tile, first_element;
+  ScalarType dtype, ref_dtype;
+};
 
 struct Sums {
   double dd = 0;     // sum of d^2
@@ -76,59 +106,147 @@ CPFAST_HOST_DEVICE inline void finish(const Sums& s, int64_t numel, float* out, 
   out[4 * layers + layer] = static_cast<float>(s.abs / n);
 }
 
-// Are elements of equal index at equal offsets, with no gaps? Then a linear walk pairs them.
-inline bool walks_linearly(const Tensor& a, const Tensor& b) {
-  if (a.is_contiguous() && b.is_contiguous()) return true;
-  const int64_t dims = a.dim();
-  for (int64_t i = 0; i < dims; ++i)
-    if (a.size(i) > 1 && a.stride(i) != b.stride(i)) return false;
-  // Dense means that the strides, in some order of the dimensions, are running products.
+// Read once a tensor: each is a call into libtorch.
+struct Layout {
+  explicit Layout(const Tensor& tensor)
+      : on_cpu(tensor.is_cpu()),
+        device(on_cpu ? -1 : tensor.get_device_index()),
+        dtype(tensor.scalar_type()),
+        numel(tensor.numel()),
+        sizes(tensor.sizes()),
+        strides(tensor.strides()) {}
+
+  bool on_cpu;
+  int32_t device;
+  ScalarType dtype;
+  int64_t numel;
+  torch::headeronly::IntHeaderOnlyArrayRef sizes, strides;
+};
+
+inline bool same_strides(const Layout& a, const Layout& b) {
+  for (size_t i = 0; i < a.sizes.size(); ++i)
+    if (a.sizes[i] > 1 && a.strides[i] != b.strides[i]) return false;
+  return true;
+}
+
+// Dense means that the strides, in some order of the dimensions, are running products: a linear
+// walk meets every element once. The order searched first is that of contiguous tensors.
+inline bool is_dense(const Layout& tensor) {
+  const size_t dims = tensor.sizes.size();
   int64_t expected = 1;
-  std::vector<bool> used(dims, false);
-  for (int64_t pass = 0; pass < dims; ++pass)
-    for (int64_t i = 0; i < dims; ++i)
-      if (!used[i] && a.size(i) > 1 && a.stride(i) == expected) {
-        used[i] = true;
-        expected *= a.size(i);
+  for (bool found = true; found && expected < tensor.numel;) {
+    found = false;
+    for (size_t i = dims; i-- > 0;)
+      if (tensor.sizes[i] > 1 && tensor.strides[i] == expected) {
+        expected *= tensor.sizes[i];
+        found = true;
       }
-  return expected == a.numel();
+  }
+  return expected == tensor.numel || tensor.numel == 0;
+}
+
+// A copy whose elements lie in memory in the order of those of `like`, which is dense.
+inline Tensor with_strides_of(const Tensor& like, const Tensor& tensor) {
+  int32_t dtype = 0, device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      like.dim(), like.sizes().data(), like.strides().data(), dtype, device_type,
+      tensor.get_device_index(), &handle));
+  Tensor copy(handle);
+  torch::stable::copy_(copy, tensor);
+  return copy;
 }
 
 // Hidden as torch's own Tensor is, or the compiler warns of the difference.
-struct __attribute__((visibility("hidden"))) Pair {
-  Tensor param, ref;
+struct __attribute__((visibility("hidden"))) Table {
+  std::vector<Layer> layers;
+  std::vector<Tensor> copies;  // of those that a linear walk would not pair
+  int64_t tiles = 0, tile = 0;
 };
 
-// Checks all arguments; copies only those pairs that a linear walk would not pair.
-inline std::vector<Pair> checked_pairs(const char* op, const std::vector<Tensor>& params,
-                                       const std::vector<Tensor>& refs,
-                                       const std::optional<Tensor>& ref_sq_norms) {
+// Checks the lists, and lays out their tiles.
+inline Table checked_layers(const char* op, const std::vector<Tensor>& params,
+                            const std::vector<Tensor>& refs) {
   check(!params.empty(), op, "params: expected at least one tensor, got an empty list");
   check(params.size() == refs.size(), op, "refs: expected ", params.size(),
         " tensors, as many as params, got ", refs.size());
-  std::vector<Pair> pairs;
-  pairs.reserve(params.size());
+  Table table;
+  table.layers.reserve(params.size());
+  const Layout first(params[0]);
+  int64_t total = 0;
   for (size_t l = 0; l < params.size(); ++l) {
-    const Tensor &w = params[l], &w0 = refs[l];
-    check(same_device(w, params[0]), op, "params[", l, "]: expected device ",
-          device_of(params[0]), " as params[0], got ", device_of(w));
-    check(same_device(w0, params[0]), op, "refs[", l, "]: expected device ", device_of(params[0]),
-          " as params[0], got ", device_of(w0));
-    check(same_shape(w, w0), op, "refs[", l, "]: expected shape ", shape_of(w), " as params[", l,
-          "], got ", shape_of(w0));
-    check(is_floating(w.scalar_type()), op, "params[", l,
-          "]: expected float32, float64, float16 or bfloat16, got ", dtype_name(w.scalar_type()));
-    check(is_floating(w0.scalar_type()), op, "refs[", l,
-          "]: expected float32, float64, float16 or bfloat16, got ", dtype_name(w0.scalar_type()));
-    if (walks_linearly(w, w0))
-      pairs.push_back({w, w0});
-    else
-      pairs.push_back({torch::stable::contiguous(w), torch::stable::contiguous(w0)});
+    const Layout w(params[l]), w0(refs[l]);
+    const auto check_one = [&](const char* name, const Tensor& tensor, const Layout& layout) {
+      if (layout.on_cpu != first.on_cpu || layout.device != first.device)
+        fail(op, name, "[", l, "]: expected device ", device_of(params[0]),
+             " as params[0], got ", device_of(tensor));
+      if (!is_floating(layout.dtype))
+        fail(op, name, "[", l, "]: expected float32, float64, float16 or bfloat16, got ",
+             dtype_name(layout.dtype));
+    };
+    check_one("params", params[l], w);
+    check_one("refs", refs[l], w0);
+    if (!std::equal(w.sizes.begin(), w.sizes.end(), w0.sizes.begin(), w0.sizes.end()))
+      fail(op, "refs[", l, "]: expected shape ", shape_of(params[l]), " as params[", l,
+           "], got ", shape_of(refs[l]));
+    Layer layer{nullptr, nullptr, w.numel, 0, total, w.dtype, w0.dtype};
+    const bool dense = is_dense(w);
+    if (dense && (w.numel == 0 || same_strides(w, w0))) {
+      layer.w = params[l].const_data_ptr();
+      layer.w0 = refs[l].const_data_ptr();
+    } else {
+      const Tensor walked = dense ? params[l] : torch::stable::contiguous(params[l]);
+      table.copies.push_back(walked);
+      table.copies.push_back(with_strides_of(walked, refs[l]));
+      layer.w = walked.const_data_ptr();
+      layer.w0 = table.copies.back().const_data_ptr();
+    }
+    total += w.numel;
+    table.layers.push_back(layer);
   }
+  table.tile = tile_size(total);
+  for (Layer& layer : table.layers) {
+    layer.first_tile = table.tiles;
+    table.tiles += tiles_of(layer.numel, table.tile);
+  }
+  return table;
+}
+
+// A plan cannot copy at each call: whoever makes it brings the layers into one order before.
+inline void check_walks(const char* op, const Table& table) {
+  check(table.copies.empty(), op, "params, refs: expected dense tensors of equal strides, got ",
+        table.copies.size() / 2, " pairs that are not");
+}
+
+inline void check_norms(const char* op, const std::optional<Tensor>& ref_sq_norms, int64_t layers,
+                        const Tensor& like) {
   if (ref_sq_norms)
-    check_vector(op, "ref_sq_norms", *ref_sq_norms, static_cast<int64_t>(params.size()),
-                 ScalarType::Double, params[0]);
-  return pairs;
+    check_vector(op, "ref_sq_norms", *ref_sq_norms, layers, ScalarType::Double, like);
+}
+
+// What was planned, as the planned ops get it.
+inline void check_plan(const char* op, const Tensor& plan, int64_t bytes) {
+  check(plan.scalar_type() == ScalarType::Byte && plan.dim() == 1 && plan.is_contiguous(), op,
+        "plan: expected [bytes] uint8 of plan_layers, got ", dtype_name(plan.scalar_type()), " ",
+        shape_of(plan));
+  check(plan.numel() >= bytes, op, "plan: expected ", bytes, " bytes or more, got ", plan.numel());
+}
+
+inline void check_history(const char* op, const Tensor& history, const Tensor& cursor,
+                          int64_t layers, const Tensor& plan) {
+  check(history.dim() == 2 && history.size(0) > 0 && history.size(1) == layers &&
+            history.scalar_type() == ScalarType::Float && history.is_contiguous(),
+        op, "history: expected contiguous float32 [R, ", layers, "], R > 0, got ",
+        dtype_name(history.scalar_type()), " ", shape_of(history));
+  check(cursor.dim() == 0 && cursor.scalar_type() == ScalarType::Long, op,
+        "cursor: expected int64 [], got ", dtype_name(cursor.scalar_type()), " ",
+        shape_of(cursor));
+  check(same_device(history, plan), op, "history: expected device ", device_of(plan), ", got ",
+        device_of(history));
+  check(same_device(cursor, plan), op, "cursor: expected device ", device_of(plan), ", got ",
+        device_of(cursor));
 }
 
 }  // namespace cpfast::layer_statistics

@@ -12,6 +12,18 @@ STABLE_TORCH_LIBRARY(cpfast, m) {
   m.def("layer_statistics(Tensor[] params, Tensor[] refs, Tensor? ref_sq_norms=None) -> Tensor");
   m.def("layer_rotation(Tensor[] params, Tensor[] refs, Tensor? ref_sq_norms=None) -> Tensor");
   m.def(
+      "plan_layers(Tensor[] params, Tensor[] refs) "
+      "-> (Tensor plan, int layers, int tiles, int tile)");
+  m.def(
+      "planned_layer_statistics(Tensor(a!) plan, int layers, int tiles, int tile, "
+      "Tensor? ref_sq_norms=None) -> Tensor");
+  m.def(
+      "planned_layer_rotation(Tensor(a!) plan, int layers, int tiles, int tile, "
+      "Tensor? ref_sq_norms=None) -> Tensor");
+  m.def(
+      "record_layer_rotation(Tensor(a!) plan, int layers, int tiles, int tile, "
+      "Tensor? ref_sq_norms, Tensor(b!) history, Tensor(c!) cursor) -> ()");
+  m.def(
       "scored_cross_entropy(Tensor input, Tensor target, Tensor? weight=None, "
       "float label_smoothing=0.0, int ignore_index=-100, int reduction=0, Tensor(a!)? grad=None, "
       "Tensor(b!)? table=None, Tensor? index=None, int score=0) "

@@ -122,3 +122,237 @@ def test_a_state_with_too_few_layers_is_refused():
     rotation = cpfast.LayerRotation(small_model())
     with pytest.raises(ValueError, match=r"refs'\]: expected 2 tensors, got 0"):
         rotation.load_state_dict({**rotation.state_dict(), "refs": []})
+
+
+def test_the_snapshot_lies_in_one_arena_aligned_with_the_strides_of_the_weights(device):
+    model = small_model().to(device, memory_format=torch.channels_last)
+    model.append(nn.Linear(3, 3, device=device).double())
+    rotation = cpfast.LayerRotation(model)
+    refs, params = rotation._refs, rotation._params()
+    assert len({r.untyped_storage().data_ptr() for r in refs}) == 1
+    assert all(r.data_ptr() % 128 == 0 for r in refs)
+    assert [r.stride() for r in refs] == [p.stride() for p in params]
+    assert [r.dtype for r in refs] == [torch.float32, torch.float32, torch.float64]
+    assert all(map(torch.equal, refs, params))
+
+
+def test_a_bfloat16_snapshot_halves_the_memory_and_has_an_error_floor(device):
+    torch.manual_seed(0)
+    model = nn.Linear(1000, 1000).to(device)
+    exact = cpfast.LayerRotation(model)
+    rounded = cpfast.LayerRotation(model, snapshot_dtype=torch.bfloat16)
+    arenas = [r._refs[0].untyped_storage().nbytes() for r in (exact, rounded)]
+    assert [size // 1_000_000 for size in arenas] == [4, 2]
+    assert exact.update().item() == 0
+    floor = rounded.update().item()
+    assert 1e-6 < floor < 2e-6
+
+    g = torch.Generator().manual_seed(1)
+    noise = torch.randn(1000, 1000, generator=g).to(device)
+    with torch.no_grad():
+        model.weight += 1e-6 * noise
+    # Rotations below the floor are lost in it; those well above are right to it.
+    assert 0 < exact.update().item() < 1e-8
+    assert rounded.update().item() == pytest.approx(floor, rel=0.01)
+    with torch.no_grad():
+        model.weight += 1e-2 * noise
+    distance = exact.update().item()
+    assert rounded.update().item() == pytest.approx(distance, abs=2 * (floor * distance) ** 0.5)
+    assert rounded.update().item() == pytest.approx(distance, rel=1e-3)
+
+
+def weights_swapped(model):
+    for p in model.parameters():
+        p.data = p.data.clone()
+
+
+def weights_recast(model):
+    model.to(torch.bfloat16)
+
+
+def weights_restrided(model):
+    model.to(memory_format=torch.channels_last)
+    model[4].weight.data = model[4].weight.data.t().contiguous().t()
+
+
+def weights_replaced(model):
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+
+
+def weights_renewed(model):
+    model[4].weight = nn.Parameter(model[4].weight.detach().clone())
+
+
+CHANGES = [weights_swapped, weights_recast, weights_restrided, weights_replaced, weights_renewed]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_update_sees_weights_that_lie_elsewhere(device, change):
+    model = small_model().to(device)
+    rotation = cpfast.LayerRotation(model, history=2)
+    refs = [p.detach().clone() for p in rotation._params()]
+    rotation.update()
+    change(model)
+    turn(model, 0.3)
+    plan = rotation._plan
+    expected = cpfast.ops.layer_rotation(rotation._params(), refs)
+    torch.testing.assert_close(rotation.update(), expected, rtol=1e-6, atol=0)
+    assert rotation._plan is not plan
+    plan = rotation._plan
+    rotation.update()
+    assert rotation._plan is plan
+
+
+def test_a_record_follows_after_a_refresh(device):
+    model = small_model().to(device)
+    rotation = cpfast.LayerRotation(model, history=4)
+    weights_swapped(model)
+    turn(model)
+    rotation.record()
+    rotation.refresh()
+    rotation.record()
+    before, after = rotation.history()
+    assert (before == 0).all()
+    assert torch.equal(after, rotation.update())
+
+
+def test_the_history_holds_the_last_records_the_oldest_first(device):
+    model = small_model().to(device)
+    rotation = cpfast.LayerRotation(model, history=3)
+    assert rotation.history().shape == (0, 2)
+    rows = []
+    for count in range(1, 8):
+        turn(model)
+        rotation.record()
+        rows.append(rotation.update())
+        assert torch.equal(rotation.history(), torch.stack(rows[-3:]))
+        assert len(rotation.history()) == min(count, 3)
+    rotation.reset()
+    assert len(rotation.history()) == 0
+
+
+def test_without_a_history_there_is_nothing_to_record():
+    rotation = cpfast.LayerRotation(small_model())
+    for call in (rotation.record, rotation.history):
+        with pytest.raises(RuntimeError, match="no history is kept: give it history=R"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"snapshot_dtype": torch.float16}, "snapshot_dtype: .* got torch.float16"),
+        ({"history": -1}, "history: expected 0 or more measurements, got -1"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        cpfast.LayerRotation(small_model(), **options)
+
+
+@pytest.mark.parametrize("snapshot_dtype", [None, torch.bfloat16])
+def test_saved_half_way_it_goes_on_to_the_bit(device, snapshot_dtype):
+    def steps(model, rotation, count):
+        for _ in range(count):
+            turn(model)
+            rotation.record()
+        rotation.update()
+
+    options = {"snapshot_dtype": snapshot_dtype, "history": 3}
+    model = small_model().to(device)
+    rotation = cpfast.LayerRotation(model, **options)
+    steps(model, rotation, 4)
+    weights = copy.deepcopy(model.state_dict())
+    saved = copy.deepcopy(rotation.state_dict())
+    steps(model, rotation, 2)
+
+    model = small_model(seed=5).to(device)
+    model.load_state_dict(weights)
+    resumed = cpfast.LayerRotation(model, **options)
+    plan = resumed._plan
+    resumed.load_state_dict(saved)
+    assert resumed._plan is plan
+    steps(model, resumed, 2)
+    assert torch.equal(resumed.history(), rotation.history())
+    assert torch.equal(resumed.mean(), rotation.mean())
+    for one, other in zip(resumed.state_dict()["refs"], rotation.state_dict()["refs"], strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
+def test_a_state_of_before_there_were_histories_loads():
+    model = small_model()
+    rotation = cpfast.LayerRotation(model, history=2)
+    rotation.record()
+    state = rotation.state_dict()
+    del state["history"]
+    turn(model)
+    rotation.load_state_dict(state)
+    assert len(rotation.history()) == 0
+    assert rotation.update().min().item() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latest": torch.zeros(3)}, r"latest'\]: expected shape \(2,\), got \(3,\)"),
+        ({"history": torch.zeros(3, 2)}, r"at most 2 rows of 2 layers, got shape \(3, 2\)"),
+        ({"history": torch.zeros(1, 3)}, r"at most 2 rows of 2 layers, got shape \(1, 3\)"),
+    ],
+)
+def test_states_that_do_not_fit_change_nothing(change, message):
+    model = small_model()
+    rotation = cpfast.LayerRotation(model, history=2)
+    turn(model)
+    rotation.record()
+    before, history = rotation.update(), rotation.history()
+    with pytest.raises(ValueError, match=message):
+        rotation.load_state_dict({**rotation.state_dict(), **change})
+    assert torch.equal(rotation.history(), history)
+    assert torch.equal(rotation.update(), before)
+
+
+def test_a_snapshot_that_would_be_rounded_is_refused():
+    model = small_model()
+    exact = cpfast.LayerRotation(model)
+    rounded = cpfast.LayerRotation(model, snapshot_dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="0.weight: expected torch.bfloat16, .* got torch.float32"):
+        rounded.load_state_dict(exact.state_dict())
+    exact.load_state_dict(rounded.state_dict())
+    assert torch.equal(exact.update(), rounded.update())
+
+
+def test_a_copy_measures_the_weights_of_the_copied_model():
+    model = small_model()
+    rotation = cpfast.LayerRotation(model, history=2)
+    copied, of_the_copy = copy.deepcopy((model, rotation))
+    turn(copied)
+    of_the_copy.record()
+    assert rotation.update().max().item() == 0
+    assert torch.equal(of_the_copy.history()[0], of_the_copy.update())
+    assert of_the_copy.update().min().item() > 0
+
+
+@pytest.mark.cuda
+def test_a_graph_of_training_steps_records_by_itself():
+    model = small_model().cuda()
+    rotation = cpfast.LayerRotation(model, history=100)
+    weight = model[4].weight
+
+    def step():
+        weight.mul_(-0.5).add_(0.01)
+        rotation.record()
+
+    with torch.no_grad():
+        step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(1000):
+                graph.replay()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert int(rotation._cursor) == 1001
+    assert torch.equal(rotation.history()[-1], rotation.update())

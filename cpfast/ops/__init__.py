@@ -5,6 +5,7 @@ of shape, dtype, device and value are raised as RuntimeError at the C++ boundary
 argument and its value.
 """
 
+from cpfast.ops._layer_plan import LayerPlan
 from cpfast.ops._layer_statistics import layer_rotation, layer_statistics
 from cpfast.ops._record_scores import record_scores
 from cpfast.ops._scored_cross_entropy import scored_cross_entropy
@@ -13,6 +14,7 @@ from cpfast.ops._shuffled_slice import shuffled_slice
 from cpfast.results import LayerStatistics, ScoredLoss, Selection
 
 __all__ = [
+    "LayerPlan",
     "LayerStatistics",
     "ScoredLoss",
     "Selection",

@@ -20,6 +20,8 @@ using Vec = typename VectorTypes<Real>::Vec;
 template <typename Real>
 using Int = typename VectorTypes<Real>::Int;
 template <typename Real>
+using SignedInt = std::conditional_t<std::is_same_v<Real, double>, int64_t, int32_t>;
+template <typename Real>
 inline constexpr int kLanes = CPFAST_VECTOR_BYTES / sizeof(Real);
 
 // What elements of T are computed in.
@@ -57,6 +59,16 @@ inline Vec<Compute<T>> load(const T* from) {
   }
 }
 
+// GCC loads a vector that is used twice from memory twice, which is what a kernel of few operations
+// a byte is bound by.
+template <typename V>
+inline V in_register(V values) {
+#ifdef __x86_64__
+  asm("" : "+v"(values));
+#endif
+  return values;
+}
+
 // The first n < kLanes elements, the others being `fill`.
 template <typename T>
 inline Vec<Compute<T>> load_part(const T* from, int64_t n, T fill) {
@@ -67,7 +79,7 @@ inline Vec<Compute<T>> load_part(const T* from, int64_t n, T fill) {
 
 template <typename Real>
 inline Vec<Real> absolute(Vec<Real> values) {
-  return values < 0 ? -values : values;
+  return (Vec<Real>)((Int<Real>)values & std::numeric_limits<SignedInt<Real>>::max());
 }
 
 template <typename Real>

@@ -10,6 +10,9 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
+#include <tuple>
 #include <type_traits>
 
 namespace cpfast {
@@ -45,14 +48,19 @@ class Launcher {
     STD_CUDA_CHECK(cudaMemsetAsync(at, 0, static_cast<size_t>(bytes), stream_));
   }
 
-  // How many blocks of a persistent kernel fill the device.
+  // How many blocks of a persistent kernel fill the device. Asked once: it costs as a launch does.
   template <typename... Parameters>
   int64_t resident_blocks(void (*kernel)(Parameters...), int threads) const {
+    static std::mutex mutex;
+    static std::map<std::tuple<const void*, int, int>, int64_t> known;
+    const std::lock_guard lock(mutex);
     int device = 0, multiprocessors = 0, blocks = 0;
     STD_CUDA_CHECK(cudaGetDevice(&device));
+    const std::tuple key(reinterpret_cast<const void*>(kernel), threads, device);
+    if (const auto found = known.find(key); found != known.end()) return found->second;
     STD_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
     STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0));
-    return int64_t{blocks} * multiprocessors;
+    return known[key] = int64_t{blocks} * multiprocessors;
   }
 
  private:

@@ -47,7 +47,10 @@ class Emulation:
             result = getattr(torch.ops.cpfast_emulated, op)(*arguments)
             if isinstance(result, torch.Tensor):
                 result = [result]
-            outputs = [output.clone() for output in result or []]
+            outputs = [
+                output.clone() if isinstance(output, torch.Tensor) else output
+                for output in result or []
+            ]
         finally:
             self.allocated = self.library.emulation_allocated()
             damaged = self.library.emulation_free()
