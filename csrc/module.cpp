@@ -21,6 +21,10 @@ STABLE_TORCH_LIBRARY(cpfast, m) {
   m.def(
       "select_samples(Tensor scores, float keep, int seed, int epoch, int stream=0, "
       "bool shuffle=False) -> (Tensor indices, Tensor weights, Tensor count)");
+  m.def(
+      "augment_batch(Tensor images, Tensor index, Tensor? repeats, Tensor? mean_image, "
+      "float[] mean, float[] std, int seed, int epoch, int repeat, bool flip, float shift, "
+      "float rotation, int crop, int cutout, ScalarType dtype) -> Tensor");
   m.def("record_scores(Tensor(a!) scores, Tensor index, Tensor values) -> ()");
 }
 
