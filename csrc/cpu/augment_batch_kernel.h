@@ -170,11 +170,11 @@ void augment_samples(const Batch& batch, int64_t begin, int64_t end, uint8_t* by
 // `bytes` and `values` are scratch: an image, and a band of values of one.
 inline void augment(const Batch& batch, int64_t begin, int64_t end, uint8_t* bytes, float* values) {
   for_floating(batch.dtype, [&]<typename T>(T) {
-    if constexpr (!std::is_same_v<T, double>) switch (batch.channels) {
-        case 1: return augment_samples<1, T>(batch, begin, end, bytes, values);
-        case 2: return augment_samples<2, T>(batch, begin, end, bytes, values);
-        case 3: return augment_samples<3, T>(batch, begin, end, bytes, values);
-        default: return augment_samples<4, T>(batch, begin, end, bytes, values);
-      }
+    if constexpr (!std::is_same_v<T, double>) {
+      if (batch.channels == 1) augment_samples<1, T>(batch, begin, end, bytes, values);
+      if (batch.channels == 2) augment_samples<2, T>(batch, begin, end, bytes, values);
+      if (batch.channels == 3) augment_samples<3, T>(batch, begin, end, bytes, values);
+      if (batch.channels == 4) augment_samples<4, T>(batch, begin, end, bytes, values);
+    }
   });
 }
