@@ -51,13 +51,24 @@ __device__ uint32_t load_pixel(const uint8_t* at) {
   return word;
 }
 
-// Pixels of an image, one word each.
+// The pixel at row r, column c of the cropped image, counted in the whole one.
+__device__ int cropped(const Batch& batch, const Placement& at, int r, int c) {
+  return reflect(r + at.crop_row, batch.height) * batch.width +
+      reflect(c + at.crop_column, batch.width);
+}
+
+// The pixels of the cropped image, one word each.
 template <int kChannels>
-__device__ void stage_image(const Batch& batch, const uint8_t* image, uint32_t* staged,
-                            int threads) {
-  if (!batch.reads_words) {
-    for (int p = threadIdx.x; p < batch.pixels; p += threads)
-      staged[p] = load_pixel<kChannels>(image + p * kChannels);
+__device__ void stage_image(const Batch& batch, const Placement& at, const uint8_t* image,
+                            uint32_t* staged, int threads) {
+  const bool crops = batch.options.crop > 0;
+  if (crops) __syncthreads();  // until it is known where
+  if (crops || !batch.reads_words) {
+    for (int p = threadIdx.x; p < batch.pixels; p += threads) {
+      const int r = p / batch.width;
+      const int from = crops ? cropped(batch, at, r, p - r * batch.width) : p;
+      staged[p] = load_pixel<kChannels>(image + from * kChannels);
+    }
     return;
   }
   const uint32_t* const words = reinterpret_cast<const uint32_t*>(image);
@@ -77,7 +88,7 @@ __device__ void stage_image(const Batch& batch, const uint8_t* image, uint32_t* 
   }
 }
 
-// Reads pixels of the cropped image.
+// Reads a pixel of the cropped image.
 template <int kChannels, bool kStaged>
 struct Reader {
   const Batch& batch;
@@ -85,15 +96,13 @@ struct Reader {
   const uint8_t* image;
   const uint32_t* staged;
 
-  __device__ int row(int r) const {
-    if (batch.options.crop > 0) r = reflect(r + at.crop_row, batch.height);
-    return r * batch.width;
-  }
-  __device__ int column(int c) const {
-    return batch.options.crop > 0 ? reflect(c + at.crop_column, batch.width) : c;
-  }
-  __device__ uint32_t operator()(int pixel) const {
-    return kStaged ? staged[pixel] : load_pixel<kChannels>(image + int64_t{pixel} * kChannels);
+  __device__ uint32_t operator()(int r, int c) const {
+    if constexpr (kStaged) {
+      return staged[r * batch.width + c];
+    } else {
+      const int pixel = batch.options.crop > 0 ? cropped(batch, at, r, c) : r * batch.width + c;
+      return load_pixel<kChannels>(image + int64_t{pixel} * kChannels);
+    }
   }
 };
 
@@ -108,17 +117,16 @@ constexpr float kPlus = 0x1p23f;
 template <int kChannels, typename Read>
 __device__ void interpolate(const Read& read, const Batch& batch, int64_t y, int64_t x,
                             float* values) {
-  const auto within = [](int i, int n) { return i < 0 ? 0 : i >= n ? n - 1 : i; };
+  const auto within = [](int i, int n) { return static_cast<int>(max(0, min(i, n - 1))); };
   const auto fraction = [](int64_t position) {
     return static_cast<float>(static_cast<int>(static_cast<uint32_t>(position) >> 8)) * 0x1p-24f;
   };
   const int r = static_cast<int>(y >> 32), c = static_cast<int>(x >> 32);
   // Beyond an edge both neighbours are the edge, and the fraction does not matter.
-  const int top = read.row(within(r, batch.height)), bottom = read.row(within(r + 1, batch.height));
-  const int left = read.column(within(c, batch.width)),
-            right = read.column(within(c + 1, batch.width));
-  const uint32_t top_left = read(top + left), bottom_left = read(bottom + left);
-  const uint32_t top_right = read(top + right), bottom_right = read(bottom + right);
+  const int top = within(r, batch.height), bottom = within(r + 1, batch.height);
+  const int left = within(c, batch.width), right = within(c + 1, batch.width);
+  const uint32_t top_left = read(top, left), bottom_left = read(bottom, left);
+  const uint32_t top_right = read(top, right), bottom_right = read(bottom, right);
   const float down = fraction(y), across = fraction(x);
 #pragma unroll
   for (int k = 0; k < kChannels; ++k) {
@@ -140,7 +148,8 @@ __device__ void load_some(const float* from, int n, float (&to)[kCount]) {
   for (int i = 0; i < kCount; ++i) to[i] = i < n ? from[i] : 0;
 }
 
-// Writes a group of pixels, from `first` on, of which there are n.
+// The values of a group of pixels from `first` on, of which n are the image's. Those past it are
+// computed too, from pixels of the image, for a branch would keep the four apart.
 template <int kChannels, bool kStaged>
 __device__ void augment_group(const Batch& batch, const Placement& at,
                               const Reader<kChannels, kStaged>& read, int first, int n,
@@ -169,18 +178,18 @@ __device__ void augment_group(const Batch& batch, const Placement& at,
 
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
-    if (i >= n) break;
     float* const pixel = values + i * kChannels;
     if (warps) {
       interpolate<kChannels>(read, batch, y, x, pixel);
     } else {
-      const uint32_t bytes = read(read.row(r) + read.column(at.flips ? batch.width - 1 - c : c));
+      const uint32_t bytes = read(static_cast<int>(min(r, batch.height - 1)),
+                                  at.flips ? batch.width - 1 - c : c);
 #pragma unroll
       for (int k = 0; k < kChannels; ++k) pixel[k] = channel_plus(bytes, k) - kPlus;
     }
-    const bool hole = batch.options.cutout > 0 && r >= at.hole_row &&
-        r - at.hole_row < batch.options.cutout && c >= at.hole_column &&
-        c - at.hole_column < batch.options.cutout;
+    const auto side = static_cast<unsigned>(batch.options.cutout);
+    const bool hole = static_cast<unsigned>(r - at.hole_row) < side &&
+        static_cast<unsigned>(c - at.hole_column) < side;
 #pragma unroll
     for (int k = 0; k < kChannels; ++k)
       pixel[k] = hole ? 0 : pixel[k] * batch.numbers.scale[k] + biases[i * kChannels + k];
@@ -238,7 +247,7 @@ __global__ void __launch_bounds__(kThreads)
     CUDA_KERNEL_ASSERT(repeat >= 0 && repeat >> 32 == 0 && "augment_batch: repeat out of range");
     at = place(batch.options, batch.height, batch.width, sample, static_cast<uint32_t>(repeat));
   }
-  if constexpr (kStaged) stage_image<kChannels>(batch, image, pixels, threads);
+  if constexpr (kStaged) stage_image<kChannels>(batch, at, image, pixels, threads);
   __syncthreads();
 
   const Reader<kChannels, kStaged> read{batch, at, image, pixels};
@@ -249,7 +258,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int first = first_pixel + warp * kWarpPixels; first < end; first += threads * kGroup) {
     const int own = first + lane * kGroup;
     if (own < end) {
-      float values[kValues] = {};
+      float values[kValues];
       augment_group<kChannels, kStaged>(batch, at, read, own, end - own, values);
       store_group(values, result + lane * kValues);
     }

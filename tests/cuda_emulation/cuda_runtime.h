@@ -122,6 +122,7 @@ inline float __uint_as_float(unsigned bits) {
 inline int __popc(unsigned word) { return __builtin_popcount(word); }
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Threads change places only where they meet, never within one of these.
 template <typename Number>
