@@ -154,16 +154,40 @@ template <int kChannels, bool kStaged>
 __device__ void augment_group(const Batch& batch, const Placement& at,
                               const Reader<kChannels, kStaged>& read, int first, int n,
                               float (&values)[kGroup * kChannels]) {
-  int r = first / batch.width, c = first - r * batch.width;
-  const bool warps = batch.options.warps();
-  int64_t y = 0, x = 0;
-  if (warps) {
-    y = at.row + r * at.row_down + c * at.row_right;
-    x = at.column + r * at.column_down + c * at.column_right;
+  int rows[kGroup], columns[kGroup];
+  rows[0] = first / batch.width;
+  columns[0] = first - rows[0] * batch.width;
+#pragma unroll
+  for (int i = 1; i < kGroup; ++i) {
+    const bool wraps = columns[i - 1] + 1 == batch.width;
+    rows[i] = rows[i - 1] + wraps;
+    columns[i] = wraps ? 0 : columns[i - 1] + 1;
   }
-  // From a row's last pixel to the next row's first one.
-  const int64_t y_wrap = at.row_down - (batch.width - 1) * at.row_right;
-  const int64_t x_wrap = at.column_down - (batch.width - 1) * at.column_right;
+
+  if (batch.options.warps()) {
+    int64_t y = at.row + rows[0] * at.row_down + columns[0] * at.row_right;
+    int64_t x = at.column + rows[0] * at.column_down + columns[0] * at.column_right;
+    // From a row's last pixel to the next row's first one.
+    const int64_t y_wrap = at.row_down - (batch.width - 1) * at.row_right;
+    const int64_t x_wrap = at.column_down - (batch.width - 1) * at.column_right;
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      if (i > 0) {
+        y += columns[i] == 0 ? y_wrap : at.row_right;
+        x += columns[i] == 0 ? x_wrap : at.column_right;
+      }
+      interpolate<kChannels>(read, batch, y, x, values + i * kChannels);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kGroup; ++i) {
+      const uint32_t bytes = read(static_cast<int>(min(rows[i], batch.height - 1)),
+                                  at.flips ? batch.width - 1 - columns[i] : columns[i]);
+#pragma unroll
+      for (int k = 0; k < kChannels; ++k)
+        values[i * kChannels + k] = channel_plus(bytes, k) - kPlus;
+    }
+  }
 
   float biases[kGroup * kChannels];
   if (batch.mean_image != nullptr) {
@@ -175,28 +199,16 @@ __device__ void augment_group(const Batch& batch, const Placement& at,
 #pragma unroll
     for (int i = 0; i < kGroup * kChannels; ++i) biases[i] = batch.numbers.bias[i % kChannels];
   }
-
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
-    float* const pixel = values + i * kChannels;
-    if (warps) {
-      interpolate<kChannels>(read, batch, y, x, pixel);
-    } else {
-      const uint32_t bytes = read(static_cast<int>(min(r, batch.height - 1)),
-                                  at.flips ? batch.width - 1 - c : c);
-#pragma unroll
-      for (int k = 0; k < kChannels; ++k) pixel[k] = channel_plus(bytes, k) - kPlus;
-    }
     const auto side = static_cast<unsigned>(batch.options.cutout);
-    const bool hole = static_cast<unsigned>(r - at.hole_row) < side &&
-        static_cast<unsigned>(c - at.hole_column) < side;
+    const bool hole = static_cast<unsigned>(rows[i] - at.hole_row) < side &&
+        static_cast<unsigned>(columns[i] - at.hole_column) < side;
 #pragma unroll
-    for (int k = 0; k < kChannels; ++k)
-      pixel[k] = hole ? 0 : pixel[k] * batch.numbers.scale[k] + biases[i * kChannels + k];
-    const bool wraps = ++c == batch.width;
-    y += wraps ? y_wrap : at.row_right;
-    x += wraps ? x_wrap : at.column_right;
-    if (wraps) c = 0, ++r;
+    for (int k = 0; k < kChannels; ++k) {
+      float& value = values[i * kChannels + k];
+      value = hole ? 0 : value * batch.numbers.scale[k] + biases[i * kChannels + k];
+    }
   }
 }
 
