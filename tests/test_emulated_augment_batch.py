@@ -1,10 +1,8 @@
 """The CUDA kernels of augment_batch, run on the CPU by cuda_emulation."""
 
-import itertools
-
 import pytest
 import torch
-from cuda_emulation.harness import assert_close, cpu, emulated_only, generator, guarded, is_same
+from cuda_emulation.harness import assert_close, cpu, emulated_only, generator
 
 pytestmark = emulated_only
 

@@ -84,17 +84,17 @@ def augment_batch(
         )
     _backend.require_kernels("augment_batch", "images", images.device)
     is_image = isinstance(mean, Tensor) and mean.dim() != 1
-    several = isinstance(repeat, Tensor)
+    repeats, repeat = (repeat.contiguous(), 0) if isinstance(repeat, Tensor) else (None, repeat)
     out = OPS.augment_batch(
         images,
         index.contiguous(),
-        repeat.contiguous() if several else None,
+        repeats,
         mean if is_image else None,
         [] if is_image else _numbers("mean", mean),
         _numbers("std", std),
         seed,
         epoch,
-        0 if several else repeat,
+        repeat,
         flip,
         float(shift),
         float(rotation),
