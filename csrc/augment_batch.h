@@ -151,7 +151,8 @@ struct Arguments {
 
   Options options() const {
     constexpr double kDegree = 3.14159265358979323846 / 180;
-    const uint64_t seeded = mix64(mix64(static_cast<uint64_t>(seed)) ^ static_cast<uint64_t>(epoch));
+    uint64_t seeded = mix64(static_cast<uint64_t>(seed));
+    seeded = mix64(seeded ^ static_cast<uint64_t>(epoch));
     return {mix64(seeded ^ kPurpose), rotation * kDegree, shift, static_cast<int32_t>(crop),
             static_cast<int32_t>(cutout), flip};
   }

@@ -39,7 +39,8 @@ std::vector<Number> checked_numbers(const char* name, const Tensor& values, int6
   std::vector<Number> numbers(values.size(0));
   const bool wide = values.scalar_type() == ScalarType::Long;
   for (size_t i = 0; i < numbers.size(); ++i) {
-    const int64_t value = wide ? values.const_data_ptr<int64_t>()[i] : values.const_data_ptr<int32_t>()[i];
+    const int64_t value = wide ? values.const_data_ptr<int64_t>()[i]
+                               : values.const_data_ptr<int32_t>()[i];
     check(value >= 0 && value < end, "augment_batch", name, "[", i, "]: expected a number in [0, ",
           end, "), got ", value);
     numbers[i] = static_cast<Number>(value);
@@ -69,7 +70,8 @@ Tensor augment_cpu(Tensor images, Tensor index, std::optional<Tensor> repeats,
 
   const int64_t band = std::clamp<int64_t>(kPixelsOfBand / width, 1, height);
   const Numbers numbers = arguments.numbers();
-  std::vector<float> scale(band * line + kSlack), bias((mean_image ? height : band) * line + kSlack);
+  std::vector<float> scale(band * line + kSlack);
+  std::vector<float> bias((mean_image ? height : band) * line + kSlack);
   for (int64_t i = 0; i < band * line; ++i) scale[i] = numbers.scale[i % channels];
   const float* pixel_mean = mean_image ? mean_image->const_data_ptr<float>() : nullptr;
   for (int64_t i = 0; i < static_cast<int64_t>(bias.size()) - kSlack; ++i)

@@ -7,7 +7,7 @@ typedef uint8_t PixelBytes __attribute__((vector_size(8)));
 
 inline constexpr int64_t kChunk = 128;
 
-// The 8 bytes from a pixel on: it, its right neighbour, and with fewer than 4 channels what follows.
+// The 8 bytes from a pixel on: it, its right neighbour, and below 4 channels what follows.
 inline Pixels load_pixels(const uint8_t* from) {
 #if defined(CPFAST_X86_CLONES) && CPFAST_VECTOR_BYTES > 16
   // GCC 12 converts a vector of 8 bytes one by one: three times the time of the whole kernel.
@@ -31,8 +31,8 @@ inline Pixel second_of(Pixels pixels) {
   return first_of(__builtin_shuffle(pixels, PixelIndices{k, k + 1, k + 2, k + 3, k, k, k, k}));
 }
 
-// Row r of a warped sample: [width, channels] from 0 to 255. Writes up to three floats past its end, and
-// reads up to seven bytes past that of the image.
+// Row r of a warped sample: [width, channels] from 0 to 255. Writes up to three floats past its
+// end, and reads up to seven bytes past that of the image.
 template <int kChannels>
 void warp_row(const uint8_t* image, const Batch& batch, const Placement& at, int64_t r, float* to) {
   const int64_t width = batch.width;
@@ -53,8 +53,10 @@ void warp_row(const uint8_t* image, const Batch& batch, const Placement& at, int
       column += at.column_right;
       const int32_t top = static_cast<int32_t>(y >> 32);
       const int32_t left = std::min(static_cast<int32_t>(x >> 32), last_left);
-      down[i] = static_cast<float>(static_cast<int32_t>((y - (int64_t{top} << 32)) >> 8)) * 0x1p-24f;
-      right[i] = static_cast<float>(static_cast<int32_t>((x - (int64_t{left} << 32)) >> 8)) * 0x1p-24f;
+      const int32_t rest_y = static_cast<int32_t>((y - (int64_t{top} << 32)) >> 8);
+      const int32_t rest_x = static_cast<int32_t>((x - (int64_t{left} << 32)) >> 8);
+      down[i] = static_cast<float>(rest_y) * 0x1p-24f;
+      right[i] = static_cast<float>(rest_x) * 0x1p-24f;
       upper[i] = top * line + left * kChannels;
       lower[i] = y < last_row ? upper[i] + line : upper[i];
     }
@@ -77,7 +79,8 @@ void flip_row(const uint8_t* from, int64_t width, uint8_t* to) {
 // The image padded by reflection and cut back to its size.
 template <int kChannels>
 void crop_image(const uint8_t* image, const Batch& batch, const Placement& at, uint8_t* to) {
-  const int32_t height = static_cast<int32_t>(batch.height), width = static_cast<int32_t>(batch.width);
+  const int32_t height = static_cast<int32_t>(batch.height);
+  const int32_t width = static_cast<int32_t>(batch.width);
   const int64_t line = int64_t{width} * kChannels;
   // Columns [first, last) are not reflected.
   const int32_t first = std::max(-at.crop_column, 0), last = width - std::max(at.crop_column, 0);
@@ -98,7 +101,8 @@ inline Vec<float> load_values(const float* from) { return load(from); }
 
 inline Vec<float> load_values(const uint8_t* from) {
 #if defined(CPFAST_X86_CLONES) && CPFAST_VECTOR_BYTES == 64
-  return (Vec<float>)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from)));
+  const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+  return (Vec<float>)_mm512_cvtepi32_ps(wide);
 #elif defined(CPFAST_X86_CLONES) && CPFAST_VECTOR_BYTES == 32
   return load_pixels(from);
 #else
@@ -109,7 +113,8 @@ inline Vec<float> load_values(const uint8_t* from) {
 }
 
 template <typename From, typename T>
-inline void scale_values(const From* from, int64_t n, const float* scale, const float* bias, T* to) {
+inline void scale_values(const From* from, int64_t n, const float* scale, const float* bias,
+                         T* to) {
   int64_t i = 0;
   for (; i + kLanes<float> <= n; i += kLanes<float>)
     store(to + i, load_values(from + i) * load(scale + i) + load(bias + i));
@@ -168,7 +173,8 @@ void augment_samples(const Batch& batch, int64_t begin, int64_t end, uint8_t* by
 }
 
 // `bytes` and `values` are scratch: an image, and a band of values of one.
-inline void augment(const Batch& batch, int64_t begin, int64_t end, uint8_t* bytes, float* values) {
+inline void augment(const Batch& batch, int64_t begin, int64_t end, uint8_t* bytes,
+                    float* values) {
   for_floating(batch.dtype, [&]<typename T>(T) {
     if constexpr (!std::is_same_v<T, double>) {
       if (batch.channels == 1) augment_samples<1, T>(batch, begin, end, bytes, values);
