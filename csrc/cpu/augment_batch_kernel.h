@@ -125,7 +125,8 @@ inline void scale_values(const From* from, int64_t n, const float* scale, const 
 }
 
 template <int kChannels, typename T>
-void augment_samples(const Batch& batch, int64_t begin, int64_t end, uint8_t* bytes, float* values) {
+void augment_samples(const Batch& batch, int64_t begin, int64_t end, uint8_t* bytes,
+                     float* values) {
   const int64_t height = batch.height, width = batch.width, line = width * kChannels;
   const int64_t size = height * line;
   for (int64_t i = begin; i < end; ++i) {
