@@ -16,6 +16,7 @@ from torch import Tensor
 from cpfast.results import LayerStatistics, ScoredLoss, Selection
 
 __all__ = [
+    "augment_batch",
     "layer_rotation",
     "layer_statistics",
     "record_layer_rotation",
@@ -126,6 +127,7 @@ def scored_cross_entropy(
 _WORD = 0xFFFFFFFF
 _LONG = 0xFFFFFFFFFFFFFFFF
 _SUBSET, _SHUFFLE, _BERNOULLI = 1, 2, 3
+_AUGMENT = int.from_bytes(b"augment", "big")
 
 
 def _mix64(x: int) -> int:
@@ -174,21 +176,12 @@ def permute(
 
 
 def numbers(samples: Tensor, *, seed: int, epoch: int, stream: int, purpose: int) -> Tensor:
-    """The 32-bit numbers of ``csrc/permutation.h``'s Philox4x32-10 for sample ids: [B] int64."""
+    """The 32-bit numbers of ``csrc/select_samples.h`` for sample ids: [B] int64."""
     counter = samples // 128 * 32 + samples % 32
-    words = [counter & _WORD, counter >> 32, torch.zeros_like(counter), torch.zeros_like(counter)]
-    key = _draw_key(seed, epoch, stream, purpose)
-    first, second = key & _WORD, key >> 32
-    for _ in range(10):
-        # Products wrap modulo 2^64, and >> copies their sign.
-        a, b = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57
-        words = [
-            (b >> 32 & _WORD) ^ words[1] ^ first,
-            b & _WORD,
-            (a >> 32 & _WORD) ^ words[3] ^ second,
-            a & _WORD,
-        ]
-        first, second = (first + 0x9E3779B9) & _WORD, (second + 0xBB67AE85) & _WORD
+    words = philox4x32(
+        (counter & _WORD, counter >> 32, torch.zeros_like(counter), torch.zeros_like(counter)),
+        _draw_key(seed, epoch, stream, purpose),
+    )
     return torch.stack(words).gather(0, (samples // 32 % 4)[None])[0]
 
 
@@ -264,3 +257,104 @@ def record_scores(scores: Tensor, index: Tensor, values: Tensor) -> None:
     last = torch.ones_like(ordered, dtype=torch.bool)
     last[:-1] = ordered[1:] != ordered[:-1]
     scores[ordered[last]] = values[position[last]]
+
+
+def philox4x32(counter: Sequence[Tensor | int], key: int) -> list[Tensor]:
+    """Philox4x32-10 of ``csrc/philox.h``: 4 counters, 32-bit words in int64, to 4 random words."""
+    x, y, z, w = (torch.as_tensor(word) for word in counter)
+    low, high = key & _WORD, (key >> 32) & _WORD
+    for _ in range(10):
+        # Products wrap modulo 2^64; the mask undoes the sign that the shift carries down.
+        a, b = x * 0xD2511F53, z * 0xCD9E8D57
+        x, y = ((b >> 32) & _WORD) ^ y ^ low, b & _WORD
+        z, w = ((a >> 32) & _WORD) ^ w ^ high, a & _WORD
+        low, high = (low + 0x9E3779B9) & _WORD, (high + 0xBB67AE85) & _WORD
+    return [x, y, z, w]
+
+
+def _signed_unit(word: Tensor) -> Tensor:
+    return (word.double() + 0.5) * 2.0**-31 - 1
+
+
+def _below(word: Tensor, n: int) -> Tensor:
+    return (word * n) >> 32
+
+
+def _reflect(i: Tensor, n: int) -> Tensor:
+    return n - 1 - (n - 1 - i.abs()).abs()
+
+
+def _warp(x: Tensor, angle: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """[B, C, H, W]: a pixel at offset (r, c) from the centre shows R(angle) ((r, c) + t)."""
+    height, width = x.shape[2:]
+    cos, sin = angle.cos(), angle.sin()
+    # affine_grid wants (x, y) in units of half a width and half a height.
+    to_x = [cos, sin * (height / width), (sin * down + cos * right) * (2 / width)]
+    to_y = [-sin * (width / height), cos, (cos * down - sin * right) * (2 / height)]
+    matrix = torch.stack([torch.stack(to_x, 1), torch.stack(to_y, 1)], 1)
+    grid = F.affine_grid(matrix, [len(x), 1, height, width], align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _numbers(values: Sequence[float] | Tensor, device: torch.device) -> Tensor:
+    numbers = torch.as_tensor(values, dtype=torch.float64, device=device)
+    return numbers[:, None, None] if numbers.dim() == 1 else numbers.permute(2, 0, 1)
+
+
+@torch.no_grad()
+def augment_batch(
+    images: Tensor,
+    index: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    repeat: int | Tensor = 0,
+    flip: bool = False,
+    shift: float = 0.0,
+    rotation: float = 0.0,
+    crop: int = 0,
+    cutout: int = 0,
+    mean: Sequence[float] | Tensor | None = None,
+    std: Sequence[float] | Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    _, height, width, _ = images.shape
+    device = images.device
+    index = index.long()
+    key = _mix64(_mix64(_mix64(seed & _LONG) ^ (epoch & _LONG)) ^ _AUGMENT)
+    counter = (index & _WORD, (index >> 32) & _WORD, torch.zeros_like(index) + repeat)
+    turn, down, right, flips = philox4x32((*counter, 0), key)
+    top, left, hole_row, hole_column = philox4x32((*counter, 1), key)
+    rows, columns = (torch.arange(n, device=device) for n in (height, width))
+
+    x = images[index].double().permute(0, 3, 1, 2)
+    if crop:
+        top, left = (_below(word, 2 * crop + 1)[:, None] - crop for word in (top, left))
+        batch = torch.arange(len(index), device=device)[:, None, None]
+        from_row, from_column = _reflect(rows + top, height), _reflect(columns + left, width)
+        x = x.permute(0, 2, 3, 1)[batch, from_row[:, :, None], from_column[:, None, :]]
+        x = x.permute(0, 3, 1, 2)
+    if (rotation or shift) and len(index):
+        x = _warp(
+            x,
+            math.radians(rotation) * _signed_unit(turn),
+            shift * _signed_unit(down) * height,
+            shift * _signed_unit(right) * width,
+        )
+    if flip:
+        x = torch.where((flips >> 31).bool()[:, None, None, None], x.flip(-1), x)
+    x = x / 255
+    if mean is not None:
+        x = x - _numbers(mean, device)
+    if std is not None:
+        x = x / _numbers(std, device)
+    if cutout:
+        in_rows, in_columns = (
+            (at >= first[:, None]) & (at < first[:, None] + cutout)
+            for at, first in (
+                (rows, _below(hole_row, height) - cutout // 2),
+                (columns, _below(hole_column, width) - cutout // 2),
+            )
+        )
+        x = x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)

@@ -40,6 +40,10 @@ STABLE_TORCH_LIBRARY(cpfast, m) {
   m.def(
       "shuffled_slice(Tensor indices, Tensor count, int start, int size, int seed, int epoch, "
       "int stream=0, Tensor? cursor=None) -> Tensor");
+  m.def(
+      "augment_batch(Tensor images, Tensor index, Tensor? repeats, Tensor? mean_image, "
+      "float[] mean, float[] std, int seed, int epoch, int repeat, bool flip, float shift, "
+      "float rotation, int crop, int cutout, ScalarType dtype) -> Tensor");
   m.def("record_scores(Tensor(a!) scores, Tensor index, Tensor values) -> ()");
 }
 

@@ -1,8 +1,7 @@
 // A keyed random permutation of [0, n) that is evaluated one position at a time and never stored:
 // a Feistel network on the next power of two, walked along its cycle until it lands below n
-// (Black and Rogaway 2002; for shuffling: Mitchell et al., arXiv 2106.06161). And random numbers
-// of single samples: Philox4x32-10 (Salmon et al. 2011). The CPU and CUDA kernels and the Python
-// reference share these integers, so they draw the same samples.
+// (Black and Rogaway 2002; for shuffling: Mitchell et al., arXiv 2106.06161). The CPU and CUDA
+// kernels and the Python reference share these integers, so they draw the same samples.
 #pragma once
 
 #include "dispatch.h"
@@ -112,33 +111,6 @@ struct Permutation {
 
   CPFAST_HOST_DEVICE uint64_t operator()(uint64_t x) const { return walk<false>(x); }
   CPFAST_HOST_DEVICE uint64_t inverse(uint64_t x) const { return walk<true>(x); }
-};
-
-// Word (sample / 32) % 4 of Philox's output for the counter sample / 128 * 32 + sample % 32 is the
-// number of a sample: four rows of 32 samples for 32 lanes, whose every word is used.
-struct Philox {
-  static constexpr int kRounds = 10;
-  uint64_t key;
-
-  CPFAST_HOST_DEVICE static uint32_t high(uint32_t a, uint32_t b) {
-    return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
-  }
-
-  // Makes random words of a counter, over any 32-bit word type, given the high words of products.
-  template <typename Word, typename High>
-  CPFAST_HOST_DEVICE void operator()(Word (&words)[4], const High& high) const {
-    uint32_t first = static_cast<uint32_t>(key), second = static_cast<uint32_t>(key >> 32);
-    for (int i = 0; i < kRounds; ++i) {
-      const Word a = high(words[0], 0xd2511f53u), b = high(words[2], 0xcd9e8d57u);
-      const Word a_low = words[0] * 0xd2511f53u, b_low = words[2] * 0xcd9e8d57u;
-      words[0] = b ^ words[1] ^ first;
-      words[1] = b_low;
-      words[2] = a ^ words[3] ^ second;
-      words[3] = a_low;
-      first += 0x9e3779b9u;
-      second += 0xbb67ae85u;
-    }
-  }
 };
 
 }  // namespace cpfast

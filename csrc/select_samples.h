@@ -19,8 +19,9 @@
 // - The mean adds in float64, in a fixed order (Lanes), first the scores of a tile of kSumTile,
 //   then the tiles.
 // - Exact: the below-mean sample of rank c is kept where pi(c) < floor(keep * M), pi being a keyed
-//   permutation of [0, M). Otherwise a below-mean sample is kept where the 32-bit number of its id
-//   (Philox) is less than ceil(keep * 2^32).
+//   permutation of [0, M). Otherwise a below-mean sample is kept where its 32-bit number is less
+//   than ceil(keep * 2^32): word (id / 32) % 4 of what Philox makes of the counter
+//   id / 128 * 32 + id % 32, four rows of 32 samples for 32 lanes, whose every word is used.
 // - Position p of the random order holds ascending[pi(p)], pi being a keyed permutation of
 //   [0, count): what shuffled_slice evaluates for a few positions at a time. Written out, it needs
 //   no second buffer, for the sample of rank r goes to position pi^-1(r).
@@ -30,6 +31,7 @@
 
 #include "checks.h"
 #include "permutation.h"
+#include "philox.h"
 
 #include <limits>
 

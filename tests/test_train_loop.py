@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cpfast.train import augment, loop, report
+from cpfast import ops
+from cpfast.train import loop, report
 from cpfast.train.config import METHODS, Config
 from cpfast.train.data import ImageData
 from cpfast.train.errors import Diverged, UserError
@@ -139,7 +140,7 @@ def test_scored_only_where_it_prunes(tmp_path, monkeypatch):
 
 
 def test_it_learns_and_reports_the_last_accuracy(tmp_path):
-    config = make_config(epochs=8, eval_every=3)
+    config = make_config(epochs=8, eval_every=3, seed=1)
     folder = start(tmp_path / "run", config)
     training = loop.run(config, toy_data(), folder)
     lines = folder.metrics()
@@ -167,21 +168,24 @@ def test_metrics_of_rotation(tmp_path):
     assert math.isfinite(line["slope"])
 
 
-def test_batches_hold_every_sample_once_and_differ_by_one_at_most(monkeypatch):
-    training = loop.Training(make_config(repeats=1, batch_size=7), toy_data())
+def test_batches_hold_every_sample_once_a_pass_and_differ_by_one_at_most(monkeypatch):
+    training = loop.Training(make_config(repeats=2, batch_size=7), toy_data())
     seen = []
-    real = augment.apply
-    monkeypatch.setattr(
-        augment, "apply", lambda images, p: (seen.append(len(images)), real(images, p))[1]
-    )
-    plans = []
-    plan = training.pruner.plan
-    monkeypatch.setattr(
-        training.pruner, "plan", lambda *a, **k: plans.append(plan(*a, **k)) or plans[0]
-    )
+    real = ops.augment_batch
+
+    def augment_batch(images, index, **options):
+        if "repeat" in options:  # else it evaluates
+            seen.append((index, options["repeat"]))
+        return real(images, index, **options)
+
+    monkeypatch.setattr(ops, "augment_batch", augment_batch)
     loop.train_epoch(training)
-    assert sum(seen) == TRAIN and max(seen) - min(seen) <= 1 and max(seen) <= 7
-    assert sorted(plans[0].tolist()) == list(range(TRAIN))
+    sizes = [len(index) for index, _ in seen]
+    assert max(sizes) - min(sizes) <= 1 and max(sizes) <= 7
+    index, repeat = (torch.cat(part).tolist() for part in zip(*seen, strict=True))
+    assert sorted(zip(repeat, index, strict=True)) == [(r, i) for r in (0, 1) for i in range(TRAIN)]
+    # A pass ends within a batch, and the next one's draws begin there.
+    assert any(len(set(repeat.tolist())) == 2 for _, repeat in seen)
 
 
 def test_weight_decay_is_on_kernels_only():

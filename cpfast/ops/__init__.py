@@ -5,6 +5,7 @@ of shape, dtype, device and value are raised as RuntimeError at the C++ boundary
 argument and its value.
 """
 
+from cpfast.ops._augment_batch import augment_batch
 from cpfast.ops._layer_plan import LayerPlan
 from cpfast.ops._layer_statistics import layer_rotation, layer_statistics
 from cpfast.ops._record_scores import record_scores
@@ -18,6 +19,7 @@ __all__ = [
     "LayerStatistics",
     "ScoredLoss",
     "Selection",
+    "augment_batch",
     "layer_rotation",
     "layer_statistics",
     "record_scores",

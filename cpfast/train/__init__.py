@@ -1,6 +1,6 @@
 """The training entrypoint behind `cpfast train | compare | report | env`.
 
 It may use anything in cpfast; nothing in cpfast imports it. The flow: `config` -> `data` ->
-`loop` (with `augment`, `models`, `clock`) -> `runfolder` -> `report`, `plots`; `compare` runs the
+`loop` (with `models`, `clock`) -> `runfolder` -> `report`, `plots`; `compare` runs the
 same loop once per arm and seed.
 """

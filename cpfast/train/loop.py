@@ -1,9 +1,10 @@
 """The training loop: one epoch after another, each with what the recipe still spends on it.
 
-    samples on the device -> gather -> augment -> subtract mean -> model -> loss -> backward -> step
+    samples on the device -> gather, augment, subtract mean -> model -> loss -> backward -> step
 
 At an epoch's end the detector reads the rotation, and the next epoch's recipe follows from it.
-All randomness comes from (seed, epoch), so a resumed run equals an uninterrupted one to the bit.
+All randomness comes from (seed, epoch) and what it is drawn for, so a resumed run equals an
+uninterrupted one to the bit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cpfast
-from cpfast.train import augment, models
+from cpfast.train import models
 from cpfast.train.clock import Clock
 from cpfast.train.config import ENVIRONMENT, Config
 from cpfast.train.data import ImageData
@@ -29,6 +30,9 @@ from cpfast.train.runfolder import CHECKPOINT, RunFolder
 EVALUATION_BATCH = 512
 ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the counters is not free
 PRUNING_ANNEAL = 0.875
+# The paper's augmentation (2506.15954).
+ROTATION = 15.0  # degrees
+SHIFT = 0.1  # of the height and of the width
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,7 +68,7 @@ class Training:
         # torch's annotations leave this form out
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model.to(self.device)
-        self.mean = data.mean().permute(2, 0, 1)
+        self.mean = data.mean()
         self.optimizer = torch.optim.SGD(
             _parameter_groups(self.model, config.weight_decay),
             lr=config.lr,
@@ -212,19 +216,30 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
         with clock.part("selection"):
             order = t.pruner.plan(t.epoch, repeats=phase.repeats, prune=phase.prune)
         count = len(order)
-        warps = augment.draw(count, seed=config.seed, epoch=t.epoch, flip=config.flip)
+        # All passes choose by the same scores, and are of one length.
+        repeats = torch.arange(phase.repeats, device=t.device).repeat_interleave(
+            count // phase.repeats
+        )
         # Batches of equal size, at most one sample apart: no sample is left out, and none makes
         # a batch of its own.
         steps = math.ceil(count / config.batch_size)
-        batches = zip(
-            order.tensor_split(steps), warps.to(t.device).tensor_split(steps), strict=True
-        )
+        batches = zip(order.tensor_split(steps), repeats.tensor_split(steps), strict=True)
         t.model.train()
         loss_sum = torch.zeros((), device=t.device)
-        for step, (index, warp) in enumerate(batches):
+        for step, (index, repeat) in enumerate(batches):
             t.schedule.step((t.epoch + step / steps) / config.epochs)
-            # The mean goes after the warp, else it would be warped too, unlike the test images'.
-            images = augment.apply(_to_float(t.data.train_images[index]), warp) - t.mean
+            images = cpfast.ops.augment_batch(
+                t.data.train_images,
+                index,
+                seed=config.seed,
+                epoch=t.epoch,
+                repeat=repeat,
+                flip=config.flip,
+                shift=SHIFT,
+                rotation=ROTATION,
+                mean=t.mean,
+                dtype=AUTOCAST[config.precision],
+            )
             with _autocast(t):
                 logits = t.model(images)
             loss = _loss(t, logits.float(), t.data.train_labels[index], index, clock)
@@ -281,13 +296,22 @@ def evaluate(training: Training) -> float:
     t.model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=t.device)
     with torch.inference_mode():
-        for images, labels in zip(
-            t.data.test_images.split(EVALUATION_BATCH),
+        samples = torch.arange(len(t.data.test_labels), device=t.device)
+        for index, labels in zip(
+            samples.split(EVALUATION_BATCH),
             t.data.test_labels.split(EVALUATION_BATCH),
             strict=True,
         ):
+            images = cpfast.ops.augment_batch(
+                t.data.test_images,
+                index,
+                seed=0,
+                epoch=0,
+                mean=t.mean,
+                dtype=AUTOCAST[t.config.precision],
+            )
             with _autocast(t):
-                logits = t.model(_to_float(images) - t.mean)
+                logits = t.model(images)
             correct += (logits.argmax(1) == labels).sum()
     return correct.item() / len(t.data.test_labels)
 
@@ -298,11 +322,6 @@ def _loss(t: Training, logits: Tensor, labels: Tensor, index: Tensor, clock: Clo
         return F.cross_entropy(logits, labels)
     with clock.part("scoring"):
         return t.pruner.loss(logits, labels, index)
-
-
-def _to_float(images: Tensor) -> Tensor:
-    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [0, 1], the channels last in memory."""
-    return images.float().div_(255).permute(0, 3, 1, 2)
 
 
 def _autocast(t: Training) -> torch.autocast:

@@ -1,0 +1,73 @@
+"""A batch gathered, augmented and normalised, against the twin and against plain torch ops."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cpfast import ops, reference
+
+DRAW = {"seed": 0, "epoch": 0}
+# The paper's pipeline, the usual one of CIFAR, and no augmentation at all.
+PIPELINES = {
+    "rotate, shift, flip": {"rotation": 15.0, "shift": 0.1, "flip": True},
+    "crop, flip": {"crop": 4, "flip": True},
+    "gather": {},
+}
+SHAPES = {
+    "512 of 32x32x3": (50_000, 32, 32, 3, 512),
+    "32 of 8x8x1": (256, 8, 8, 1, 32),
+    "64 of 224x224x3": (500, 224, 224, 3, 64),
+}
+
+
+def torch_ops(images, index, mean, *, rotation=0.0, shift=0.0, flip=False, crop=0):
+    """As one writes it: draws by the global generator, each step a pass over the batch."""
+    x = images[index].permute(0, 3, 1, 2).float().div_(255)
+    size, (height, width) = len(index), x.shape[2:]
+    if rotation:
+        angle = math.radians(rotation) * (2 * torch.rand(size) - 1)
+        down, right = (shift * (2 * torch.rand(size) - 1) for _ in range(2))
+        sign = torch.where(torch.rand(size) < 0.5, -1.0, 1.0)
+        cos, sin = angle.cos(), angle.sin()
+        to_x = [cos * sign, sin, 2 * (sin * down + cos * right)]
+        to_y = [-sin * sign, cos, 2 * (cos * down - sin * right)]
+        matrix = torch.stack([torch.stack(to_x, 1), torch.stack(to_y, 1)], 1)
+        grid = F.affine_grid(matrix, [size, 1, height, width], align_corners=False)
+        x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    if crop:
+        x = F.pad(x, (crop,) * 4, mode="reflect")
+        row, column = torch.randint(2 * crop + 1, (2, size))
+        rows = row[:, None] + torch.arange(height)
+        columns = column[:, None] + torch.arange(width)
+        x = x[torch.arange(size)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        x = x.permute(0, 3, 1, 2)
+        x = torch.where((torch.rand(size) < 0.5)[:, None, None, None], x.flip(-1), x)
+    return x - mean.permute(2, 0, 1)
+
+
+CONTENDERS = {
+    "cpfast": lambda x, i, mean, **o: ops.augment_batch(x, i, **DRAW, mean=mean, **o),
+    "twin": lambda x, i, mean, **o: reference.augment_batch(x, i, **DRAW, mean=mean, **o),
+    "torch ops": torch_ops,
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def bench_augment_batch(race, shape, pipeline, contender):
+    samples, height, width, channels, batch = SHAPES[shape]
+    g = torch.Generator().manual_seed(0)
+    size = (samples, height, width, channels)
+    images = torch.randint(256, size, dtype=torch.uint8, generator=g)
+    index = torch.randint(samples, (batch,), generator=g)
+    mean = torch.rand(size[1:], generator=g)
+    race(
+        "augment_batch",
+        f"{shape}: {pipeline}",
+        contender,
+        lambda: CONTENDERS[contender](images, index, mean, **PIPELINES[pipeline]),
+        bytes_moved=batch * height * width * channels * (1 + 4),
+    )

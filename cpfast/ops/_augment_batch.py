@@ -1,0 +1,126 @@
+"""A batch of augmented images, gathered and normalised, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpfast import _backend, reference
+from cpfast.ops._common import OPS, REFERENCE, check_devices
+
+__all__ = ["augment_batch"]
+
+
+@torch.no_grad()
+def augment_batch(
+    images: Tensor,
+    index: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    repeat: int | Tensor = 0,
+    flip: bool = False,
+    shift: float = 0.0,
+    rotation: float = 0.0,
+    crop: int = 0,
+    cutout: int = 0,
+    mean: Sequence[float] | Tensor | None = None,
+    std: Sequence[float] | Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Gathers samples, augments each by draws of its own, and normalises them: in one pass.
+
+    In this order, all off unless asked for: random crop, rotation and shift (bilinear, with the
+    nearest edge pixel outside), flip, (image / 255 - mean) / std, cutout.
+
+    The draws are a function of (seed, epoch, sample, repeat) alone: the same on every device and
+    rank, in whatever batch the sample comes, and nothing needs saving to repeat them. Not
+    differentiable: the result never requires a gradient.
+
+    Args:
+        images: [N, H, W, C] uint8, contiguous; C from 1 to 4.
+        index: [B] int64 or int32 in [0, N).
+        seed, epoch: integers; each pair is a draw of its own.
+        repeat: the how-manieth time of the epoch it is that a sample is drawn, where it is drawn
+            several times: an integer from 0 on, or [B] int64 or int32 of them.
+        flip: left to right, with probability 1/2.
+        shift: largest shift, down and right, as a share of the height and of the width, in [0, 1].
+        rotation: largest rotation in degrees, in [0, 180].
+        crop: pixels of reflection padding from which an image of the same size is cut, below H
+            and W.
+        cutout: side in pixels of the square that is set to 0, that is to the mean.
+        mean, std: C numbers each, for images in [0, 1]: a sequence, or a tensor on the CPU. The
+            mean may also be an image: [H, W, C] float32, on the device of the images.
+        dtype: torch.float32, torch.bfloat16 or torch.float16.
+
+    Returns:
+        [B, C, H, W] in ``dtype``, channels last in memory.
+
+    Raises:
+        RuntimeError: for wrong shapes, dtypes, devices or values, or an index out of range (on
+            the CPU; on CUDA that stops the device, as torch's own indexing does).
+
+    Sources: rotation, shift and flip as in the paper's Keras pipeline (arXiv 2506.15954); cutout,
+    DeVries and Taylor (arXiv 1708.04552).
+    """
+    if REFERENCE:
+        return reference.augment_batch(
+            images,
+            index,
+            seed=seed,
+            epoch=epoch,
+            repeat=repeat,
+            flip=flip,
+            shift=shift,
+            rotation=rotation,
+            crop=crop,
+            cutout=cutout,
+            mean=mean,
+            std=std,
+            dtype=dtype,
+        )
+    _backend.require_kernels("augment_batch", "images", images.device)
+    is_image = isinstance(mean, Tensor) and mean.dim() != 1
+    repeats, repeat = (repeat.contiguous(), 0) if isinstance(repeat, Tensor) else (None, repeat)
+    out = OPS.augment_batch(
+        images,
+        index.contiguous(),
+        repeats,
+        mean if is_image else None,
+        [] if is_image else _numbers("mean", mean),
+        _numbers("std", std),
+        seed,
+        epoch,
+        repeat,
+        flip,
+        float(shift),
+        float(rotation),
+        crop,
+        cutout,
+        dtype,
+    )
+    return out.permute(0, 3, 1, 2)
+
+
+def _numbers(name: str, values: Sequence[float] | Tensor | None) -> list[float]:
+    if isinstance(values, Tensor):
+        if values.device.type != "cpu":
+            raise RuntimeError(
+                f"cpfast::augment_batch: {name}: expected numbers on the CPU, for reading them "
+                f"from a device waits for it; got a tensor on {values.device}"
+            )
+        values = values.tolist()
+    return [] if values is None else [float(value) for value in values]
+
+
+if not REFERENCE:
+
+    @torch.library.register_fake("cpfast::augment_batch")
+    def _(
+        images: Tensor, index: Tensor, repeats: Tensor | None, mean: Tensor | None, *numbers: Any
+    ) -> Tensor:
+        check_devices("augment_batch", images=images, index=index, repeat=repeats, mean=mean)
+        return images.new_empty((index.shape[0], *images.shape[1:]), dtype=numbers[-1])
