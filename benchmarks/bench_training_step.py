@@ -1,0 +1,113 @@
+"""A whole training step with scores, and with rotation once an epoch, against the plain step."""
+
+import statistics
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import Contender, significant
+from torch import nn
+
+import cpfast
+from cpfast.train.models import build
+
+SAMPLES = 50_000
+BATCH = {"cpu": {"ResNet-20": 32, "ResNet-56": 16, "ResNet-18": 4}, "cuda": 128}
+# An epoch of CIFAR-10 in batches of 128: what one LayerRotation.update() is spread over.
+STEPS = 391
+SECONDS = {"cpu": 20.0, "cuda": 8.0}
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut, as ResNet-18 stacks them."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride > 1 or inputs != outputs:
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+def resnet18():
+    """ResNet-18 for 32x32 images, 11.2 M parameters: a 3x3 stem, and no pooling before the end."""
+    layers = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    inputs = 64
+    for outputs in (64, 128, 256, 512):
+        layers += [Block(inputs, outputs, 1 if outputs == 64 else 2), Block(outputs, outputs, 1)]
+        inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+
+
+def network(name, device):
+    torch.manual_seed(0)
+    model = resnet18() if name == "ResNet-18" else build(name.replace("-", "").lower(), 3, 10, 0)
+    return model.to(device).train()
+
+
+def trainer(name, device, loss):
+    """A step of its own model: every contender's starts from the same weights."""
+    model = network(name, device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def step(x, y, index):
+        optimizer.zero_grad(set_to_none=True)
+        loss(model(x), y, index).backward()
+        optimizer.step()
+
+    return model, step
+
+
+def interval(values):
+    """Median, and a 95 % interval of it by the binomial's normal approximation."""
+    ordered, n = sorted(values), len(values)
+    reach = 0.98 * n**0.5
+    low, high = max(0, int(n / 2 - reach)), min(n - 1, int(n / 2 + reach))
+    return [significant(v) for v in (ordered[low], statistics.median(ordered), ordered[high])]
+
+
+@pytest.mark.parametrize("name", ["ResNet-20", "ResNet-56", "ResNet-18"])
+def bench_training_step(race, device, name):
+    batch = BATCH[device][name] if device == "cpu" else BATCH[device]
+    pruner = cpfast.DataPruner(SAMPLES, num_epochs=200, device=device)
+    _, plain = trainer(name, device, lambda logits, y, index: F.cross_entropy(logits, y))
+    scored_model, scored = trainer(name, device, pruner.loss)
+    rotation = cpfast.LayerRotation(scored_model)
+
+    g = torch.Generator(device).manual_seed(0)
+    sets = [
+        (
+            torch.randn(batch, 3, 32, 32, generator=g, device=device),
+            torch.randint(10, (batch,), generator=g, device=device),
+            torch.randperm(SAMPLES, generator=g, device=device)[:batch],
+        )
+        for _ in range(8)
+    ]
+    contenders = {"plain": plain, "scored": scored}
+    extra = {"update": 0.0}
+    update = Contender(lambda *_: rotation.update(), sets, device)
+    update.calibrate()
+    extra["update"] = significant(statistics.median(update.block() for _ in range(15)))
+    extra["steps"] = STEPS
+    # The same step, twice: what two equal things differ by in this run.
+    _, again = trainer(name, device, lambda logits, y, index: F.cross_entropy(logits, y))
+    race(
+        "training step",
+        f"{name}, batch of {batch}",
+        {
+            "cpfast": scored,
+            "F.cross_entropy, no scores": contenders["plain"],
+            "F.cross_entropy, no scores, once more": again,
+        },
+        sets,
+        0,
+        extra=extra,
+        budget=SECONDS[device],
+    )
