@@ -29,7 +29,7 @@ def grow(race, op, axis, at, contenders, sets, size):
         contenders,
         sets,
         size,
-        extra={"axis": axis, "at": at},
+        extra=lambda _: {"axis": axis, "at": at},
         budget=1.0,
     )
 

@@ -5,7 +5,6 @@ import rivals
 import torch
 import torch.nn.functional as F
 from harness import close, input_sets, too_big
-from scipy.spatial import distance
 from workloads import MODELS, numel, weights
 
 from cpfast import ops, reference
@@ -28,6 +27,9 @@ def flat(tensors):
 
 
 def scipy_rotation(params, refs, *_):
+    """As the paper does it."""
+    from scipy.spatial import distance
+
     return [
         distance.cosine(w.cpu().numpy().ravel(), w0.cpu().numpy().ravel())
         for w, w0 in zip(params, refs, strict=True)

@@ -56,7 +56,7 @@ def race(request, benchmark, bandwidth, device):
 
     race(op, case, contenders, sets, bytes_moved, **options of harness.Race): contenders are
     {name: function(*set)}, of which "cpfast" is what ratios refer to; bytes_moved is the least
-    that the op must read and write.
+    that the op must read and write, or None; extra(Race) gives more to record.
     """
 
     def run(op, case, contenders, sets, bytes_moved, extra=None, **options):
@@ -66,12 +66,16 @@ def race(request, benchmark, bandwidth, device):
         # On the CPU a sum, which only reads, may be the faster of the two.
         peak_rate = max(rates.values()) if device == "cpu" else rates["copy"]
         results = field.results()
+        more = extra(field) if extra else {}
         for name, result in results.items():
-            rate = bytes_moved / result["stats"]["median"] / 1e9
             stats = result.pop("stats")
             info = {"op": op, "case": case, "device": device, "contender": name}
-            info |= {"bytes": bytes_moved, "gbps": harness.significant(rate)}
-            info |= {"fraction": harness.significant(rate / peak_rate), **result, **(extra or {})}
+            info["bytes"] = bytes_moved
+            if bytes_moved:
+                rate = bytes_moved / stats["median"] / 1e9
+                info["gbps"] = harness.significant(rate)
+                info["fraction"] = harness.significant(rate / peak_rate)
+            info |= {**result, **more}
             request.config.stash[RECORDS].append(
                 {
                     "group": f"{op} {case} {device}",

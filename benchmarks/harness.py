@@ -95,6 +95,8 @@ class Contender:
     Args:
         overwrites: the function writes over its first argument. It then works on copies, restored
             before each block, outside the clock.
+        graphs: on CUDA, replay a graph of calls where launches would be what is timed.
+        aim: seconds that a block should last.
     """
 
     def __init__(
@@ -104,10 +106,12 @@ class Contender:
         device: str,
         turns: Iterator[tuple[Any, ...]] | None = None,
         overwrites: bool = False,
+        graphs: bool = True,
+        aim: float = BLOCK,
     ) -> None:
         self.function, self.sets, self.device = function, sets, device
         self.turns = turns or itertools.cycle(sets)
-        self.overwrites = overwrites
+        self.overwrites, self.graphs, self.aim = overwrites, graphs, aim
         self.clock = "events" if device == "cuda" else "wall"
         self.calls = 1
         self.host: float | None = None
@@ -136,14 +140,14 @@ class Contender:
     def calibrate(self) -> None:
         self.block()
         once = self.block()
-        self.calls = max(1, min(1000, round(BLOCK / once)))
+        self.calls = max(1, min(1000, round(self.aim / once)))
         if self.overwrites:
             room = 4 * cache_bytes(self.device) // max(1, _size(self.sets[0][0]))
             self.calls = max(1, min(self.calls, room))
         if self.device == "cuda":
             self.host = self._host_time()
             events = self.block()
-            if events < max(LAUNCH_BOUND, 1.2 * self.host):
+            if self.graphs and events < max(LAUNCH_BOUND, 1.2 * self.host):
                 self._capture()
 
     def block(self) -> float:
@@ -279,6 +283,8 @@ class Race:
         overwrites: Iterable[str] = (),
         agree: Callable[[Any, Any], None] | None = None,
         temporaries: dict[str, int] | None = None,
+        graphs: bool = True,
+        aim: float = BLOCK,
         budget: float | None = None,
         brief: bool = False,
     ) -> None:
@@ -295,7 +301,7 @@ class Race:
             if reason:
                 self.left_out[name] = reason
                 continue
-            runner = Contender(function, sets, device, turns, name in overwrites)
+            runner = Contender(function, sets, device, turns, name in overwrites, graphs, aim)
             try:
                 out = runner.once()
                 if name == "cpfast":
