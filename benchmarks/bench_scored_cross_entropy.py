@@ -61,8 +61,8 @@ def bench_scored_cross_entropy(race, device, shape, dtype):
     rows, classes = shape
     size = rows * classes * dtype.itemsize
     large = rows * classes > 1 << 26
-    if large and device == "cpu" and dtype == torch.float32:
-        pytest.skip("on the CPU the largest run in bfloat16 alone, for time")
+    if device == "cpu" and (shape == SHAPES[-1] or (large and dtype == torch.float32)):
+        pytest.skip(f"on the CPU {SHAPES[-2]} in bfloat16 is the largest, for time")
     # Logits, their gradient, and float32 probabilities with copies of them in the eager forms.
     reason = too_big(3 * size + 3 * 4 * rows * classes, device)
     if reason:

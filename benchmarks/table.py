@@ -66,6 +66,25 @@ def row(record: dict[str, Any], ours: float | None) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def training_steps(results: dict[str, Any]) -> list[str]:
+    """A step with scores and its share of the rotation, over the plain one."""
+    lines = []
+    for record in results["benchmarks"]:
+        info = record["extra_info"]
+        if info["contender"] == "cpfast" and "step_ratio" in info:
+            step, noise = (
+                f"{median:.4f} [{low:.4f}, {high:.4f}]"
+                for low, median, high in (info["step_ratio"], info["noise_ratio"])
+            )
+            lines.append(
+                f"- {info['case']}, {info['device']}: {step} of the plain step "
+                f"(the plain step of itself: {noise})"
+            )
+    if lines:
+        return ["", "Training steps with scores and rotation; medians, 95 % intervals:", "", *lines]
+    return []
+
+
 def table(results: dict[str, Any]) -> str:
     devices: dict[str, dict[tuple[str, str], list[dict[str, Any]]]] = defaultdict(dict)
     for record in results["benchmarks"]:
@@ -84,6 +103,7 @@ def table(results: dict[str, Any]) -> str:
         for records in cases.values():
             medians = {r["extra_info"]["contender"]: r["stats"]["median"] for r in records}
             lines += [row(record, medians.get("cpfast")) for record in records]
+    lines += training_steps(results)
     not_run = results.get("not_run", {})
     if not_run:
         lines += ["", "Not run:", ""]
