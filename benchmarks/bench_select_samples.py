@@ -8,6 +8,7 @@ from harness import input_sets, too_big
 from cpfast import ops, reference
 
 KEEP = 0.5
+BATCH = 512
 SAMPLES = [50_000, 1_280_000, 100_000_000, 1_000_000_000]
 
 
@@ -64,10 +65,17 @@ def same_count(ours, theirs):
     assert abs(int(found) - count) < 0.01 * count, f"selects {int(found)} samples, not {count}"
 
 
-# What shuffling an epoch's order lazily is called belongs here, beside "cpfast, ascending".
+def select_and_shuffle_a_batch(scores):
+    """What an epoch costs before its first batch, where the order is stored nowhere."""
+    selection = ops.select_samples(scores, keep=KEEP, seed=0, epoch=1)
+    ops.shuffled_slice(selection.indices, selection.count, 0, BATCH, seed=0, epoch=1)
+    return selection
+
+
 CPFAST = {
     "cpfast": select(shuffle=True),
     "cpfast, ascending": select(),
+    "cpfast, ascending, and a batch of it shuffled": select_and_shuffle_a_batch,
     "cpfast, Bernoulli": select(shuffle=True, subset="bernoulli"),
     "cpfast, int32": select(shuffle=True, dtype=torch.int32),
 }

@@ -193,10 +193,13 @@ class Contender:
         arguments = self.arguments()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         try:
+            # A capture that fails leaves the allocator in disorder: ask before.
+            torch.cuda.set_sync_debug_mode("error")
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 self.function(*arguments[0])
             torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.set_sync_debug_mode("default")
             with torch.cuda.graph(graph):
                 for a in arguments:
                     self.function(*a)
@@ -205,6 +208,8 @@ class Contender:
         except Exception:
             self.calls = calls
             return
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         self.graph, self.clock, self.captured = graph, "graph", arguments
 
     def peak_bytes(self) -> int:

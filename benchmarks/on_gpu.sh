@@ -106,7 +106,7 @@ part ops 40 "$python" benchmarks/on_gpu_ops.py
 part tests 100 "$python" -m pytest -q -m cuda -p no:cacheprovider tests \
   --continue-on-collection-errors --junitxml="$work/tests.xml"
 bench layer_statistics 80
-bench scored_cross_entropy 90
+bench scored_cross_entropy 110
 bench select_samples 40
 sanitize memcheck 60
 sanitize racecheck 60

@@ -57,6 +57,9 @@ def selections(scores):
     for options in ({}, {"shuffle": True}, {"subset": "bernoulli"}, {"dtype": torch.int32}):
         selection = ops.select_samples(scores, keep=0.5, seed=1, epoch=2, **options)
         yield from selection
+    ascending = ops.select_samples(scores, keep=0.5, seed=1, epoch=2)
+    for start in (0, len(scores) // 2):
+        yield ops.shuffled_slice(ascending.indices, ascending.count, start, 100, seed=1, epoch=2)
 
 
 def record(scores, index, values):

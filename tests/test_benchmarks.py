@@ -65,10 +65,11 @@ def test_peak_memory_is_of_temporaries_and_outputs():
     import harness
 
     x = torch.randn(1 << 16)
-    megabyte = 1 << 18
-    assert harness.cpu_peak_bytes(lambda: x + 1) == megabyte
-    assert harness.cpu_peak_bytes(lambda: (x + 1) * 2) == 2 * megabyte
-    assert harness.cpu_peak_bytes(lambda: x.add_(1)) == 0
+    quarter = 1 << 18
+    # The number 1 is a tensor of a few bytes too.
+    assert harness.cpu_peak_bytes(lambda: x + 1) == pytest.approx(quarter, abs=100)
+    assert harness.cpu_peak_bytes(lambda: (x + 1) * 2) == pytest.approx(2 * quarter, abs=100)
+    assert harness.cpu_peak_bytes(lambda: x.add_(1)) < 100
 
 
 def test_peak_memory_counts_numpy():
@@ -201,7 +202,7 @@ def test_a_tensor_of_any_size_is_filled_from_the_pool_and_around():
     assert target.flatten().tolist() == [(3 + i) % 5 for i in range(12)]
 
 
-def test_weights_are_near_their_references_and_no_layer_is_anothers(monkeypatch):
+def test_weights_are_near_their_references_and_no_layer_is_anothers():
     import workloads
 
     pair = (torch.float32, torch.float32)
