@@ -479,6 +479,61 @@ def test_the_plan_is_within_the_time_and_names_every_part():
     assert names[:3] == ["build", "ops", "tests"]
 
 
+@pytest.fixture
+def pretended(tmp_path):
+    """A machine whose tools only pretend: environment for on_gpu.sh, and the folder of results."""
+    tools, out = tmp_path / "bin", tmp_path / "out"
+    tools.mkdir()
+    (tmp_path / "bench.json").write_text(json.dumps({"benchmarks": [record("cpfast", 1.0)]}))
+    python = f"""
+        case "$*" in
+          *gpu_report.py*) exec {sys.executable} "$@" ;;
+          *get_device_capability*) echo 9.0 ;;
+          *"-m cuda"*) echo some test failed; exit 1 ;;
+        esac
+        for argument; do
+          case $argument in
+            --benchmark-json=*) cp {tmp_path}/bench.json "${{argument#*=}}" ;;
+          esac
+        done"""
+    smi = "echo Some GPU 3000, 580.1, 1 MiB, 1 MHz, 2 MHz, 3 MHz, 4 W, 5 W, 30, Enabled"
+    sanitizer = "echo '========= ERROR SUMMARY: 0 errors'"
+    scripts = {"python": python, "nvcc": "", "nvidia-smi": smi, "compute-sanitizer": sanitizer}
+    for name, script in scripts.items():
+        (tools / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tools / name).chmod(0o755)
+    path = f"{tools}:/usr/bin:/bin"
+    return {"PATH": path, "PYTHON": str(tools / "python"), "OUT": str(out)}, out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="pretends to be another GPU")
+def test_one_command_leaves_one_json_whatever_fails(pretended):
+    environment, out = pretended
+    run = on_gpu(**environment)
+    assert run.returncode == 0, run.stderr
+    assert "tests" in run.stdout and "some test failed" in run.stdout
+    (path,) = out.iterdir()
+    assert path.name == "some-gpu-3000.json"
+    results = json.loads(path.read_text())
+    statuses = {part["name"]: part["status"] for part in results["parts"]}
+    assert statuses.pop("tests") == "failed"
+    assert set(statuses.values()) == {"done"}
+    assert len(results["benchmarks"]) == sum(name.startswith("bench_") for name in statuses)
+    assert results["gpu"]["power.limit"] == "5 W"
+    assert results["sanitizer"]["racecheck"]["summary"] == ["========= ERROR SUMMARY: 0 errors"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="pretends to be another GPU")
+def test_what_there_is_no_time_for_is_named(pretended):
+    environment, out = pretended
+    run = on_gpu(**environment, TOTAL="5")
+    # Without a build it is a failure, with a JSON all the same.
+    assert run.returncode == 1
+    results = json.loads((out / "some-gpu-3000.json").read_text())
+    assert {part["status"] for part in results["parts"]} == {"cut"}
+    assert results["benchmarks"] == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu_it_stops_with_one_line():
     out = on_gpu()
