@@ -36,7 +36,7 @@ def grow(race, op, axis, at, contenders, sets, size):
 
 def rotation(race, device, axis, at, shapes):
     size = 8 * sum(rows * columns for rows, columns in shapes)
-    unless_too_big(size, device)
+    unless_too_big(1.5 * size, device)
 
     def make(seed):
         params, refs = weights(shapes, device, (torch.float32, torch.float32), seed)

@@ -10,7 +10,7 @@ from table import table
 
 STARTED = time.monotonic()
 RECORDS = pytest.StashKey[list]()
-SKIPPED = pytest.StashKey[dict]()
+NOTES = pytest.StashKey[dict]()
 BANDWIDTH = pytest.StashKey[dict]()
 
 
@@ -21,7 +21,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.stash[RECORDS], config.stash[SKIPPED], config.stash[BANDWIDTH] = [], {}, {}
+    config.stash[RECORDS], config.stash[NOTES], config.stash[BANDWIDTH] = [], {}, {}
     # Its own table would show rounds of all contenders together.
     config.option.benchmark_quiet = True
 
@@ -85,8 +85,10 @@ def race(request, benchmark, bandwidth, device):
                     "stats": stats,
                 }
             )
-        if field.left_out:
-            request.config.stash[SKIPPED][f"{op}, {case}, {device}"] = field.left_out
+        differs = {name: f"timed, but differs: {why}" for name, why in field.differs.items()}
+        if field.left_out or differs:
+            notes = request.config.stash[NOTES]
+            notes[f"{op}, {case}, {device}"] = field.left_out | differs
         return results
 
     return run
@@ -96,7 +98,7 @@ def race(request, benchmark, bandwidth, device):
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
     if report.skipped:
-        item.config.stash[SKIPPED][item.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
+        item.config.stash[NOTES][item.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
 
 
 def results(config):
@@ -106,7 +108,7 @@ def results(config):
             for device, rates in config.stash[BANDWIDTH].items()
         },
         "rivals": rivals.installed(),
-        "not_run": config.stash[SKIPPED],
+        "notes": config.stash[NOTES],
         "benchmarks": config.stash[RECORDS],
     }
 

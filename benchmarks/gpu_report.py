@@ -100,7 +100,7 @@ def sanitizer(work: pathlib.Path, tool: str) -> dict[str, Any] | None:
 
 def assemble(work: pathlib.Path, gpu: dict[str, str]) -> dict[str, Any]:
     """One pytest-benchmark JSON of all of them, with the GPU, the parts and the tests."""
-    merged: dict[str, Any] = {"machine_info": {}, "bandwidth": {}, "rivals": {}, "not_run": {}}
+    merged: dict[str, Any] = {"machine_info": {}, "bandwidth": {}, "rivals": {}, "notes": {}}
     merged |= {"gpu": gpu, "parts": parts(work), "tests": tests(work)}
     merged["sanitizer"] = {tool: sanitizer(work, tool) for tool in ("memcheck", "racecheck")}
     benchmarks: list[dict[str, Any]] = []
@@ -114,7 +114,7 @@ def assemble(work: pathlib.Path, gpu: dict[str, str]) -> dict[str, Any]:
         benchmarks += results["benchmarks"]
         for name in ("machine_info", "commit_info", "datetime", "version", "rivals"):
             merged[name] = results.get(name, {})
-        merged["not_run"] |= results.get("not_run", {})
+        merged["notes"] |= results.get("notes", {})
         # Each process measured its own; a record's fraction is of its process's.
         measured[path.stem] = results.get("bandwidth", {})
         merged["bandwidth"] |= results.get("bandwidth", {})

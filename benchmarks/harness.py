@@ -29,6 +29,7 @@ BLOCK = 2e-3
 BUDGET = {"cpu": 4.0, "cuda": 1.0}
 PATIENCE = {"cpu": 6.0, "cuda": 2.0}
 ROUNDS = (5, 200)
+SLOW = 2.0  # rounds of more seconds are three
 # Below this an event pair measures launches; calls are then timed as replays of a CUDA graph.
 LAUNCH_BOUND = 20e-6
 
@@ -49,7 +50,7 @@ def free_bytes(device: str) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def too_big(needed: int, device: str) -> str:
+def too_big(needed: float, device: str) -> str:
     """Why a case of `needed` bytes cannot run on the device, or nothing. A tenth is left free."""
     free = free_bytes(device)
     if needed <= 0.9 * free:
@@ -78,7 +79,7 @@ def input_sets(make: Callable[[int], tuple[Any, ...]], size: int, device: str) -
 
 
 def measured_bandwidth(device: str, size: int | None = None) -> dict[str, float]:
-    """GB/s of a copy (bytes read plus bytes written) and of a sum (bytes read), each a median."""
+    """GB/s of a copy (bytes read plus bytes written) and of a sum (bytes read): each the best."""
     elements = (size or (1 << 30 if device == "cuda" else 256 << 20)) // 4
     source = torch.randn(elements, device=device)
     target = torch.empty_like(source)
@@ -87,7 +88,7 @@ def measured_bandwidth(device: str, size: int | None = None) -> dict[str, float]
     rates = {}
     for name, call in calls.items():
         timed = Contender(call, [()], device)
-        rates[name] = moved[name] / statistics.median(timed.block() for _ in range(9)) / 1e9
+        rates[name] = moved[name] / min(timed.block() for _ in range(9)) / 1e9
     return rates
 
 
@@ -117,6 +118,7 @@ class Contender:
         self.clock = "events" if device == "cuda" else "wall"
         self.calls = 1
         self.host: float | None = None
+        self.eager: float | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.captured: list[tuple[Any, ...]] = []
         self.scratch: list[tuple[Any, ...]] = []
@@ -139,17 +141,16 @@ class Contender:
                 written[0].copy_(original[0])
         return self.scratch[: self.calls]
 
-    def calibrate(self) -> None:
-        self.block()
-        once = self.block()
+    def calibrate(self, once: float) -> None:
+        """Chooses the calls of a block by what one takes, and on CUDA the clock."""
         self.calls = max(1, min(1000, round(self.aim / once)))
         if self.overwrites:
             room = 4 * cache_bytes(self.device) // max(1, _size(self.sets[0][0]))
             self.calls = max(1, min(self.calls, room))
         if self.device == "cuda":
             self.host = self._host_time()
-            events = self.block()
-            if self.graphs and events < max(LAUNCH_BOUND, 1.2 * self.host):
+            self.eager = self.block()
+            if self.graphs and self.eager < max(LAUNCH_BOUND, 1.2 * self.host):
                 self._capture()
 
     def block(self) -> float:
@@ -214,9 +215,9 @@ class Contender:
 
     def peak_bytes(self) -> int:
         """The most memory that one call holds beyond its inputs, its outputs included."""
-        if self.device == "cpu":
-            return cpu_peak_bytes(self.once)
         inputs = self._fresh() if self.overwrites else self.sets[0]
+        if self.device == "cpu":
+            return cpu_peak_bytes(lambda: self.function(*inputs))
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -293,8 +294,9 @@ def first_line(error: BaseException) -> str:
 class Race:
     """Contenders of one case: warmed up, checked against each other, calibrated, then timed.
 
-    A value that is a string says why that contender is not here. A rival that raises, takes longer
-    than PATIENCE or computes something else is left out, with the reason; cpfast's must not.
+    A value that is a string says why that contender is not here. A rival that raises or takes
+    longer than PATIENCE is left out, with the reason; cpfast's must not. Of one whose result
+    differs, that is noted.
     """
 
     def __init__(
@@ -313,9 +315,11 @@ class Race:
     ) -> None:
         self.device = device
         self.left_out: dict[str, str] = {}
+        self.differs: dict[str, str] = {}
         self.running: dict[str, Contender] = {}
         self.peak: dict[str, int] = {}
         self.times: dict[str, list[float]] = {}
+        self._once: dict[str, float] = {}
         turns = itertools.cycle(sets)
         ours: Any = None
         for name, function in contenders.items():
@@ -330,7 +334,7 @@ class Race:
                 if name == "cpfast":
                     ours = out
                 elif agree is not None and ours is not None:
-                    agree(ours, out)
+                    self._compare(name, agree, ours, out)
                 del out
                 self._warm(name, runner, brief)
             except Exception as error:
@@ -338,21 +342,32 @@ class Race:
                     raise
                 self.left_out[name] = first_line(error)
         del ours
-        total = sum(r.block() * r.calls for r in self.running.values()) if not brief else 1.0
+        total = sum(r.block() * r.calls for r in self.running.values() if r.calls > 1)
+        total += sum(self._once[n] for n, r in self.running.items() if r.calls == 1)
         budget = BUDGET[device] if budget is None else budget
-        self.rounds = int(max(ROUNDS[0], min(ROUNDS[1], budget / total)))
+        least = ROUNDS[0] if total < SLOW else 3
+        self.rounds = int(max(least, min(ROUNDS[1], budget / max(total, 1e-9))))
         gc.collect()
         self._order = random.Random(0)
 
+    def _compare(self, name: str, agree: Callable[[Any, Any], None], ours: Any, out: Any) -> None:
+        try:
+            agree(ours, out)
+        except AssertionError as error:
+            self.differs[name] = first_line(error)
+
     def _warm(self, name: str, runner: Contender, brief: bool) -> None:
+        once = 0.0
         if not brief:
             once = runner.block()
             if once > PATIENCE[self.device] and not name.startswith("cpfast"):
                 self.left_out[name] = f"one call took {once:.2g} s"
                 return
             self.peak[name] = runner.peak_bytes()
-            runner.calibrate()
-        self.running[name], self.times[name] = runner, []
+            if once < runner.aim:
+                once = runner.block()
+            runner.calibrate(once)
+        self.running[name], self.times[name], self._once[name] = runner, [], once
 
     def round(self) -> None:
         order = list(self.running)
@@ -374,6 +389,8 @@ class Race:
                 "stats": statistics_of(times, runner.calls),
                 "clock": runner.clock,
                 "host": runner.host,
+                # By events, whichever clock the statistics are of.
+                "eager": runner.eager,
                 "peak": self.peak.get(name),
             }
             if ours:

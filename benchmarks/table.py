@@ -100,14 +100,15 @@ def table(results: dict[str, Any]) -> str:
             "| op | case | contender | time | bytes | GB/s | of bandwidth | host | memory | ratio |"
         )
         lines.append("|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
-        for records in cases.values():
+        # What the ops cost at their shapes comes before how they grow.
+        for _, records in sorted(cases.items(), key=lambda c: c[0][0].startswith("growth of")):
             medians = {r["extra_info"]["contender"]: r["stats"]["median"] for r in records}
             lines += [row(record, medians.get("cpfast")) for record in records]
     lines += training_steps(results)
-    not_run = results.get("not_run", {})
-    if not_run:
-        lines += ["", "Not run:", ""]
-    for case, reason in not_run.items():
+    notes = results.get("notes", {})
+    if notes:
+        lines += ["", "Left out, or of note:", ""]
+    for case, reason in notes.items():
         reasons = reason if isinstance(reason, dict) else {"": reason}
         lines += [f"- {case}: {n + ': ' if n else ''}{why}" for n, why in reasons.items()]
     return "\n".join(lines)

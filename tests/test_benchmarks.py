@@ -92,10 +92,10 @@ def test_calls_take_the_next_inputs_wherever_the_last_block_ended():
 def test_what_writes_over_its_input_gets_it_whole_each_block():
     import harness
 
-    x, seen = torch.ones(3), []
+    x, seen = torch.ones(1000), []
 
     def double(t):
-        seen.append(t.clone())
+        seen.append(t[:3].clone())
         t.mul_(2)
 
     runner = harness.Contender(double, [(x,)], "cpu", overwrites=True)
@@ -103,6 +103,7 @@ def test_what_writes_over_its_input_gets_it_whole_each_block():
     runner.block(), runner.block(), runner.once()
     assert torch.stack(seen).eq(1).all()
     assert len(seen) == 5
+    assert runner.peak_bytes() < 100
     assert x.eq(1).all()
 
 
@@ -133,11 +134,13 @@ def test_rivals_that_cannot_run_are_named_with_their_reasons(monkeypatch):
         agree=harness.close(0, 1e-6),
         temporaries={"large": 2 * 10**9},
     )
-    assert list(field.running) == ["cpfast", "same"]
+    assert list(field.running) == ["cpfast", "same", "other"]
     assert field.left_out["missing"] == "not installed (apex)"
     assert field.left_out["broken"] == "RuntimeError: first line second"
     assert field.left_out["large"] == "needs 2 GB on cpu, 1 GB are free"
-    assert field.left_out["other"].startswith("AssertionError: Tensor-likes are not close!")
+    assert set(field.left_out) == {"missing", "broken", "large"}
+    assert list(field.differs) == ["other"]
+    assert field.differs["other"].startswith("AssertionError: Tensor-likes are not close!")
 
 
 def test_an_error_of_ours_is_an_error():
@@ -321,7 +324,7 @@ def test_a_table_of_newer_results_shows_devices_and_what_was_not_run():
     new = {
         "machine_info": {"cpu": {}, "gpu": "Some GPU", "torch": "2.13.0"},
         "bandwidth": {"cuda": {"copy": 4300.0}},
-        "not_run": {"op, N = 3, cuda": {"Apex": "not installed (apex)"}, "bench_x": "cut"},
+        "notes": {"op, N = 3, cuda": {"Apex": "not installed (apex)"}, "bench_x": "cut"},
         "benchmarks": [
             record("cpfast", 5e-6, ratio=[0.9, 1.0, 1.1], **graphed),
             record("rival", 1e-5, ratio=[2.9, 3.0, 3.1], **graphed),
@@ -406,7 +409,7 @@ def work(tmp_path):
         results = {
             "machine_info": {"torch": "2.13.0"},
             "bandwidth": {"cuda": {"copy": 4000.0 + number}},
-            "not_run": {op: "reason"},
+            "notes": {op: "reason"},
             "benchmarks": [record("cpfast", 1.0, op=op)],
         }
         (tmp_path / f"bench_{op}.json").write_text(json.dumps(results))
@@ -427,7 +430,7 @@ def test_one_json_has_all_parts_and_names_those_that_were_cut(work):
     ]
     assert results["parts"][1]["log"] == [f"line {i}" for i in range(10, 30)]
     assert [r["extra_info"]["op"] for r in results["benchmarks"]] == ["a", "b"]
-    assert results["not_run"] == {"a": "reason", "b": "reason"}
+    assert results["notes"] == {"a": "reason", "b": "reason"}
     assert results["bandwidth_by_file"]["bench_a"] == {"cuda": {"copy": 4000.0}}
     assert results["sanitizer"]["memcheck"] == {
         "summary": ["========= ERROR SUMMARY: 1 error"],
