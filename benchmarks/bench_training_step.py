@@ -96,7 +96,8 @@ def bench_training_step(race, device, name):
     def amortised(field):
         """Step with scores, and its share of an epoch's rotation, over the plain one: by rounds."""
         update = Contender(lambda *_: rotation.update(), sets, device)
-        update.calibrate()
+        update.block()
+        update.calibrate(update.block())
         share = statistics.median(update.block() for _ in range(15)) / STEPS
         ours, theirs, again = (field.times[name] for name in CONTENDERS)
         return {

@@ -345,8 +345,9 @@ class Race:
         total = sum(r.block() * r.calls for r in self.running.values() if r.calls > 1)
         total += sum(self._once[n] for n, r in self.running.items() if r.calls == 1)
         budget = BUDGET[device] if budget is None else budget
-        least = ROUNDS[0] if total < SLOW else 3
-        self.rounds = int(max(least, min(ROUNDS[1], budget / max(total, 1e-9))))
+        self.least = ROUNDS[0] if total < SLOW else 3
+        self.rounds = int(max(self.least, min(ROUNDS[1], budget / max(total, 1e-9))))
+        self._end = time.perf_counter() + 1.5 * budget
         gc.collect()
         self._order = random.Random(0)
 
@@ -371,6 +372,8 @@ class Race:
 
     def round(self) -> None:
         order = list(self.running)
+        if len(self.times[order[0]]) >= self.least and time.perf_counter() > self._end:
+            return  # the machine has become slower than it was when rounds were planned
         self._order.shuffle(order)
         gc.disable()
         try:
