@@ -5,8 +5,9 @@ import statistics
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import Contender, significant
+from harness import Contender, close, significant
 from torch import nn
+from workloads import logits
 
 import cpfast
 from cpfast.train.models import build
@@ -74,12 +75,46 @@ def interval(values):
     return [significant(v) for v in (ordered[low], statistics.median(ordered), ordered[high])]
 
 
+@pytest.fixture
+def one_thread():
+    """A step of a small network on two threads waits for the slower: ratios drown in that."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("batch", [128, 512])
+def bench_training_loss(race, device, batch):
+    """What a step's loss costs by itself, forward and backward, scores and weights included."""
+    pruner = cpfast.DataPruner(SAMPLES, num_epochs=200, device=device)
+    scores, weights = (torch.ones(SAMPLES, device=device) for _ in range(2))
+
+    def by_hand(x, y, index):
+        losses = F.cross_entropy(x, y, reduction="none")
+        scores[index] = losses.detach()
+        return (losses * weights[index]).mean()
+
+    def both_ways(loss):
+        return lambda x, *others: torch.autograd.grad(loss(x, *others), x)[0]
+
+    x, y = logits((batch, 10), device, torch.float32)
+    contenders = {
+        "cpfast": both_ways(pruner.loss),
+        "F.cross_entropy, no scores": both_ways(lambda x, y, index: F.cross_entropy(x, y)),
+        "F.cross_entropy, recorded and weighted": both_ways(by_hand),
+    }
+    sets = [(x, y, torch.randperm(SAMPLES, device=device)[:batch])]
+    agree = close(1e-3, 1e-3 / batch)
+    race("training loss", f"batch of {batch}", contenders, sets, 8 * x.numel(), agree=agree)
+
+
 @pytest.mark.parametrize("name", ["ResNet-20", "ResNet-56", "ResNet-18"])
-def bench_training_step(race, device, name):
+def bench_training_step(race, device, one_thread, name):
     batch = BATCH[device][name] if device == "cpu" else BATCH[device]
     pruner = cpfast.DataPruner(SAMPLES, num_epochs=200, device=device)
-    _, plain = trainer(name, device, lambda logits, y, index: F.cross_entropy(logits, y))
-    _, again = trainer(name, device, lambda logits, y, index: F.cross_entropy(logits, y))
+    _, plain = trainer(name, device, lambda x, y, index: F.cross_entropy(x, y))
+    _, again = trainer(name, device, lambda x, y, index: F.cross_entropy(x, y))
     scored_model, scored = trainer(name, device, pruner.loss)
     rotation = cpfast.LayerRotation(scored_model)
 
@@ -109,7 +144,7 @@ def bench_training_step(race, device, name):
 
     race(
         "training step",
-        f"{name}, batch of {batch}",
+        f"{name}, batch of {batch}" + (", one thread" if device == "cpu" else ""),
         dict(zip(CONTENDERS, (scored, plain, again), strict=True)),
         sets,
         None,
