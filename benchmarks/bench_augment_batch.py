@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import rivals
 import torch
 from torch.nn import functional as F
 
@@ -24,12 +25,12 @@ SHAPES = {
 
 def torch_ops(images, index, mean, *, rotation=0.0, shift=0.0, flip=False, crop=0):
     """As one writes it: draws by the global generator, each step a pass over the batch."""
-    x = images[index].permute(0, 3, 1, 2).float().div_(255)
-    size, (height, width) = len(index), x.shape[2:]
+    x = images[index].permute(0, 3, 1, 2).float().div(255)
+    size, (height, width), on = len(index), x.shape[2:], {"device": x.device}
     if rotation:
-        angle = math.radians(rotation) * (2 * torch.rand(size) - 1)
-        down, right = (shift * (2 * torch.rand(size) - 1) for _ in range(2))
-        sign = torch.where(torch.rand(size) < 0.5, -1.0, 1.0)
+        angle = math.radians(rotation) * (2 * torch.rand(size, **on) - 1)
+        down, right = (shift * (2 * torch.rand(size, **on) - 1) for _ in range(2))
+        sign = torch.where(torch.rand(size, **on) < 0.5, -1.0, 1.0)
         cos, sin = angle.cos(), angle.sin()
         to_x = [cos * sign, sin, 2 * (sin * down + cos * right)]
         to_y = [-sin * sign, cos, 2 * (cos * down - sin * right)]
@@ -38,36 +39,42 @@ def torch_ops(images, index, mean, *, rotation=0.0, shift=0.0, flip=False, crop=
         x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     if crop:
         x = F.pad(x, (crop,) * 4, mode="reflect")
-        row, column = torch.randint(2 * crop + 1, (2, size))
-        rows = row[:, None] + torch.arange(height)
-        columns = column[:, None] + torch.arange(width)
-        x = x[torch.arange(size)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        x = x.permute(0, 3, 1, 2)
-        x = torch.where((torch.rand(size) < 0.5)[:, None, None, None], x.flip(-1), x)
+        row, column = torch.randint(2 * crop + 1, (2, size), **on)
+        rows = row[:, None] + torch.arange(height, **on)
+        columns = column[:, None] + torch.arange(width, **on)
+        batch = torch.arange(size, **on)[:, None, None]
+        x = x[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        x = torch.where((torch.rand(size, **on) < 0.5)[:, None, None, None], x.flip(-1), x)
     return x - mean.permute(2, 0, 1)
-
-
-CONTENDERS = {
-    "cpfast": lambda x, i, mean, **o: ops.augment_batch(x, i, **DRAW, mean=mean, **o),
-    "twin": lambda x, i, mean, **o: reference.augment_batch(x, i, **DRAW, mean=mean, **o),
-    "torch ops": torch_ops,
-}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("pipeline", PIPELINES)
-@pytest.mark.parametrize("contender", CONTENDERS)
-def bench_augment_batch(race, shape, pipeline, contender):
+def bench_augment_batch(race, device, shape, pipeline):
     samples, height, width, channels, batch = SHAPES[shape]
-    g = torch.Generator().manual_seed(0)
-    size = (samples, height, width, channels)
-    images = torch.randint(256, size, dtype=torch.uint8, generator=g)
-    index = torch.randint(samples, (batch,), generator=g)
-    mean = torch.rand(size[1:], generator=g)
-    race(
-        "augment_batch",
-        f"{shape}: {pipeline}",
-        contender,
-        lambda: CONTENDERS[contender](images, index, mean, **PIPELINES[pipeline]),
-        bytes_moved=batch * height * width * channels * (1 + 4),
-    )
+    g = torch.Generator(device).manual_seed(0)
+    size, options = (samples, height, width, channels), PIPELINES[pipeline]
+    images = torch.randint(256, size, dtype=torch.uint8, generator=g, device=device)
+    mean = torch.rand(size[1:], generator=g, device=device)
+    # Other samples in every call, as in training.
+    sets = [
+        (images, torch.randint(samples, (batch,), generator=g, device=device), mean)
+        for _ in range(16)
+    ]
+    contenders = {
+        "cpfast": lambda x, i, m: ops.augment_batch(x, i, **DRAW, mean=m, **options),
+        "cpfast, bfloat16": lambda x, i, m: ops.augment_batch(
+            x, i, **DRAW, mean=m, dtype=torch.bfloat16, **options
+        ),
+        "torch ops": lambda x, i, m: torch_ops(x, i, m, **options),
+    }
+    if height < 100:
+        contenders["twin"] = lambda x, i, m: reference.augment_batch(
+            x, i, **DRAW, mean=m, **options
+        )
+    if shape == "512 of 32x32x3":
+        contenders["torch.compile of torch ops"] = rivals.compiled(contenders["torch ops"])
+    # Bytes read, float32 written.
+    moved = batch * height * width * channels * (1 + 4)
+    case = f"{shape}: {pipeline}"
+    race("augment_batch", case, contenders, sets, moved, budget=2.0 if device == "cpu" else 0.5)
