@@ -1,5 +1,6 @@
 #include "../record_scores.h"
 
+#include "claims.h"
 #include "device.h"
 #include "launch.h"
 
@@ -10,12 +11,6 @@ constexpr int kThreads = 256;
 // Up to here a warp looks through the later positions of the batch. That is one launch, but its
 // work grows with the square of the batch.
 constexpr int64_t kScannedBatch = 4096;
-
-// Beyond, the positions of a batch claim the places of their scores. A claim is a negative
-// signalling NaN, of which there are 2^22 - 1 and which no computation gives: nobody can take a
-// score for a claim. Larger batches are recorded in parts, in order.
-constexpr uint32_t kFirstClaim = 0xff800001u, kQuiet = 0x00400000u;
-constexpr int64_t kClaims = int64_t{1} << 21;
 
 template <typename Index>
 struct Batch {
@@ -31,9 +26,7 @@ struct Batch {
     return at;
   }
 
-  __device__ uint32_t* place(int64_t position) const {
-    return reinterpret_cast<uint32_t*>(scores) + index[position];
-  }
+  __device__ float* place(int64_t position) const { return scores + index[position]; }
 };
 
 template <typename Index>
@@ -55,28 +48,22 @@ template <typename Index>
 __global__ void __launch_bounds__(kThreads)
     clear_places(const __grid_constant__ Batch<Index> batch) {
   const int64_t position = thread_in_grid();
-  if (position < batch.size) batch.scores[batch.sample(position)] = 0;
+  if (position < batch.size) clear_place(batch.scores + batch.sample(position));
 }
 
 template <typename Index>
 __global__ void __launch_bounds__(kThreads)
     claim_places(const __grid_constant__ Batch<Index> batch) {
   const int64_t position = thread_in_grid();
-  if (position < batch.size)
-    atomicMax(batch.place(position), kFirstClaim + static_cast<uint32_t>(position));
+  if (position < batch.size) claim_place(batch.place(position), position);
 }
 
-// Where others had the same place, they find the winner's claim there, or its score.
 template <typename Index>
 __global__ void __launch_bounds__(kThreads)
-    record_claimed(const __grid_constant__ Batch<Index> batch) {
+    fill_places(const __grid_constant__ Batch<Index> batch) {
   const int64_t position = thread_in_grid();
-  if (position >= batch.size) return;
-  volatile uint32_t* const place = batch.place(position);
-  if (*place != kFirstClaim + static_cast<uint32_t>(position)) return;
-  uint32_t bits;
-  std::memcpy(&bits, batch.values + position, sizeof(bits));
-  *place = bits - kFirstClaim < kQuiet - 1 ? bits | kQuiet : bits;
+  if (position < batch.size)
+    fill_claimed(batch.place(position), position, batch.values[position]);
 }
 
 template <typename Index>
@@ -87,11 +74,11 @@ void record(const Launcher& launch, Batch<Index> batch) {
     return;
   }
   for (int64_t left = batch.size; left > 0; left -= batch.size) {
-    batch.size = std::min(left, kClaims);
+    batch.size = std::min(left, kMaxClaims);
     const int64_t blocks = (batch.size + kThreads - 1) / kThreads;
     launch(clear_places<Index>, blocks, kThreads, batch);
     launch(claim_places<Index>, blocks, kThreads, batch);
-    launch(record_claimed<Index>, blocks, kThreads, batch);
+    launch(fill_places<Index>, blocks, kThreads, batch);
     batch.index += batch.size;
     batch.values += batch.size;
   }
