@@ -150,7 +150,7 @@ inline void find_largest(const Rows<T>& f, int64_t row, int r, Sums<Compute<T>>&
 }
 
 // The sums of a row, and, if it wants a gradient, its exponentials in a buffer where they wait for
-// them. Fetches the next row meanwhile: reading is a fifth of the time of 1,000 classes.
+// them.
 template <bool kGrad, typename T>
 inline void sum_row(const Rows<T>& f, int64_t row, Compute<T>* exponentials, int r,
                     Sums<Compute<T>>& sums) {
@@ -160,7 +160,6 @@ inline void sum_row(const Rows<T>& f, int64_t row, Compute<T>* exponentials, int
   constexpr int64_t kStep = kLanes<R>;
   const int64_t y = f.target[row], classes = f.classes;
   const T* x = f.input + f.at(row);
-  const T* next = row + 1 < f.count ? f.input + f.at(row + 1) : x;
   const R others = sums.others[r];
   // Where all others are masked, subtracting -inf would make NaN of them.
   const V shift = splat(others == kLowest ? R(0) : others), target = splat(sums.x_y[r]);
@@ -174,9 +173,8 @@ inline void sum_row(const Rows<T>& f, int64_t row, Compute<T>* exponentials, int
       for (V* v : {e1, e2, t}) v[0] = v[1] = V{};
     };
     const auto add = [&](int v, int64_t i) {
-      __builtin_prefetch(next + i);
       const V value = load(x + i);
-      const V e = exp_nonpositive(value - shift);
+      const V e = exp_nonpositive<Digits::kOfTerms>(value - shift);
       if constexpr (kGrad) store(exponentials + i, e);
       e1[v] += e;
       e2[v] += e * e;
@@ -203,7 +201,7 @@ inline void sum_row(const Rows<T>& f, int64_t row, Compute<T>* exponentials, int
         },
         [&](int64_t at, Int<R> counts) {
           const V value = load(x + at);
-          const V e = exp_nonpositive(value - shift), other = counts ? e : V{};
+          const V e = exp_nonpositive<Digits::kOfTerms>(value - shift), other = counts ? e : V{};
           if constexpr (kGrad) store(exponentials + at, e);
           e1[1] += other;
           e2[1] += other * other;
@@ -323,7 +321,7 @@ inline void forward_few(const Rows<T>& f, int64_t begin, int64_t end, Compute<T>
     const V shift = others == kLowest ? V{} : others;
     V s1 = {}, s2 = {};
     for (int c = 0; c < f.classes; ++c) {
-      const V x = load(logits[c]), e = exp_nonpositive(x - shift);
+      const V x = load(logits[c]), e = exp_nonpositive<Digits::kOfTerms>(x - shift);
       const V other = y == c ? V{} : e;
       s1 += other;
       s2 += other * other;
@@ -383,7 +381,7 @@ inline void backward_row(const Backward<T>& b, int64_t row) {
   const R per_sum = g / (s1 + std::exp(static_cast<R>(x[y]) - max));
   const R smooth = static_cast<R>(g * (f.smoothing / f.classes));
   const auto write = [&](int64_t c) {
-    store(grad + c, exp_nonpositive(load(x + c) - max) * per_sum - smooth);
+    store(grad + c, exp_nonpositive<Digits::kOfTerms>(load(x + c) - max) * per_sum - smooth);
   };
   for (int64_t c = 0; c + kLanes<R> <= f.classes; c += kLanes<R>) write(c);
   write(f.classes - kLanes<R>);
@@ -413,7 +411,7 @@ inline void backward_few(const Backward<T>& b, int64_t begin, int64_t end) {
     const V smooth = load(g) * R(f.smoothing / f.classes);
     const V own = load(s1) * per_sum;
     for (int64_t c = 0; c < f.classes; ++c)
-      store(logits[c], exp_nonpositive(load(logits[c]) - load(max)) * per_sum - smooth);
+      store(logits[c], exp_nonpositive<Digits::kOfTerms>(load(logits[c]) - load(max)) * per_sum - smooth);
     for (int r = 0; r < rows; ++r) {
       const int64_t y = f.target[first + r];
       T* grad = f.grad + f.grad_at(first + r);
