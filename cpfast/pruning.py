@@ -178,11 +178,10 @@ class DataPruner:
         return self._plan
 
     def prepare(self, epoch: int, *, repeats: int = 1, prune: bool = True) -> LazyPlan:
-        """As :meth:`plan`, but the order is computed batch by batch, and stored nowhere::
+        """As :meth:`plan`, but the order is computed batch by batch, and stored nowhere.
 
-        plan = pruner.prepare(epoch)
-        for start in range(0, len(plan), batch_size):
-            index = plan.batch(start, batch_size)
+        Each batch is ``prepare(epoch).batch(start, batch_size)``, for ``start`` below the plan's
+        length in steps of the batch size.
         """
         return self._prepare("prepare", epoch, repeats, prune)
 

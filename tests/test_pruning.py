@@ -347,3 +347,39 @@ def test_ignored_targets_and_large_seeds_are_refused():
     assert pruner.scores.isinf().all()
     with pytest.raises(ValueError, match="seed: .* got 9223372036854775808"):
         cpfast.DataPruner(5, seed=2**63)
+
+
+@pytest.mark.cuda
+def test_an_epoch_of_scoring_rotation_and_selection_never_waits_for_the_device():
+    samples, batch = 4096, 256
+    g = torch.Generator("cuda").manual_seed(0)
+    images = torch.randint(256, (samples, 8, 8, 1), generator=g, device="cuda").byte()
+    labels = torch.randint(10, (samples,), generator=g, device="cuda")
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rotation = cpfast.LayerRotation(model)
+    pruner = cpfast.DataPruner(samples, device="cuda")
+    key = {"seed": 0, "epoch": 1}
+
+    def epoch():
+        selection = cpfast.ops.select_samples(pruner.scores, keep=0.5, **key)
+        for start in range(0, samples // 2, batch):
+            index = cpfast.ops.shuffled_slice(
+                selection.indices, selection.count, start, batch, **key
+            )
+            x = cpfast.ops.augment_batch(images, index, flip=True, rotation=15.0, **key)
+            pruner.loss(model(x), labels[index], index).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        rotation.update()
+        return rotation.mean()
+
+    pruner.update(torch.arange(samples, device="cuda"), torch.rand(samples, device="cuda"))
+    epoch()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        mean = epoch()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert 0 < mean.item() < 1
+    assert pruner.scores.isfinite().all()
