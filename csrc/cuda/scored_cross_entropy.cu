@@ -42,8 +42,8 @@ struct Batch {
   double *sums, *counts;  // [parts] of losses and of rows that count: a part a block, or a row
   int64_t parts;
   Real<T>* loss;    // [], where there is a reduction
-  Real<T>* factor;  // [], where that is the mean
-  bool has_factor;  // and it is there already
+  Real<T>* factor;  // [], where that is the mean; null if all rows count, and it is 1 / count
+  bool has_factor;  // it is there already
   float* table;     // null where nothing is recorded
   const int64_t* index;
   int64_t samples, sequences;
@@ -56,7 +56,8 @@ struct Forward : Rows<T> {
   Real<T>* splits;  // [count, 3]: max, s1 and exp(x_y - max), which gradients of split rows need
 
   __device__ Real<T> scale() const {
-    return batch.reduction == Reduction::kMean ? *batch.factor : Real<T>(1);
+    if (batch.reduction != Reduction::kMean) return 1;
+    return batch.factor ? *batch.factor : 1 / static_cast<Real<T>>(this->count);
   }
 };
 
@@ -797,6 +798,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(
   Tensor recorded = empty({table ? rows : 0}, ScalarType::Float);
   Tensor ticket = empty({1}, ScalarType::Int);
   const bool is_mean = reduction == static_cast<int64_t>(Reduction::kMean);
+  // No sample has this target: rows need no counting before their gradients.
+  const bool all_count = ignore_index == std::numeric_limits<int64_t>::min();
   if (rows == 0) {
     if (reduces) torch::stable::fill_(loss, is_mean ? std::nan("") : 0.0);
     return {loss, scores, stats};
@@ -813,10 +816,10 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(
                   grad ? grad->mutable_data_ptr<T>() : nullptr, Layout(grad ? *grad : input)},
                  {.reduction = static_cast<Reduction>(reduction),
                   .loss = loss.mutable_data_ptr<R>(),
-                  .factor = !is_mean ? nullptr
-                      : grad         ? scratch.mutable_data_ptr<R>() + 3 * rows
-                                     : stats.mutable_data_ptr<R>() + 2 * rows,
-                  .has_factor = is_mean && grad.has_value(),
+                  .factor = !is_mean || (grad && all_count) ? nullptr
+                      : grad ? scratch.mutable_data_ptr<R>() + 3 * rows
+                             : stats.mutable_data_ptr<R>() + 2 * rows,
+                  .has_factor = is_mean && grad && !all_count,
                   .table = table ? table->mutable_data_ptr<float>() : nullptr,
                   .index = table ? index->const_data_ptr<int64_t>() : nullptr,
                   .samples = table ? table->size(0) : 0,
