@@ -45,7 +45,7 @@ def losses(gradient):
     def run(x, y, scores, index):
         x = x.clone().requires_grad_()
         scored = ops.scored_cross_entropy(
-            x, y, reduction="mean", gradient=gradient, table=scores, index=index
+            x.clone(), y, reduction="mean", gradient=gradient, table=scores, index=index
         )
         (grad,) = torch.autograd.grad(scored.loss, x)
         return scored.loss.detach(), scored.el2n, scored.margin, scored.correct, grad, scores

@@ -121,7 +121,9 @@ class DataPruner:
         self.anneal = anneal
         self.seed = seed
         self._follows_logits = device is None
-        self.scores = torch.full((num_samples,), _UNSEEN, device=device or "cpu")
+        self.scores = torch.full(
+            (num_samples,), _UNSEEN, dtype=torch.float32, device=device or "cpu"
+        )
         self._weights = torch.ones_like(self.scores)
         # Only under torch.distributed: which scores this rank has written since the last sync.
         self._touched: Tensor | None = None

@@ -114,7 +114,7 @@ def scored_cross_entropy(
                 values, counted = values.sum(1, dtype=torch.float64) / tokens, tokens > 0
             record_scores(table, index[counted], values[counted].float())
     if weight is not None:
-        loss = loss * weight.flatten()
+        loss = loss * weight.flatten().to(wide)
     if reduction == "mean":
         loss = loss.sum() / kept.sum()
     elif reduction == "sum":

@@ -26,11 +26,12 @@ class LayerRotation:
     """Snapshots the weights of a model, and measures how far they rotate away from them.
 
     The snapshot is float32 (float64 for float64 weights), lies beside the weights on their
-    device, and costs their memory once more, and under 1 MB besides.
+    device, and takes what float32 weights would, and under 1 MB besides.
 
     :meth:`update` looks whether the weights are where they were, and plans anew where they are
     not (:class:`cpfast.ops.LayerPlan`). :meth:`record` does not look: it is for every K steps, and
-    for CUDA graphs. A weight that has been replaced stays in memory until the next update.
+    for CUDA graphs; one that captured it must be captured again where weights have been replaced.
+    A weight that has been replaced stays in memory until the next update.
 
     Args:
         model: any module; its weights may change dtype or storage later, not shape or device.
@@ -76,6 +77,7 @@ class LayerRotation:
         ]
         self._snapshot_dtype = snapshot_dtype
         self._rows = history
+        self._refs: list[Tensor] = []
         self.reset()
 
     def _params(self) -> list[Tensor]:
@@ -87,18 +89,32 @@ class LayerRotation:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Takes the current weights as the new reference, and forgets what was measured."""
+        """Takes the current weights as the new reference, and forgets what was measured.
+
+        In place, where the weights have kept their device, dtypes and strides: then what a CUDA
+        graph captured stays valid.
+        """
         params = self._params()
-        self._refs = _arena(params, self._snapshot_dtype)
+        layers, device = len(params), params[0].device
+        snapshots = [_snapshot(param, self._snapshot_dtype) for param in params]
+        if not self._refs or not all(
+            (ref.device, ref.dtype, ref.shape, ref.stride())
+            == (device, snapshot.dtype, snapshot.shape, snapshot.stride())
+            for ref, snapshot in zip(self._refs, snapshots, strict=True)
+        ):
+            self._refs = _arena(snapshots, device)
+            self._sq_norms = torch.empty(layers, dtype=torch.float64, device=device)
+            self._ring = torch.zeros(self._rows, layers, dtype=torch.float32, device=device)
+            self._cursor = torch.zeros((), dtype=torch.int64, device=device)
+            self.refresh()
+        elif not self._plan.is_current(params):
+            self.refresh()
         for ref, param in zip(self._refs, params, strict=True):
             ref.copy_(param)
-        device = params[0].device
-        self._sq_norms = torch.empty(len(params), dtype=torch.float64, device=device)
-        self._ring = torch.zeros(self._rows, len(params), device=device)
-        self._cursor = torch.zeros((), dtype=torch.int64, device=device)
         self._measure_refs()
+        self._ring.zero_()
+        self._cursor.zero_()
         self._latest: Tensor | None = None
-        self.refresh()
 
     def _measure_refs(self) -> None:
         for layer, ref in enumerate(self._refs):
@@ -234,22 +250,25 @@ class LayerRotation:
 _ALIGNMENT = 128  # bytes: what a GPU reads at once
 
 
-def _arena(params: list[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
-    """Uninitialised snapshots of all parameters in one allocation, with the strides of the
-    parameters, so that the kernel walks weight and snapshot side by side."""
-    shapes, starts, end = [], [], 0
-    for param in params:
-        wide = torch.float64 if param.dtype == torch.float64 else torch.float32
-        shapes.append(torch.empty_like(param, device="meta", dtype=dtype or wide))
+def _snapshot(param: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A snapshot without memory: on the meta device, with the strides of the parameter."""
+    wide = torch.float64 if param.dtype == torch.float64 else torch.float32
+    return torch.empty_like(param, device="meta", dtype=dtype or wide)
+
+
+def _arena(snapshots: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Uninitialised tensors like the snapshots, in one allocation."""
+    starts, end = [], 0
+    for snapshot in snapshots:
         starts.append(end)
-        end += -(-shapes[-1].nbytes // _ALIGNMENT) * _ALIGNMENT
-    arena = torch.empty(end + _ALIGNMENT, dtype=torch.uint8, device=params[0].device)
+        end += -(-snapshot.nbytes // _ALIGNMENT) * _ALIGNMENT
+    arena = torch.empty(end + _ALIGNMENT, dtype=torch.uint8, device=device)
     arena = arena[-arena.data_ptr() % _ALIGNMENT :]
     return [
-        arena[start : start + shape.nbytes]
-        .view(shape.dtype)
-        .as_strided(shape.shape, shape.stride())
-        for start, shape in zip(starts, shapes, strict=True)
+        arena[start : start + snapshot.nbytes]
+        .view(snapshot.dtype)
+        .as_strided(snapshot.shape, snapshot.stride())
+        for start, snapshot in zip(starts, snapshots, strict=True)
     ]
 
 

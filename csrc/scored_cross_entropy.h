@@ -7,7 +7,8 @@
 //
 // input          [N, C] logits, or [B, T, C] for N = B * T tokens; float32, float64, float16 or
 //                bfloat16; the logits of a row lie side by side (others are copied)
-// target         [N] or [B, T] int64, in [0, C) or ignore_index
+// target         [N] or [B, T] int64, in [0, C) or ignore_index; an ignore_index of -2^63 promises
+//                that no target is ignored, and saves CUDA from counting them
 // weight         optional, as target: multiplies the loss of each row
 // reduction      0: none, 1: the sum over the number of rows that are not ignored, 2: the sum
 // loss, stats    float64 for float64 input, else float32, as are weight and grad_loss
@@ -19,7 +20,7 @@
 //                without its weight, 1: el2n, 2: margin, 3: correct), for the last of equal indices
 //                alone. [M] float32, [N] or [B] int64. A sequence of tokens has the mean over
 //                those that are not ignored; of ignored rows and sequences nothing is written
-// factor         [] or [N]: what backward got from above; where it is 1, nothing is done
+// factor         [] or as target: what backward got from above; where it is 1, nothing is done
 //
 // With p = softmax(x) and y the target:
 //     loss    = weight * ((1 - smoothing) * (lse - x_y) + smoothing / C * sum_j (lse - x_j))
@@ -35,7 +36,8 @@
 // which keeps its digits where 1 - p_y has none left, and so do el2n and the gradient at y,
 // p_y - 1 = -s1 / Z. What backward needs is (m, s1): unlike a rounded log-sum-exp, m is exact.
 // (While adding, m is the largest logit but the target's, so that the squares do not underflow.)
-// Row N of softmax_stats begins with the factor of a mean: 1 over the number of rows.
+// Where the loss is a mean, row N of softmax_stats begins with its factor: 1 over the number of rows
+// that are not ignored.
 #pragma once
 
 #include "checks.h"

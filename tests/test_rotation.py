@@ -356,3 +356,39 @@ def test_a_graph_of_training_steps_records_by_itself():
             torch.cuda.set_sync_debug_mode("default")
     assert int(rotation._cursor) == 1001
     assert torch.equal(rotation.history()[-1], rotation.update())
+
+
+def test_a_reset_keeps_its_memory_while_the_weights_keep_theirs(device):
+    model = torch.nn.Linear(5, 3).to(device)
+    rotation = cpfast.LayerRotation(model, history=2)
+    tensors = [*rotation._refs, rotation._sq_norms, rotation._ring, rotation._cursor]
+    plan, places = rotation._plan, [t.data_ptr() for t in tensors]
+    with torch.no_grad():
+        model.weight.add_(1)
+    rotation.record()
+    assert rotation.history()[0, 0] > 0
+    rotation.reset()
+    after = [*rotation._refs, rotation._sq_norms, rotation._ring, rotation._cursor]
+    assert rotation._plan is plan
+    assert [t.data_ptr() for t in after] == places
+    assert rotation.update().item() == 0
+    assert len(rotation.history()) == 0
+    model.double()
+    rotation.reset()
+    assert rotation._refs[0].dtype == torch.float64
+    assert rotation.update().item() == 0
+
+
+def test_another_default_dtype_changes_nothing(device):
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = torch.nn.Linear(5, 3, dtype=torch.float32).to(device)
+        rotation = cpfast.LayerRotation(model, history=2)
+        rotation.record()
+        pruner = cpfast.DataPruner(4, device=device)
+        logits = torch.zeros(2, 3, dtype=torch.float32, device=device)
+        index = torch.tensor([1, 2], device=device)
+        assert pruner.loss(logits, index, index).dtype == torch.float32
+        assert rotation.history().dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

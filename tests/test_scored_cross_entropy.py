@@ -461,6 +461,8 @@ def test_gradients_where_they_cannot_go_are_refused(device):
     for rows in (logits.t().contiguous().t(), (logits[:1] * 1).expand(4, 5)):
         with pytest.raises(RuntimeError, match="grad: expected rows side by side"):
             ops.scored_cross_entropy(rows, target, gradient="inplace")
+    with pytest.raises(RuntimeError, match="gradient: 'inplace' is refused for logits that are"):
+        ops.scored_cross_entropy(logits, target, gradient="inplace")
     # nothing is kept for a backward pass that never comes
     ops.scored_cross_entropy(logits.detach().half(), target, gradient="forward")
 

@@ -38,7 +38,8 @@ class LayerPlan:
     """:func:`layer_rotation` and :func:`layer_statistics` of tensors that stay where they are.
 
     Equal to the bit with those, whose host work grows with the number of layers; that of a plan
-    does not, and on CUDA a call is one kernel, which a CUDA graph can capture. The plan is of
+    does not, and on CUDA a call is one kernel (where all params are dense), which a CUDA graph can
+    capture. The plan is of
     addresses: its storages stay alive as long as it does, and where a weight has moved since
     (``.data`` assigned, another dtype, other strides) :meth:`is_current` is False and the plan
     measures what lay there before. :class:`cpfast.LayerRotation` looks after that.

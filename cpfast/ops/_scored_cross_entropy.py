@@ -46,16 +46,18 @@ def scored_cross_entropy(
         weight: optional, as target, or [B] for sequences; multiplies the loss. No gradient flows
             into it.
         label_smoothing: in [0, 1].
-        ignore_index: rows with this target have loss, scores and gradient 0.
+        ignore_index: rows with this target have loss, scores and gradient 0. -2**63 promises that
+            there are none, and saves CUDA from counting them before it writes a mean's gradient.
         reduction: "none"; "mean", the weighted losses' sum over the number of rows that are not
             ignored; or "sum".
         gradient: when it is computed. "backward": then, from the logits, which are kept.
             "forward": with the loss, at one exponential a logit instead of two; the backward pass
             only multiplies it by what comes from above, which is skipped where that is 1.
             "inplace": the same, written over the logits, which nobody may read afterwards
-            (autograd notices where it does; under torch.compile it is "forward"). With the last
-            two a second backward pass is an error, and float16 logits are refused, for a loss
-            scale comes too late to save their small gradients.
+            (autograd notices where it does; under torch.compile it is "forward"); not of a leaf,
+            whose gradient would share its memory. With the last two a second backward pass, or one
+            with create_graph, is an error (not under torch.compile), and float16 logits are
+            refused, for a loss scale comes too late to save their small gradients.
         table: optional [M] float32, written in place: ``table[index]`` becomes the samples' score.
             Of equal indices the last one's. A sequence's is the mean over its tokens that are not
             ignored. Of ignored samples nothing is written.
@@ -120,6 +122,11 @@ def scored_cross_entropy(
         )
     elif gradient == "inplace" and torch.compiler.is_compiling():
         gradient = "forward"
+    elif gradient == "inplace" and input.is_leaf:
+        raise RuntimeError(
+            "cpfast::scored_cross_entropy: gradient: 'inplace' is refused for logits that are a "
+            "leaf: their gradient would share their memory; use 'forward'"
+        )
     options = (float(label_smoothing), ignore_index, _REDUCTIONS[reduction])
     loss, scores = _ScoredCrossEntropy.apply(
         input, target.contiguous(), weight, table, index, options, gradient, _SCORES[score]

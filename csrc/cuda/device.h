@@ -50,7 +50,9 @@ __device__ inline uint4 load_across(const T* from) {
   return {words[0], words[1], words[2], words[3]};
 }
 
-// kCount elements, from a multiple of 16 bytes if kAligned.
+// kCount elements, from a multiple of 16 bytes if kAligned. By way of the read-only cache also where
+// the kernel writes there later: a gradient over its logits. No thread reads what another has
+// written, nor again what it has written itself.
 template <bool kAligned, int kCount, typename T, typename Real>
 __device__ inline void load(const T* from, Real (&to)[kCount]) {
   static_assert(kCount % kWidth<T> == 0);

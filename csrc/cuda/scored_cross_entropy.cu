@@ -29,8 +29,8 @@ constexpr int kUnroll = 4;
 // Of rows that are read again, so many bytes may be under way at a time: they must stay in L2.
 constexpr int64_t kStreamedBytes = 32 << 20;
 
-// One block reduces and records so many rows in the time that another launch would take.
-constexpr int64_t kFinishedRows = 1 << 15;
+// The last block records up to so many rows, for others would need more launches. (Not measured.)
+constexpr int64_t kFinishedRows = 4096;
 
 // A few long rows are split among blocks, by their number and length alone.
 constexpr int64_t kFewRows = 64, kSplitClasses = 8192, kMaxSplits = 32;
@@ -549,7 +549,7 @@ __global__ void __launch_bounds__(kStreamLanes, 1)
     __syncthreads();
     if constexpr (kGrad) {
       if (counts)
-        write_gradient<T, kStreamLanes>(f, row, threadIdx.x, 0, f.classes, known);
+        write_gradient<T, kStreamLanes>(f, row, threadIdx.x, 0, f.classes, RowGradient<R>(known));
       else
         fill_gradient<T, kStreamLanes>(f, row, threadIdx.x, 0, f.classes);
       __syncthreads();  // before the next row's is known
@@ -753,7 +753,8 @@ void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
     const int64_t splits = splits_of(f.count, f.classes);
     if (splits == 1) {
       const int64_t resident = launch.resident_blocks(forward_streamed<T, kGrad>, kStreamLanes),
-                    fit = std::max<int64_t>(1, kStreamedBytes / (f.classes * sizeof(T)));
+                    fit = kGrad ? std::max<int64_t>(1, kStreamedBytes / (f.classes * sizeof(T)))
+                                : f.count;
       launch(forward_streamed<T, kGrad>, std::min({f.count, resident, fit}), kStreamLanes, f);
       return;
     }
