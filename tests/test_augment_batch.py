@@ -288,8 +288,12 @@ def test_equal_on_any_number_of_threads(each_thread_count):
 
 def test_the_last_image_is_not_read_past_its_end():
     for channels, warp in itertools.product((1, 2, 3, 4), ({}, WARP, {"rotation": 180.0})):
-        images = guarded(random_images((5, 7), channels))
-        ops.augment_batch(images, torch.tensor([10, 10]), **DRAW, **warp, flip=True)
+        images, last = random_images((5, 7), channels), torch.tensor([10, 10])
+        # A read past the end is a fault.
+        at_the_end, within = (
+            ops.augment_batch(x, last, **DRAW, **warp, flip=True) for x in (guarded(images), images)
+        )
+        assert torch.equal(at_the_end, within)
 
 
 def test_opcheck(device):

@@ -1,8 +1,8 @@
 #include "../scored_cross_entropy.h"
 
-#include "claims.h"
-#include "device.h"
+#include "finish_batch.h"
 #include "launch.h"
+#include "row_gradient.h"
 #include "row_sums.h"
 
 #include <algorithm>
@@ -12,43 +12,16 @@
 namespace cpfast::scored_cross_entropy {
 namespace {
 
-// Lanes that share a row: few where a row has few classes, or most of them would be idle. Up to
-// kHeld classes a lane stay in its registers from the logits to the gradient; longer rows are
-// streamed, and read again for the gradient, from the L2 cache.
-constexpr int kFewLanes = 8, kStreamLanes = 512;
-
+// Up to so many classes a lane stay in its registers from the logits to the gradient; longer rows
+// are streamed, and read again for the gradient, from the L2 cache.
 template <typename T, int kLanes>
 constexpr int kHeld = kLanes == kFewLanes ? 8 : std::is_same_v<T, double> ? 16 : 32;
-
-template <int kLanes>
-constexpr int kThreads = kLanes > 256 ? kLanes : 256;
-
-// Accesses of 16 bytes that a lane has in flight while it streams: 32 KB a block.
-constexpr int kUnroll = 4;
 
 // Of rows that are read again, so many bytes may be under way at a time: they must stay in L2.
 constexpr int64_t kStreamedBytes = 32 << 20;
 
 // The last block records up to so many rows, for others would need more launches. (Not measured.)
 constexpr int64_t kFinishedRows = 4096;
-
-// A few long rows are split among blocks, by their number and length alone.
-constexpr int64_t kFewRows = 64, kSplitClasses = 8192, kMaxSplits = 32;
-
-// What the last block does with all rows.
-template <typename T>
-struct Batch {
-  Reduction reduction;
-  double *sums, *counts;  // [parts] of losses and of rows that count: a part a block, or a row
-  int64_t parts;
-  Real<T>* loss;    // [], where there is a reduction
-  Real<T>* factor;  // [], where that is the mean; null if all rows count, and it is 1 / count
-  bool has_factor;  // it is there already
-  float* table;     // null where nothing is recorded
-  const int64_t* index;
-  int64_t samples, sequences;
-  unsigned* ticket;  // zero; null where there is nothing to do
-};
 
 template <typename T>
 struct Forward : Rows<T> {
@@ -58,20 +31,6 @@ struct Forward : Rows<T> {
   __device__ Real<T> scale() const {
     if (batch.reduction != Reduction::kMean) return 1;
     return batch.factor ? *batch.factor : 1 / static_cast<Real<T>>(this->count);
-  }
-};
-
-template <typename T>
-struct Backward : Rows<T> {
-  const Real<T>* grad_loss;
-  Reduction reduction;
-
-  __device__ Real<T> upstream(int64_t row) const {
-    switch (reduction) {
-      case Reduction::kMean: return grad_loss[0] * this->stats[2 * this->count];
-      case Reduction::kSum: return grad_loss[0];
-      default: return grad_loss[row];
-    }
   }
 };
 
@@ -89,29 +48,6 @@ __device__ void write_row(const Rows<T>& f, int64_t row, Real<T> loss, float pla
     case Score::kCorrect: f.recorded[row] = correct; break;
     default: f.recorded[row] = plain;
   }
-}
-
-// What the gradient of a row is made of: exp(x - max) * per_sum - smooth, and at the target.
-template <typename R>
-struct RowGradient {
-  R max, per_sum, smooth, at_target;
-};
-
-// g is the gradient of the row's loss; s1 and e_y are relative to the largest logit.
-template <typename T>
-__device__ RowGradient<Real<T>> gradient_of(const Rows<T>& f, Real<T> g, Real<T> max, Real<T> s1,
-                                            Real<T> e_y) {
-  using R = Real<T>;
-  const R per_sum = g / (s1 + e_y);
-  const double share = f.smoothing / f.classes;
-  // p_y - 1 is -s1 / Z, which keeps its digits.
-  return {max, per_sum, static_cast<R>(g * share),
-          static_cast<R>(g * (f.smoothing - share) - s1 * per_sum)};
-}
-
-template <typename T>
-__device__ Real<T> row_weight(const Rows<T>& f, int64_t row, Real<T> scale) {
-  return f.weight ? f.weight[row] * scale : scale;
 }
 
 // Writes a row that counts, and returns its loss; leaves the largest logit and s1 relative to it.
@@ -159,178 +95,6 @@ __device__ Real<T> write_without_target(const Rows<T>& f, int64_t row) {
   write_row(f, row, loss, score, score, score, false);
   write_stats(f, row, loss, ignored ? R(1) : kNaN<R>);
   return loss;
-}
-
-// Runs element(i) and vector(i), i being the first of kWidth classes, on the classes [begin, end)
-// of a row of the gradient: vectors where they lie at a multiple of 16 bytes, elements at the ends.
-template <typename T, int kLanes, typename Element, typename Vector>
-__device__ void for_classes(int lane, const T* grad, int64_t begin, int64_t end,
-                            const Element& element, const Vector& vector) {
-  const uintptr_t past = reinterpret_cast<uintptr_t>(grad + begin) % 16;
-  const int64_t head = min(end, begin + static_cast<int64_t>((16 - past) % 16 / sizeof(T)));
-  const int64_t vectors = (end - head) / kWidth<T>;
-  if (begin + lane < head) element(begin + lane);
-#pragma unroll kUnroll
-  for (int64_t v = lane; v < vectors; v += kLanes) vector(head + v * kWidth<T>);
-  const int64_t last = head + vectors * kWidth<T> + lane;
-  if (last < end) element(last);
-}
-
-// The classes [begin, end) of a row's gradient, from its logits.
-template <typename T, int kLanes>
-__device__ void write_gradient(const Rows<T>& f, int64_t row, int lane, int64_t begin, int64_t end,
-                               const RowGradient<Real<T>>& g) {
-  using R = Real<T>;
-  const T* x = f.input + f.at(row);
-  T* grad = f.grad + f.grad_at(row);
-  const int64_t target = f.target[row];
-  const auto write = [&]<bool kAligned>(std::bool_constant<kAligned>) {
-    for_classes<T, kLanes>(
-        lane, grad, begin, end,
-        [&](int64_t i) {
-          const R value = exp_below(static_cast<R>(x[i]) - g.max) * g.per_sum - g.smooth;
-          grad[i] = static_cast<T>(i == target ? g.at_target : value);
-        },
-        [&](int64_t i) {
-          R values[kWidth<T>];
-          load<kAligned>(x + i, values);
-#pragma unroll
-          for (int k = 0; k < kWidth<T>; ++k)
-            values[k] = exp_below(values[k] - g.max) * g.per_sum - g.smooth;
-          const int64_t own = target - i;
-          if (own >= 0 && own < kWidth<T>) {
-#pragma unroll
-            for (int k = 0; k < kWidth<T>; ++k)
-              if (k == own) values[k] = g.at_target;
-          }
-          store(grad + i, values);
-        });
-  };
-  // The vectors of the gradient are aligned, those of the logits where they lie alike.
-  if ((reinterpret_cast<uintptr_t>(x) - reinterpret_cast<uintptr_t>(grad)) % 16 == 0)
-    write(std::true_type{});
-  else
-    write(std::false_type{});
-}
-
-// That of a row without a target.
-template <typename T, int kLanes>
-__device__ void fill_gradient(const Rows<T>& f, int64_t row, int lane, int64_t begin,
-                              int64_t end) {
-  T* grad = f.grad + f.grad_at(row);
-  const Real<T> value = f.target[row] == f.ignore_index ? Real<T>(0) : kNaN<Real<T>>;
-  Real<T> values[kWidth<T>];
-#pragma unroll
-  for (int k = 0; k < kWidth<T>; ++k) values[k] = value;
-  for_classes<T, kLanes>(
-      lane, grad, begin, end, [&](int64_t i) { grad[i] = static_cast<T>(value); },
-      [&](int64_t i) { store(grad + i, values); });
-}
-
-// Is this the last block of the grid to come here? Then it sees what the others have written.
-__device__ bool is_last_block(unsigned* ticket) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == gridDim.x - 1;
-  __syncthreads();
-  __threadfence();
-  return last;
-}
-
-// The sum over a block's threads in a fixed order, known to all of them.
-template <int kThreads, typename Number>
-__device__ Number block_sum(Number value) {
-  Number before;
-  const Number sum = sum_of_warps<kThreads>(warp_sum(value), before);
-  __syncthreads();  // before its shared memory is written again
-  return sum;
-}
-
-// Where sequences have more than one token, the first two of them take their score, and whether
-// any token counts. Runs in `warps` warps.
-template <typename T>
-__device__ void score_sequences(const Rows<T>& f, int64_t sequences, int64_t warp, int64_t warps) {
-  const int64_t tokens = f.at.tokens;
-  for (int64_t i = warp; i < sequences; i += warps) {
-    double sum = 0;
-    int64_t counted = 0;
-    for (int64_t row = i * tokens + threadIdx.x % 32; row < (i + 1) * tokens; row += 32) {
-      const bool counts = f.target[row] != f.ignore_index;
-      sum += counts ? __ldcg(f.recorded + row) : 0.0f;
-      counted += counts;
-    }
-    sum = warp_sum(sum);
-    counted = warp_sum(counted);
-    if (threadIdx.x % 32 == 0) {
-      f.recorded[i * tokens] = static_cast<float>(sum / static_cast<double>(counted));
-      f.recorded[i * tokens + 1] = counted > 0;
-    }
-    __syncwarp();
-  }
-}
-
-// One of the three steps of writing a sequence's score to its place in the table.
-enum class Step { kClear, kClaim, kFill };
-
-template <typename T>
-__device__ void record(const Rows<T>& f, const Batch<T>& batch, int64_t i, int64_t claim,
-                       Step step) {
-  const int64_t tokens = f.at.tokens;
-  const bool counts = tokens > 1 ? __ldcg(f.recorded + i * tokens + 1) != 0
-                                 : f.target[i] != f.ignore_index;
-  if (!counts) return;
-  float* const place = batch.table + batch.index[i];
-  switch (step) {
-    case Step::kClear: clear_place(place); break;
-    case Step::kClaim: claim_place(place, claim); break;
-    case Step::kFill: fill_claimed(place, claim, __ldcg(f.recorded + i * tokens));
-  }
-}
-
-template <typename T>
-__device__ void check_index(const Batch<T>& batch, int64_t i) {
-  CUDA_KERNEL_ASSERT(batch.index[i] >= 0 && batch.index[i] < batch.samples &&
-                     "scored_cross_entropy: index out of range");
-}
-
-template <int kThreads, typename T>
-__device__ void finish_batch(const Rows<T>& f, const Batch<T>& batch) {
-  using R = Real<T>;
-  if (batch.reduction != Reduction::kNone) {
-    double sum = 0, counted = 0;
-    for (int64_t i = threadIdx.x; i < batch.parts; i += kThreads) {
-      sum += __ldcg(batch.sums + i);
-      counted += __ldcg(batch.counts + i);
-    }
-    sum = block_sum<kThreads>(sum);
-    counted = block_sum<kThreads>(counted);
-    if (threadIdx.x == 0) {
-      double factor = 1;
-      if (batch.reduction == Reduction::kMean)
-        factor = batch.has_factor ? static_cast<double>(*batch.factor) : 1 / counted;
-      *batch.loss = static_cast<R>(sum * factor);
-      if (batch.factor && !batch.has_factor) *batch.factor = static_cast<R>(factor);
-    }
-  }
-  if (batch.table == nullptr) return;
-  if (f.at.tokens > 1)
-    score_sequences(f, batch.sequences, threadIdx.x / 32, kThreads / 32);
-  // Before anything is written.
-  for (int64_t i = threadIdx.x; i < batch.sequences; i += kThreads) check_index(batch, i);
-  for (const Step step : {Step::kClear, Step::kClaim, Step::kFill}) {
-    __syncthreads();
-    for (int64_t i = threadIdx.x; i < batch.sequences; i += kThreads)
-      record(f, batch, i, i, step);
-  }
-}
-
-// Leaves what a row or a block adds to the batch; runs in one thread.
-template <typename T>
-__device__ void write_part(const Batch<T>& batch, int64_t part, double sum, double counted) {
-  if (batch.reduction == Reduction::kNone) return;
-  batch.sums[part] = sum;
-  batch.counts[part] = counted;
 }
 
 constexpr int kRecordThreads = 256;
@@ -558,18 +322,6 @@ __global__ void __launch_bounds__(kStreamLanes, 1)
   if (f.batch.ticket && is_last_block(f.batch.ticket)) finish_batch<kStreamLanes, T>(f, f.batch);
 }
 
-// Where a row is split, and the part of it that a block has: a multiple of 16 bytes long.
-struct Split {
-  int64_t row, begin, end;
-
-  __device__ Split(int64_t splits, int64_t classes) {
-    row = blockIdx.x / splits;
-    const int64_t part = ((classes + splits - 1) / splits + 15) / 16 * 16;
-    begin = min(classes, blockIdx.x % splits * part);
-    end = min(classes, begin + part);
-  }
-};
-
 template <typename T>
 __global__ void __launch_bounds__(kStreamLanes, 1)
     sum_splits(const __grid_constant__ Forward<T> f, int64_t splits, RowSums<Real<T>>* parts) {
@@ -627,76 +379,6 @@ __global__ void __launch_bounds__(kStreamLanes, 1)
       gradient_of<T>(f, row_weight<T>(f, row, f.scale()), known[0], known[1], known[2]));
 }
 
-template <typename T, int kLanes>
-__global__ void __launch_bounds__(kThreads<kLanes>, 1)
-    backward_rows(const __grid_constant__ Backward<T> b, int64_t splits) {
-  using R = Real<T>;
-  int lane = threadIdx.x;
-  int64_t row, begin = 0, end = b.classes;
-  if constexpr (kLanes == kStreamLanes) {
-    const Split split(splits, b.classes);
-    row = split.row;
-    begin = split.begin;
-    end = split.end;
-  } else {
-    lane %= kLanes;
-    row = int64_t{blockIdx.x} * (kThreads<kLanes> / kLanes) + threadIdx.x / kLanes;
-    if (row >= b.count) return;
-  }
-  const int64_t target = b.target[row];
-  if (target == b.ignore_index || target < 0 || target >= b.classes) {
-    fill_gradient<T, kLanes>(b, row, lane, begin, end);
-    return;
-  }
-  const R max = b.stats[2 * row], e_y = exp(static_cast<R>(b.input[b.at(row) + target]) - max);
-  write_gradient<T, kLanes>(b, row, lane, begin, end,
-                            gradient_of<T>(b, row_weight<T>(b, row, b.upstream(row)), max,
-                                           b.stats[2 * row + 1], e_y));
-}
-
-template <typename T>
-struct Rescaled {
-  T* grad;
-  Layout at;
-  int64_t count, classes;
-  const Real<T>* factors;
-  bool single;
-};
-
-template <typename T, int kLanes>
-__global__ void __launch_bounds__(kThreads<kLanes>, 1)
-    rescale_rows(const __grid_constant__ Rescaled<T> r) {
-  using R = Real<T>;
-  if (r.single && r.factors[0] == 1) return;
-  constexpr int kRows = kThreads<kLanes> / kLanes;
-  for (int64_t row = int64_t{blockIdx.x} * kRows + threadIdx.x / kLanes; row < r.count;
-       row += int64_t{gridDim.x} * kRows) {
-    const R factor = r.factors[r.single ? 0 : row];
-    if (factor == 1) continue;
-    T* const grad = r.grad + r.at(row);
-    for_classes<T, kLanes>(
-        threadIdx.x % kLanes, grad, 0, r.classes,
-        [&](int64_t i) { grad[i] = static_cast<T>(static_cast<R>(grad[i]) * factor); },
-        [&](int64_t i) {
-          R values[kWidth<T>];
-          load<true>(grad + i, values);
-#pragma unroll
-          for (int k = 0; k < kWidth<T>; ++k) values[k] *= factor;
-          store(grad + i, values);
-        });
-  }
-}
-
-int64_t splits_of(int64_t rows, int64_t classes) {
-  return rows >= kFewRows ? 1 : std::clamp<int64_t>(classes / kSplitClasses, 1, kMaxSplits);
-}
-
-template <int kLanes>
-int64_t blocks_for(int64_t rows) {
-  constexpr int64_t kRows = kThreads<kLanes> / kLanes;
-  return (rows + kRows - 1) / kRows;
-}
-
 // Runs held(lanes), or returns false where a row is too long for that.
 template <typename T, typename Held>
 bool for_held(int64_t classes, const Held& held) {
@@ -707,15 +389,6 @@ bool for_held(int64_t classes, const Held& held) {
   };
   return fits(std::integral_constant<int, kFewLanes>{}) || fits(std::integral_constant<int, 32>{}) ||
       fits(std::integral_constant<int, 256>{}) || fits(std::integral_constant<int, kStreamLanes>{});
-}
-
-// Runs run(lanes) where rows only stream through.
-template <typename Run>
-void for_lanes(int64_t classes, const Run& run) {
-  if (classes <= 64) return run(std::integral_constant<int, kFewLanes>{});
-  if (classes <= 1024) return run(std::integral_constant<int, 32>{});
-  if (classes <= 8192) return run(std::integral_constant<int, 256>{});
-  return run(std::integral_constant<int, kStreamLanes>{});
 }
 
 template <typename T>
@@ -843,54 +516,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(
   return {loss, scores, stats};
 }
 
-Tensor backward_cuda(Tensor grad_loss, Tensor input, Tensor target, Tensor softmax_stats,
-                     std::optional<Tensor> weight, double label_smoothing, int64_t ignore_index,
-                     int64_t reduction) {
-  const char* op = "scored_cross_entropy_backward";
-  check_arguments(op, input, target, weight, label_smoothing, reduction);
-  check_backward_arguments(op, grad_loss, input, softmax_stats, reduction);
-  input = with_unit_column_stride(input);
-  Tensor grad_input = torch::stable::new_empty(input, input.sizes());
-
-  const Launcher launch(input);
-  for_floating(input.scalar_type(), [&]<typename T>(T) {
-    using R = Real<T>;
-    const Backward<T> b{{input.const_data_ptr<T>(), Layout(input),
-                         target.const_data_ptr<int64_t>(),
-                         weight ? weight->const_data_ptr<R>() : nullptr, row_count(input),
-                         class_count(input), ignore_index, label_smoothing, nullptr,
-                         const_cast<R*>(softmax_stats.const_data_ptr<R>()), nullptr, nullptr,
-                         Score::kLoss, grad_input.mutable_data_ptr<T>(), Layout(grad_input)},
-                        grad_loss.const_data_ptr<R>(),
-                        static_cast<Reduction>(reduction)};
-    for_lanes(b.classes, [&](auto lanes) {
-      const int64_t splits = lanes() == kStreamLanes ? splits_of(b.count, b.classes) : 1;
-      launch(backward_rows<T, lanes()>, splits * blocks_for<lanes()>(b.count), kThreads<lanes()>,
-             b, splits);
-    });
-  });
-  return grad_input;
-}
-
-void rescale_cuda(Tensor grad, Tensor factor) {
-  check_factor(grad, factor);
-  const Launcher launch(grad);
-  for_floating(grad.scalar_type(), [&]<typename T>(T) {
-    const Rescaled<T> r{grad.mutable_data_ptr<T>(), Layout(grad), row_count(grad),
-                        class_count(grad), factor.const_data_ptr<Real<T>>(), factor.numel() == 1};
-    for_lanes(r.classes, [&](auto lanes) {
-      const int64_t resident =
-          launch.resident_blocks(rescale_rows<T, lanes()>, kThreads<lanes()>);
-      launch(rescale_rows<T, lanes()>, std::min(blocks_for<lanes()>(r.count), resident),
-             kThreads<lanes()>, r);
-    });
-  });
-}
-
 STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) {
   m.impl("scored_cross_entropy", TORCH_BOX(&forward_cuda));
-  m.impl("scored_cross_entropy_backward", TORCH_BOX(&backward_cuda));
-  m.impl("rescale_gradient", TORCH_BOX(&rescale_cuda));
 }
 
 }  // namespace cpfast::scored_cross_entropy

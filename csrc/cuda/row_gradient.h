@@ -1,0 +1,145 @@
+// The gradient of a row, and how rows are shared among lanes and blocks.
+#pragma once
+
+#include "../scored_cross_entropy.h"
+
+#include "device.h"
+#include "row_sums.h"
+
+#include <algorithm>
+
+namespace cpfast::scored_cross_entropy {
+
+// Lanes that share a row: few where a row has few classes, or most of them would be idle.
+inline constexpr int kFewLanes = 8, kStreamLanes = 512;
+
+template <int kLanes>
+constexpr int kThreads = kLanes > 256 ? kLanes : 256;
+
+// Accesses of 16 bytes that a lane has in flight while it streams: 32 KB a block.
+inline constexpr int kUnroll = 4;
+
+// A few long rows are split among blocks, by their number and length alone.
+inline constexpr int64_t kFewRows = 64, kSplitClasses = 8192, kMaxSplits = 32;
+
+inline int64_t splits_of(int64_t rows, int64_t classes) {
+  return rows >= kFewRows ? 1 : std::clamp<int64_t>(classes / kSplitClasses, 1, kMaxSplits);
+}
+
+template <int kLanes>
+int64_t blocks_for(int64_t rows) {
+  constexpr int64_t kRows = kThreads<kLanes> / kLanes;
+  return (rows + kRows - 1) / kRows;
+}
+
+// Runs run(lanes) where rows only stream through.
+template <typename Run>
+void for_lanes(int64_t classes, const Run& run) {
+  if (classes <= 64) return run(std::integral_constant<int, kFewLanes>{});
+  if (classes <= 1024) return run(std::integral_constant<int, 32>{});
+  if (classes <= 8192) return run(std::integral_constant<int, 256>{});
+  return run(std::integral_constant<int, kStreamLanes>{});
+}
+
+// Where a row is split, and the part of it that a block has: a multiple of 16 bytes long.
+struct Split {
+  int64_t row, begin, end;
+
+  __device__ Split(int64_t splits, int64_t classes) {
+    row = blockIdx.x / splits;
+    const int64_t part = ((classes + splits - 1) / splits + 15) / 16 * 16;
+    begin = min(classes, blockIdx.x % splits * part);
+    end = min(classes, begin + part);
+  }
+};
+
+// What the gradient of a row is made of: exp(x - max) * per_sum - smooth, and at the target.
+template <typename R>
+struct RowGradient {
+  R max, per_sum, smooth, at_target;
+};
+
+// g is the gradient of the row's loss; s1 and e_y are relative to the largest logit.
+template <typename T>
+__device__ RowGradient<Real<T>> gradient_of(const Rows<T>& f, Real<T> g, Real<T> max, Real<T> s1,
+                                            Real<T> e_y) {
+  using R = Real<T>;
+  const R per_sum = g / (s1 + e_y);
+  const double share = f.smoothing / f.classes;
+  // p_y - 1 is -s1 / Z, which keeps its digits.
+  return {max, per_sum, static_cast<R>(g * share),
+          static_cast<R>(g * (f.smoothing - share) - s1 * per_sum)};
+}
+
+template <typename T>
+__device__ Real<T> row_weight(const Rows<T>& f, int64_t row, Real<T> scale) {
+  return f.weight ? f.weight[row] * scale : scale;
+}
+
+// Runs element(i) and vector(i), i being the first of kWidth classes, on the classes [begin, end)
+// of a row of the gradient: vectors where they lie at a multiple of 16 bytes, elements at the ends.
+template <typename T, int kLanes, typename Element, typename Vector>
+__device__ void for_classes(int lane, const T* grad, int64_t begin, int64_t end,
+                            const Element& element, const Vector& vector) {
+  const uintptr_t past = reinterpret_cast<uintptr_t>(grad + begin) % 16;
+  const int64_t head = min(end, begin + static_cast<int64_t>((16 - past) % 16 / sizeof(T)));
+  const int64_t vectors = (end - head) / kWidth<T>;
+  if (begin + lane < head) element(begin + lane);
+#pragma unroll kUnroll
+  for (int64_t v = lane; v < vectors; v += kLanes) vector(head + v * kWidth<T>);
+  const int64_t last = head + vectors * kWidth<T> + lane;
+  if (last < end) element(last);
+}
+
+// The classes [begin, end) of a row's gradient, from its logits.
+template <typename T, int kLanes>
+__device__ void write_gradient(const Rows<T>& f, int64_t row, int lane, int64_t begin, int64_t end,
+                               const RowGradient<Real<T>>& g) {
+  using R = Real<T>;
+  const T* x = f.input + f.at(row);
+  T* grad = f.grad + f.grad_at(row);
+  const int64_t target = f.target[row];
+  const auto write = [&]<bool kAligned>(std::bool_constant<kAligned>) {
+    for_classes<T, kLanes>(
+        lane, grad, begin, end,
+        [&](int64_t i) {
+          const R value = exp_below(static_cast<R>(x[i]) - g.max) * g.per_sum - g.smooth;
+          grad[i] = static_cast<T>(i == target ? g.at_target : value);
+        },
+        [&](int64_t i) {
+          R values[kWidth<T>];
+          load<kAligned>(x + i, values);
+#pragma unroll
+          for (int k = 0; k < kWidth<T>; ++k)
+            values[k] = exp_below(values[k] - g.max) * g.per_sum - g.smooth;
+          const int64_t own = target - i;
+          if (own >= 0 && own < kWidth<T>) {
+#pragma unroll
+            for (int k = 0; k < kWidth<T>; ++k)
+              if (k == own) values[k] = g.at_target;
+          }
+          store(grad + i, values);
+        });
+  };
+  // The vectors of the gradient are aligned, those of the logits where they lie alike.
+  if ((reinterpret_cast<uintptr_t>(x) - reinterpret_cast<uintptr_t>(grad)) % 16 == 0)
+    write(std::true_type{});
+  else
+    write(std::false_type{});
+}
+
+// That of a row without a target.
+template <typename T, int kLanes>
+__device__ void fill_gradient(const Rows<T>& f, int64_t row, int lane, int64_t begin,
+                              int64_t end) {
+  T* grad = f.grad + f.grad_at(row);
+  const Real<T> value = f.target[row] == f.ignore_index ? Real<T>(0) : kNaN<Real<T>>;
+  Real<T> values[kWidth<T>];
+#pragma unroll
+  for (int k = 0; k < kWidth<T>; ++k) values[k] = value;
+  for_classes<T, kLanes>(
+      lane, grad, begin, end, [&](int64_t i) { grad[i] = static_cast<T>(value); },
+      [&](int64_t i) { store(grad + i, values); });
+}
+
+}  // namespace cpfast::scored_cross_entropy
