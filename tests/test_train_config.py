@@ -43,6 +43,12 @@ def test_other_data_defaults(tmp_path, monkeypatch):
         ({"criterion": "fixed", "at": 121}, r"--at must be in 1 .. 120 .* got 121"),
         ({"at": 3}, "--at goes with --criterion fixed"),
         ({"model": "vgg"}, "--model must be one of .*; got 'vgg'"),
+        ({"optimizer": "lion"}, "--optimizer must be one of .*; got 'lion'"),
+        ({"labels": "wrong"}, "--labels must be one of .*; got 'wrong'"),
+        ({"step": "graph"}, "--step graph needs a CUDA device"),
+        ({"data": "python-docs", "model": "cnn"}, "--model cnn does not fit --data python-docs"),
+        ({"model": "transformer"}, "--model transformer does not fit --data digits"),
+        ({"price_hour": -1.0}, "--price-hour must not be negative, got -1.0"),
         ({"precision": "fp16"}, "--precision fp16 needs a CUDA device"),
     ],
 )

@@ -343,24 +343,54 @@ def test_data_that_changed(tmp_path):
         loop.run(config, toy_data(seed=1), folder)
 
 
-def test_at_period_end_is_called_once_after_storing(tmp_path):
-    config, data = make_config(epochs=4, at=2), toy_data()
-    folder = start(tmp_path / "run", config)
-    calls = []
-    loop.run(
-        config, data, folder,
-        at_period_end=lambda t: calls.append((t.epoch, folder.checkpoint()["epoch"])),
-    )  # fmt: skip
-    assert calls == [(2, 2)]
+def forks_at(epoch, into, config):
+    def forks(training):
+        wanted = training.epoch == epoch and not (into.path / "config.json").exists()
+        return [(into, config)] if wanted else []
+
+    return forks
 
 
-def test_at_period_end_is_made_up_for_after_a_stop(tmp_path):
+def test_a_fork_continues_from_the_epoch_that_asked_for_it(tmp_path):
     config, data = make_config(epochs=4, at=2), toy_data()
-    folder = start(tmp_path / "run", config)
+    other = config.replace(method="detector")
+    whole, fork = start(tmp_path / "run", config), RunFolder(tmp_path / "fork")
+    loop.run(config, data, whole, forks=forks_at(2, fork, other))
+    assert fork.config() == other and fork.checkpoint()["epoch"] == 2
+    assert fork.metrics() == whole.metrics()[:2]
+    loop.run(other, data, fork)
+    scratch = start(tmp_path / "scratch", other)
+    loop.run(other, data, scratch)
+    assert_same(fork.checkpoint(), scratch.checkpoint())
+
+
+def test_a_fork_is_made_up_for_after_a_stop(tmp_path):
+    config, data = make_config(epochs=4, at=2), toy_data()
+    folder, fork = start(tmp_path / "run", config), RunFolder(tmp_path / "fork")
     loop.run(config, data, folder, epochs=2)
-    calls = []
-    loop.run(config, data, folder, at_period_end=lambda t: calls.append(t.epoch))
-    assert calls == [2]
+    assert not fork.path.exists()
+    loop.run(config, data, folder, forks=forks_at(2, fork, config.replace(method="detector")))
+    assert fork.checkpoint()["epoch"] == 2
+
+
+def test_a_fork_decides_by_its_own_criterion(tmp_path):
+    config, data = make_config(criterion="slope45", at=None, epochs=6), toy_data()
+    folder, fork = start(tmp_path / "run", config), RunFolder(tmp_path / "fork")
+    other = make_config(method="detector", criterion="fixed", at=3, epochs=6)
+    loop.run(config, data, folder, forks=forks_at(3, fork, other))
+    training = loop.run(other, data, fork)
+    assert (training.detector.end_epoch, training.detector.reason) == (3, "fixed: epoch 3")
+    assert [line["samples"] for line in fork.metrics()] == [90] * 3 + [30] * 3
+
+
+def test_until_stops_at_a_stored_epoch_and_stays_stopped(tmp_path):
+    config, data = make_config(epochs=4), toy_data()
+    folder = start(tmp_path / "run", config)
+    for _ in range(2):
+        loop.run(config, data, folder, until=lambda t: t.epoch >= 3)
+        assert folder.checkpoint()["epoch"] == len(folder.metrics()) == 3
+    loop.run(config, data, folder)
+    assert folder.checkpoint()["epoch"] == 4
 
 
 @pytest.mark.cuda

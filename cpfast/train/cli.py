@@ -255,7 +255,7 @@ def _no_cuda() -> str:
 
 def _print_header(config: Config, images: data.ImageData) -> None:
     height, width, channels = images.shape
-    model = models.build(config.model, channels, len(images.classes), 0)
+    model = models.build(config.model, images.shape, images.outputs, 0)
     print(
         f"{images.name}: {len(images.train_labels):,} training and {len(images.test_labels):,} "
         f"test images of {height}x{width}x{channels}, {len(images.classes)} classes"

@@ -165,9 +165,11 @@ def _run_arm(
     settings = arm_config(arm, config, parent)
     detector = RunFolder(parent / "detector")
 
-    def fork(training: Training) -> None:
-        if arm == "full" and not (detector.path / CONFIG).exists():
-            folder.fork(detector, arm_config("detector", config, parent))
+    def forks(training: Training) -> list[tuple[RunFolder, Config]]:
+        ends = training.detector.end_epoch == training.epoch
+        if arm == "full" and ends and not (detector.path / CONFIG).exists():
+            return [(detector, arm_config("detector", config, parent))]
+        return []
 
     if not (folder.path / CONFIG).exists():
         if arm == "detector":
@@ -180,7 +182,7 @@ def _run_arm(
     if progress is not None:
         bar = progress(settings.epochs, done, f"seed {config.seed}, {arm}")
     with bar as shown:
-        run(settings, data, folder, progress=shown, at_period_end=fork)
+        run(settings, data, folder, progress=shown, forks=forks)
     return folder
 
 

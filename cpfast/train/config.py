@@ -14,12 +14,44 @@ from cpfast.pruning import POLICIES
 from cpfast.recipes import METHODS
 from cpfast.train.errors import UserError
 
-MODELS = ("cnn", "resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+IMAGE_MODELS = (
+    "cnn", "resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet18",
+    "resnet34", "resnet50", "wrn28-10", "vit-tiny", "efficientnet-b0",
+)  # fmt: skip
+TEXT_MODELS = ("transformer",)
+MODELS = IMAGE_MODELS + TEXT_MODELS
+OPTIMIZERS = ("sgd", "adamw", "rmsprop", "adagrad")
+STEPS = ("eager", "compile", "graph", "compile+graph")
+LABELS = ("true", "random")
+TEXTS = ("python-docs",)
 SCHEDULES = ("step", "cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
+DOWNLOADS = ("cifar10", "cifar100", "mnist", "fashion-mnist", "eurosat", "tiny-imagenet")
+NAMED = ("digits", *TEXTS, *DOWNLOADS)
+
+DEFAULTS: dict[str, Any] = {
+    "model": "resnet20", "method": "detector+prune", "epochs": 200, "batch_size": 128,
+    "optimizer": "sgd", "weight_decay": 2e-4, "flip": True,
+}  # fmt: skip
+# A mirrored digit is not that digit.
+DEFAULTS_OF: dict[str, dict[str, Any]] = {
+    "digits": {"model": "cnn", "epochs": 120, "batch_size": 32, "flip": False},
+    "mnist": {"model": "cnn", "epochs": 20, "flip": False},
+    "python-docs": {
+        "model": "transformer", "epochs": 20, "batch_size": 32, "optimizer": "adamw",
+        "weight_decay": 0.1, "schedule": "cosine", "repeats": 1, "flip": False,
+    },
+}  # fmt: skip
+# The paper's .01 at batch 32, scaled linearly: it keeps the rotation per epoch the same.
+LEARNING_RATES = {
+    "sgd": (0.01, 32), "adamw": (1e-3, None), "rmsprop": (1e-3, None), "adagrad": (1e-2, None)
+}  # fmt: skip
+
 # Where and how a run is executed or shown; these may change when it is resumed.
-ENVIRONMENT = ("device", "threads", "energy", "plot")
+ENVIRONMENT = (
+    "device", "threads", "step", "energy", "country", "price_kwh", "price_hour", "plot"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,6 +71,12 @@ class Config:
         at: epoch at which criterion "fixed" ends the period.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
         detect: measure the rotation; False only for arms that do without.
+        labels: "random" draws the training labels anew, by the seed: a control in which there is
+            nothing to learn.
+        step: how a training step is executed; "graph" replays it as a CUDA graph.
+        country: ISO 3166-1 alpha-3 code whose electricity the CO2e is counted by; None: the
+            world's mean.
+        price_kwh, price_hour: what a kWh and what an hour of the machine costs, in any currency.
     """
 
     data: str
@@ -53,6 +91,7 @@ class Config:
     seed: int = 0
     limit: int | None = None
     repeats: int = 3
+    optimizer: str = "sgd"
     schedule: str = "step"
     policy: str = "infobatch"
     keep: float = 0.5
@@ -62,17 +101,31 @@ class Config:
     device: str = "cpu"
     precision: str = "fp32"
     threads: int | None = None
+    step: str = "eager"
+    labels: str = "true"
     detect: bool = True
     energy: bool = True
+    country: str | None = None
+    price_kwh: float | None = None
+    price_hour: float | None = None
     plot: bool = True
 
     def __post_init__(self) -> None:
         _choice("--model", self.model, MODELS)
         _choice("--method", self.method, METHODS)
+        _choice("--optimizer", self.optimizer, OPTIMIZERS)
         _choice("--schedule", self.schedule, SCHEDULES)
         _choice("--policy", self.policy, POLICIES)
         _choice("--criterion", self.criterion, CRITERIA)
         _choice("--precision", self.precision, PRECISIONS)
+        _choice("--step", self.step, STEPS)
+        _choice("--labels", self.labels, LABELS)
+        if (self.model in TEXT_MODELS) != (self.data in TEXTS):
+            fitting = TEXT_MODELS if self.data in TEXTS else IMAGE_MODELS
+            raise UserError(
+                f"--model {self.model} does not fit --data {self.data}; "
+                f"choose from {', '.join(fitting)}"
+            )
         for option, value in (
             ("--epochs", self.epochs),
             ("--batch-size", self.batch_size),
@@ -83,6 +136,9 @@ class Config:
         ):
             if value is not None and value < 1:
                 raise UserError(f"{option} must be at least 1, got {value}")
+        for option, price in (("--price-kwh", self.price_kwh), ("--price-hour", self.price_hour)):
+            if price is not None and not (math.isfinite(price) and price >= 0):
+                raise UserError(f"{option} must not be negative, got {price}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed must be in 0 .. 2**32 - 1, got {self.seed}")
         if not (math.isfinite(self.lr) and self.lr > 0):
@@ -102,6 +158,10 @@ class Config:
             raise UserError("--at goes with --criterion fixed")
         if self.precision == "fp16" and self.device == "cpu":
             raise UserError("--precision fp16 needs a CUDA device; on the CPU use bf16 or fp32")
+        if "graph" in self.step and self.device == "cpu":
+            raise UserError(
+                f"--step {self.step} needs a CUDA device; on the CPU use eager or compile"
+            )
 
     @property
     def prunes(self) -> bool:
@@ -113,23 +173,22 @@ class Config:
         """Fill what the command line left open (missing or None) with the data set's defaults."""
         given = {key: value for key, value in options.items() if value is not None}
         given.setdefault("data", "digits")
-        digits = given["data"] == "digits"
-        if not digits:
-            given["data"] = str(Path(given["data"]).expanduser().resolve())
-        given.setdefault("model", "cnn" if digits else "resnet20")
-        given.setdefault("method", "detector+prune")
-        given.setdefault("epochs", 120 if digits else 200)
-        given.setdefault("batch_size", 32 if digits else 128)
-        # The paper's .01 at batch 32, scaled linearly: it keeps the rotation per epoch the same.
-        # At that, the layers of the small CNN would hardly rotate over 256 digits.
-        given.setdefault("lr", (0.1 if digits else 0.01) * given["batch_size"] / 32)
-        given.setdefault("weight_decay", 2e-4)
-        # A mirrored digit is not that digit.
-        given.setdefault("flip", not digits)
+        name = given["data"]
+        if name not in NAMED:
+            given["data"] = str(Path(name).expanduser().resolve())
+        for key, value in {**DEFAULTS, **DEFAULTS_OF.get(name, {})}.items():
+            given.setdefault(key, value)
+        _choice("--optimizer", given["optimizer"], OPTIMIZERS)
+        rate, batch = LEARNING_RATES[given["optimizer"]]
+        if given["model"] == "cnn" and given["optimizer"] == "sgd":
+            rate *= 10  # its layers would hardly rotate over so few images
+        given.setdefault("lr", rate if batch is None else rate * given["batch_size"] / batch)
         given.setdefault("eval_every", max(1, math.ceil(given["epochs"] / 10)))
         given.setdefault("device", "cpu")
         if given["device"] == "cpu":
             given.setdefault("threads", _default_threads(given["model"]))
+        else:
+            given.setdefault("step", "eager" if given.get("precision") == "fp16" else "graph")
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,7 +217,7 @@ class Config:
 def differences(options: dict[str, Any], stored: Config) -> list[str]:
     """Options of the command line that contradict a stored run, as 'name given (stored)'."""
     given = {key: value for key, value in options.items() if value is not None}
-    if given.get("data", "digits") != "digits":
+    if given.get("data", "digits") not in NAMED:
         given["data"] = str(Path(given["data"]).expanduser().resolve())
     return changes(given, stored)
 

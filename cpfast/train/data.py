@@ -48,6 +48,19 @@ class ImageData:
         _, height, width, channels = self.train_images.shape
         return height, width, channels
 
+    @property
+    def outputs(self) -> int:
+        """How many logits a model needs."""
+        return len(self.classes)
+
+    @property
+    def train_size(self) -> int:
+        return len(self.train_labels)
+
+    @property
+    def test_size(self) -> int:
+        return len(self.test_labels)
+
     def mean(self) -> Tensor:
         """Per-pixel mean of the training images in [0, 1]: float32 [H, W, C].
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -64,7 +64,7 @@ class Training:
         self.device = torch.device(config.device)
         self.epoch = 0
         self.fingerprint = data.fingerprint()  # once: it reads all of the data
-        model = models.build(config.model, data.shape[2], len(data.classes), config.seed)
+        model = models.build(config.model, data.shape, data.outputs, config.seed)
         # torch's annotations leave this form out
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model.to(self.device)
@@ -126,7 +126,11 @@ class Training:
                     f"is now {self.fingerprint}"
                 )
             for name in self._stateful():
-                getattr(self, name).load_state_dict(state[name])
+                if name != "detector":
+                    getattr(self, name).load_state_dict(state[name])
+            # What has been decided follows from the values: a fork may decide by other rules.
+            for epoch, value in state["detector"]["history"]:
+                self.detector.step(value, epoch)
             self.epoch = state["epoch"]
         except _Unfit:
             raise
@@ -144,7 +148,8 @@ def run(
     folder: RunFolder,
     *,
     progress: Progress | None = None,
-    at_period_end: Callable[[Training], None] | None = None,
+    forks: Callable[[Training], Iterable[tuple[RunFolder, Config]]] | None = None,
+    until: Callable[[Training], bool] | None = None,
     epochs: int | None = None,
 ) -> Training:
     """Train until `config.epochs` are completed, from the folder's checkpoint if it has one.
@@ -153,7 +158,10 @@ def run(
         data: on any device; moved to `config.device`.
         folder: created, and locked by the caller; gets a line of metrics and a checkpoint an
             epoch, and the energy used.
-        at_period_end: called once the epoch that ended the critical period is stored.
+        forks: asked once an epoch is stored, and again for that epoch where a run continues: the
+            folders that do not exist yet, with their settings, into which what was done so far is
+            to be copied.
+        until: stop once it says so of an epoch that is stored.
         epochs: stop once this many are completed; None for all.
 
     Raises:
@@ -177,9 +185,12 @@ def run(
     last = config.epochs if epochs is None else min(epochs, config.epochs)
     if training.epoch >= last:
         return training
-    if at_period_end is not None and training.detector.end_epoch == training.epoch:
-        # The stop came between storing that epoch and the call.
-        at_period_end(training)
+    if forks is not None and training.epoch > 0:
+        # The stop may have come between storing that epoch and its forks.
+        for into, settings in forks(training):
+            folder.fork(into, settings)
+    if until is not None and training.epoch > 0 and until(training):
+        return training
     meter = EnergyMeter(training.device, folder.energy()) if config.energy else None
     try:
         energy_read = time.monotonic()
@@ -192,10 +203,12 @@ def run(
                 energy_read = time.monotonic()
             if progress is not None:
                 progress.epoch(metrics)
-            if at_period_end is not None and training.detector.end_epoch == training.epoch:
+            for into, settings in forks(training) if forks is not None else ():
                 if meter is not None:
                     folder.save_energy(meter.read())
-                at_period_end(training)
+                folder.fork(into, settings)
+            if until is not None and until(training):
+                break
     finally:
         if meter is not None:
             folder.save_energy(meter.stop())

@@ -13,23 +13,23 @@ from cpfast.train.config import MODELS
 from cpfast.train.errors import UserError
 
 
-def build(name: str, channels: int, classes: int, seed: int) -> nn.Module:
+def build(name: str, shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
     """A freshly initialised model on the CPU; the same seed gives the same weights to the bit.
 
     The global random state is left as it was.
 
     Args:
         name: one of `cpfast.train.config.MODELS`.
-        channels: of the input images.
-        classes: number of logits.
+        shape: of a sample: (height, width, channels) of an image.
+        outputs: number of logits.
     """
     if name not in MODELS:
         raise UserError(f"--model must be one of {', '.join(MODELS)}; got {name!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "cnn":
-            return SmallCNN(channels, classes)
-        return ResNet(int(name.removeprefix("resnet")), channels, classes)
+            return SmallCNN(shape[2], outputs)
+        return ResNet(int(name.removeprefix("resnet")), shape[2], outputs)
 
 
 def count_parameters(model: nn.Module) -> int:
