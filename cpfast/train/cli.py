@@ -16,6 +16,8 @@ import torch
 
 import cpfast
 from cpfast.train import compare, data, loop, models, plots, report
+from cpfast.train.compare.options import add_options, plan_from
+from cpfast.train.compare.show import show
 from cpfast.train.config import (
     CRITERIA,
     ENVIRONMENT,
@@ -32,7 +34,6 @@ from cpfast.train.progress import ProgressBar
 from cpfast.train.runfolder import CONFIG, RunFolder, new_folder
 
 ROTATION_PICTURE = "rotation.png"
-COMPARISON_PICTURE = "accuracy.png"
 
 
 class Interrupted(Exception):
@@ -131,33 +132,28 @@ def _resumed_config(folder: RunFolder, options: dict[str, Any]) -> Config:
 
 
 def _compare(options: dict[str, Any], arguments: list[str]) -> None:
-    out, count = options.pop("out"), options.pop("seeds")
-    if count < 1:
-        raise UserError(f"--seeds must be at least 1, got {count}")
-    config = Config.from_options(
-        {**options, "method": "full", "device": _device(options["device"])}
-    )
-    seeds = range(config.seed, config.seed + count)
-    config.replace(seed=seeds[-1])  # the last seed must be valid too
+    out = options.pop("out")
+    plan = plan_from({**options, "device": _device(options["device"])})
+    config = plan.config
     _prepare(config)
-    path = Path(out) if out is not None else compare.default_folder(config, seeds)
+    path = Path(out) if out is not None else compare.default_folder(plan)
     folder = RunFolder(path)
     compare.check_folder(path)
     images = data.load(config.data, config.limit, progress=True)
     with folder.locked():
-        results = compare.open_results(path, config, seeds)
+        results = compare.open_results(plan, images.train_size, path)
         _print_header(config, images)
-        done, wanted = len(results["runs"]), len(compare.ARMS) * count
+        done, wanted = len(results["runs"]), plan.wanted()
         print(f"comparison in {path}" + (f", {done} of {wanted} runs done" if done else ""))
         try:
-            results = compare.compare(config, images, path, seeds, ProgressBar, _print_arm)
+            results = compare.run(plan, images, path, ProgressBar, _print_entry)
         except KeyboardInterrupt:
             raise Interrupted(
                 "interrupted; what is done is kept; continue with the same command: "
                 f"cpfast {shlex.join(arguments)}"
             ) from None
         print()
-        _show_comparison(path, results, config.plot)
+        print(show(path, results, config.plot))
 
 
 def _report(options: dict[str, Any]) -> None:
@@ -166,7 +162,7 @@ def _report(options: dict[str, Any]) -> None:
             print()
         path = Path(run)
         if (path / compare.RESULTS).exists():
-            _show_comparison(path, compare.read_results(path), options["plot"] is not False)
+            print(show(path, compare.read_results(path), options["plot"] is not False))
         elif (path / CONFIG).exists():
             _show_run(RunFolder(path), options["plot"] is not False)
         else:
@@ -271,12 +267,8 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _print_arm(entry: dict[str, Any]) -> None:
-    print(
-        f"seed {entry['seed']}  {entry['arm']:<10}  {100 * entry['test_accuracy']:6.2f} %  "
-        f"{entry['samples']:>9,} samples  {entry['seconds']:6.1f} s",
-        flush=True,
-    )
+def _print_entry(entry: compare.Entry) -> None:
+    print(compare.entry_line(entry), flush=True)
 
 
 def _show_run(folder: RunFolder, plot: bool) -> None:
@@ -286,16 +278,6 @@ def _show_run(folder: RunFolder, plot: bool) -> None:
         picture = folder.path / ROTATION_PICTURE
         plots.draw_run(summary, picture)
     print(report.run_table(summary, picture))
-
-
-def _show_comparison(path: Path, results: dict[str, Any], plot: bool) -> None:
-    if not results["runs"]:
-        raise UserError(f"{path / compare.RESULTS}: no run is finished yet")
-    picture = None
-    if plot:
-        picture = path / COMPARISON_PICTURE
-        plots.draw_comparison(results, picture)
-    print(compare.compare_table(results, picture))
 
 
 # --- options --------------------------------------------------------------------------------
@@ -332,9 +314,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
 
     arms = commands.add_parser(
-        "compare", help="compare full, detector and the fair controls k1 and k1_matched"
+        "compare", help="arms over seeds, with the fair controls; or --falsify, or --oracle"
     )
-    arms.add_argument("--seeds", type=int, default=3, help="how many, from --seed on; default: 3")
+    add_options(arms)
     _add_common(arms)
     arms.add_argument("--out", help="folder; the same one continues; default: in runs/")
 

@@ -60,10 +60,12 @@ class Training:
 
     def __init__(self, config: Config, data: ImageData) -> None:
         self.config = config
-        self.data = data
         self.device = torch.device(config.device)
         self.epoch = 0
         self.fingerprint = data.fingerprint()  # once: it reads all of the data
+        if config.labels == "random":
+            data = data.with_random_labels(config.seed)  # type: ignore[attr-defined]
+        self.data = data
         model = models.build(config.model, data.shape, data.outputs, config.seed)
         # torch's annotations leave this form out
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -126,8 +128,11 @@ class Training:
                     f"is now {self.fingerprint}"
                 )
             for name in self._stateful():
-                if name != "detector":
+                if name not in ("detector", "pruner"):
                     getattr(self, name).load_state_dict(state[name])
+            # A fork may prune by other rules than the run that it comes from.
+            rules = {name: getattr(self.pruner, name) for name in ("policy", "keep", "anneal")}
+            self.pruner.load_state_dict({**state["pruner"], **rules})
             # What has been decided follows from the values: a fork may decide by other rules.
             for epoch, value in state["detector"]["history"]:
                 self.detector.step(value, epoch)
@@ -330,8 +335,8 @@ def evaluate(training: Training) -> float:
 
 
 def _loss(t: Training, logits: Tensor, labels: Tensor, index: Tensor, clock: Clock) -> Tensor:
-    if not t.config.prunes:
-        # An arm that never prunes must not pay for scores.
+    if not t.recipe.phase(t.epoch, t.detector.end_epoch).prune:
+        # An epoch that never prunes must not pay for scores.
         return F.cross_entropy(logits, labels)
     with clock.part("scoring"):
         return t.pruner.loss(logits, labels, index)

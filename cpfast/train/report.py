@@ -62,6 +62,11 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def samples(line: dict[str, Any]) -> tuple[int, int]:
+    """How many samples an epoch's line of metrics counts forward, and how many backward."""
+    return line["samples"], line["samples"]
+
+
 def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     """The table at the end of `cpfast train`."""
     config: Config = summary["config"]

@@ -1,41 +1,24 @@
-"""Pictures of a run and of a comparison, drawn without a display."""
+"""The picture of a run: rotation of its layers, slope, and the end of the period."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cpfast.train import report
-from cpfast.train.compare import ARMS, interval
 from cpfast.train.config import Config
 from cpfast.train.errors import require
-from cpfast.train.runfolder import write_atomically
+from cpfast.train.plots.style import STYLE, load_pyplot, save
 
-# Okabe and Ito's colours, told apart under every kind of colour blindness; markers say the same.
-ARM_STYLE = {
-    "full": ("#000000", "o", "full: k = {k} throughout"),
-    "detector": ("#D55E00", "D", "detector: k = {k}, then 1"),
-    "k1": ("#0072B2", "s", "k1: k = 1, as many epochs"),
-    "k1_matched": ("#009E73", "^", "k1_matched: k = 1, detector's samples"),
-}
 END_COLOUR = "#D55E00"
 MEAN_COLOUR = "#000000"
 FEW_LAYERS = 8
-STYLE = {
-    "figure.dpi": 150,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "legend.frameon": False,
-}
 
 
 def draw_run(summary: dict[str, Any], path: Path) -> None:
     """Rotation of each layer, its mean, the slope, and the end of the period: a PNG at `path`."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     config: Config = summary["config"]
     metrics = [line for line in summary["metrics"] if line["rotation"]]
     # At initialisation nothing has rotated.
@@ -86,7 +69,7 @@ def draw_run(summary: dict[str, Any], path: Path) -> None:
         accuracy = summary["test_accuracy"]
         shown = "" if accuracy is None else f", {100 * accuracy:.1f} % test accuracy"
         top.set_title(f"{report.data_name(config)}, {config.model}, {config.method}{shown}")
-        _save(figure, path)
+        save(figure, path)
         pyplot.close(figure)
 
 
@@ -125,67 +108,3 @@ def _draw_layers(
             matplotlib.colors.Normalize(1, len(names)), cmap=colours
         )
         figure.colorbar(scale, ax=axes, label="layer, from input to output", pad=0.01)
-
-
-def draw_comparison(results: dict[str, Any], path: Path) -> None:
-    """Test accuracy against training time, per arm with its interval: a PNG at `path`."""
-    pyplot = _pyplot()
-    config = Config.from_dict(results["config"], path)
-    with pyplot.rc_context(STYLE):
-        figure, (left, right) = pyplot.subplots(
-            1, 2, figsize=(10, 4.6), width_ratios=(1, 1), layout="constrained"
-        )
-        for arm in ARMS:
-            entries = [e for e in results["runs"] if e["arm"] == arm]
-            if not entries:
-                continue
-            colour, marker, label = ARM_STYLE[arm]
-            label = label.format(k=config.repeats)
-            seconds, seconds_half = interval([e["seconds"] for e in entries])
-            accuracy, half = interval([100 * e["test_accuracy"] for e in entries])
-            times, values = _mean_curve([e["curve"] for e in entries])
-            left.plot(times, values, color=colour, marker=marker, markersize=4, linewidth=1.5)
-            right.errorbar(
-                seconds, accuracy, yerr=half, xerr=seconds_half, color=colour, marker=marker,
-                markersize=8, linewidth=1.5, capsize=4, label=label, linestyle="none", zorder=3,
-            )  # fmt: skip
-            right.plot(
-                [e["seconds"] for e in entries], [100 * e["test_accuracy"] for e in entries],
-                color=colour, marker=marker, markersize=4, alpha=0.45, linestyle="none",
-            )  # fmt: skip
-        for axes in (left, right):
-            axes.set_xlabel("training time, s")
-            axes.set_ylabel("test accuracy, %")
-            axes.set_xlim(left=0)
-            axes.grid(color="0.9", linewidth=0.8)
-            axes.set_axisbelow(True)
-        left.set_title("During training (mean over seeds)")
-        seeds = len(results["seeds"])
-        spread = "95 % interval" if seeds > 1 else "one seed"
-        right.set_title(f"After the last epoch ({spread})")
-        figure.legend(loc="outside lower center", ncols=2)
-        caveat = ": the mechanism, not a benefit" if config.data == "digits" else ""
-        figure.suptitle(
-            f"{report.data_name(config)}, {config.model}, {config.epochs} epochs, "
-            f"{seeds} seed{'s' if seeds > 1 else ''}{caveat}"
-        )
-        _save(figure, path)
-        pyplot.close(figure)
-
-
-def _mean_curve(curves: Sequence[Any]) -> tuple[list[float], list[float]]:
-    """Mean time and mean accuracy in % at each evaluation that all seeds have."""
-    points = list(zip(*curves, strict=False))
-    times = [statistics.fmean(time for time, _ in point) for point in points]
-    values = [100 * statistics.fmean(accuracy for _, accuracy in point) for point in points]
-    return times, values
-
-
-def _pyplot() -> Any:
-    matplotlib = require("matplotlib", "a picture", ", or pass --no-plot")
-    matplotlib.use("Agg")
-    return require("matplotlib.pyplot", "a picture", ", or pass --no-plot")
-
-
-def _save(figure: Any, path: Path) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))

@@ -1,0 +1,179 @@
+"""The pictures of a comparison: accuracy against time, and rotation with its firing epochs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from cpfast.pruning import POLICIES
+from cpfast.train import report
+from cpfast.train.compare import arms
+from cpfast.train.compare.statistics import Summary, summarise
+from cpfast.train.config import Config
+from cpfast.train.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILION,
+    grid,
+    load_pyplot,
+    save,
+    seeds_text,
+)
+
+BASE_STYLE = {
+    "full": (BLACK, "o"), "detector": (VERMILION, "D"), "k1": (BLUE, "s"),
+    "k1_matched": (GREEN, "^"), "fixed": (PURPLE, "v"), "shortened": (ORANGE, "P"),
+    "rs2": (SKY, "X"),
+}  # fmt: skip
+# of a policy's arms; their markers are hollow but for that which prunes alone
+POLICY_COLOURS = (GREY, PURPLE, BLUE, GREEN, ORANGE, VERMILION, BLACK)
+BUDGETED = ("shortened", "k1", "rs2")
+
+
+def style_of(arm: str) -> tuple[str, str, bool]:
+    """Colour, marker, and whether it is filled."""
+    if arm in BASE_STYLE:
+        return *BASE_STYLE[arm], True
+    prefix, _, policy = arm.rpartition("+")
+    others = [name for p in POLICIES if (name := arms.NAMES.get(p, p)) not in BASE_STYLE]
+    colours = {"rs2": SKY, **dict(zip(others, cycle(POLICY_COLOURS), strict=False))}
+    return colours[policy], {"": "*", "k1": "s", "detector": "D"}[prefix], not prefix
+
+
+def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
+    """Test accuracy against training time, per arm with its interval: a PNG at `path`."""
+    pyplot = load_pyplot()
+    config = Config.from_dict(results["config"], path)
+    summaries, _ = summarise(results)
+    drawn = {arm: s for arm, s in summaries.items() if s.entries}
+    texts = {a.name: a.text for a in arms.known(results["at"], results["budgets"]).values()}
+    with pyplot.rc_context(STYLE):
+        figure, (left, right) = pyplot.subplots(
+            1, 2, figsize=(11, 5 + 0.1 * len(drawn)), layout="constrained"
+        )
+        for arm, summary in drawn.items():
+            if "@" in arm:
+                continue
+            colour, marker, filled = style_of(arm)
+            face = {"markerfacecolor": colour if filled else "white"}
+            times, values = _mean_curve([e["curve"] for e in summary.entries.values()])
+            left.plot(
+                times, values, color=colour, marker=marker, markersize=4, linewidth=1.3, **face
+            )
+            _point(right, summary, colour, marker, f"{arm}: {texts[arm]}", config.repeats, **face)
+        _draw_budgets(right, drawn, config.repeats)
+        for axes in (left, right):
+            axes.set_xlabel("training time, s")
+            axes.set_ylabel("test accuracy, %")
+            axes.set_xlim(left=0)
+            grid(axes)
+        left.set_title("During training (mean over seeds)")
+        seeds = len(results["seeds"])
+        right.set_title("After the last epoch " + ("(95 % intervals)" if seeds > 1 else ""))
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+        caveat = ": the mechanism, not a benefit" if config.data == "digits" else ""
+        figure.suptitle(
+            f"{report.data_name(config)}, {config.model}, {config.epochs} epochs, "
+            f"{seeds_text(seeds)}{caveat}"
+        )
+        save(figure, path)
+        pyplot.close(figure)
+
+
+def _point(
+    axes: Any, summary: Summary, colour: str, marker: str, label: str | None, repeats: int,
+    **face: Any,
+) -> None:  # fmt: skip
+    """The mean with its intervals, and each seed small."""
+    assert summary.seconds is not None and summary.accuracy is not None
+    axes.errorbar(
+        summary.seconds.mean, summary.accuracy.mean, yerr=summary.accuracy.half,
+        xerr=summary.seconds.half, color=colour, marker=marker, markersize=8, linewidth=1.3,
+        capsize=3, linestyle="none", zorder=3,
+        label=None if label is None else label.format(k=repeats), **face,
+    )  # fmt: skip
+    if len(summary.entries) > 1:
+        axes.plot(
+            [e["seconds"] for e in summary.entries.values()],
+            [100 * e["test_accuracy"] for e in summary.entries.values()],
+            color=colour, marker=marker, markersize=3.5, alpha=0.4, linestyle="none",
+        )  # fmt: skip
+
+
+def _draw_budgets(axes: Any, drawn: Mapping[str, Summary], repeats: int) -> None:
+    """A line for each way to spend a budget; at 100 % those of k repeats are full itself."""
+    for base in BUDGETED:
+        points = {
+            int(arm.split("@")[1]): s for arm, s in drawn.items() if arm.startswith(f"{base}@")
+        }
+        if not points:
+            continue
+        colour, marker, _ = style_of(base)
+        budgets = ", ".join(str(b) for b in sorted(points))
+        if base != "k1" and "full" in drawn:
+            points[100] = drawn["full"]
+        line = [points[b] for b in sorted(points)]
+        axes.plot(
+            [s.seconds.mean for s in line if s.seconds],
+            [s.accuracy.mean for s in line if s.accuracy],
+            color=colour, linewidth=1.3, linestyle="--", marker=marker, markersize=4,
+            markerfacecolor="white", label=f"{base}@ {budgets} % of full's samples",
+        )  # fmt: skip
+        for s in line:
+            if s.arm != "full":
+                _point(axes, s, colour, marker, None, repeats, markerfacecolor="white")
+
+
+def draw_rotation(results: Mapping[str, Any], path: Path) -> None:
+    """The mean layer rotation of full in each seed, and where the detector fired: a PNG."""
+    pyplot = load_pyplot()
+    config = Config.from_dict(results["config"], path)
+    runs = [e for e in results["runs"] if e["arm"] == "full" and e["rotation"]]
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(7.5, 4.4), layout="constrained")
+        curves = [[0.0, *e["rotation"]] for e in runs]
+        for curve in curves:
+            axes.plot(range(len(curve)), curve, color=GREY, linewidth=0.9, alpha=0.8)
+        if curves:
+            mean = [statistics.fmean(point) for point in zip(*curves, strict=False)]
+            axes.plot(
+                range(len(mean)), mean, color=BLACK, linewidth=2.2,
+                label="mean over seeds" if len(curves) > 1 else "mean of the layers",
+            )  # fmt: skip
+        fired = [(e["period_end"], e["rotation"]) for e in runs if e["period_end"] is not None]
+        if fired:
+            ends = ", ".join(str(end) for end in sorted(end for end, _ in fired))
+            axes.plot(
+                [end for end, _ in fired], [rotation[end - 1] for end, rotation in fired],
+                color=VERMILION, marker="D", markersize=7, linestyle="none", zorder=3,
+                label=f"{config.criterion}: the period ends after epoch {ends}",
+            )  # fmt: skip
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("rotation from initialisation\n(cosine distance, mean of layers)")
+        axes.set_xlim(0, config.epochs)
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="lower right")
+        grid(axes)
+        axes.set_title(
+            f"{report.data_name(config)}, {config.model}, k = {config.repeats} throughout, "
+            f"{seeds_text(len(runs))}"
+        )
+        save(figure, path)
+        pyplot.close(figure)
+
+
+def _mean_curve(curves: Sequence[Any]) -> tuple[list[float], list[float]]:
+    """Mean time and mean accuracy in % at each evaluation that all seeds have."""
+    points = list(zip(*curves, strict=False))
+    times = [statistics.fmean(time for time, _ in point) for point in points]
+    values = [100 * statistics.fmean(accuracy for _, accuracy in point) for point in points]
+    return times, values

@@ -1,0 +1,135 @@
+"""The picture of a falsification: what true labels, random labels and mere diffusion look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpfast.train import report
+from cpfast.train.compare import falsify
+from cpfast.train.compare.falsify import Cell, Falsification
+from cpfast.train.config import LABELS, Config
+from cpfast.train.plots.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    STYLE,
+    VERMILION,
+    grid,
+    load_pyplot,
+    save,
+    seeds_text,
+)
+
+LABEL_STYLE = {"true": (VERMILION, "D", "-"), "random": (BLUE, "s", "-")}
+TIMES_SHOWN = 2.5  # of the last firing epoch: what comes later was not trained
+
+
+def draw_falsification(results: Mapping[str, Any], path: Path) -> None:
+    """Rotation of the setting nearest to the configured one, and all firing epochs: a PNG."""
+    pyplot = load_pyplot()
+    plan = Falsification.of(results)
+    found = falsify.cells(results)
+    with pyplot.rc_context(STYLE):
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
+        _draw_curves(left, results, _central(found, plan.config), plan.config)
+        _draw_epochs(right, found)
+        for axes in (left, right):
+            grid(axes)
+        figure.suptitle(
+            f"{report.data_name(plan.config)}, {plan.config.model}, {plan.config.criterion}, "
+            f"{seeds_text(len(plan.seeds))}: true labels, random labels, and no data at all"
+        )
+        save(figure, path)
+        pyplot.close(figure)
+
+
+def _central(found: list[Cell], config: Config) -> Cell:
+    def distance(cell: Cell) -> float:
+        wanted = (config.batch_size, config.weight_decay, config.epochs)
+        return sum(
+            abs(value / of - 1) if of else value
+            for value, of in zip(cell.setting, wanted, strict=True)
+        )
+
+    return min(found, key=distance)
+
+
+def _draw_curves(axes: Any, results: Mapping[str, Any], cell: Cell, config: Config) -> None:
+    setting, longest = cell.setting, 1
+    for labels in LABELS:
+        colour, marker, line = LABEL_STYLE[labels]
+        entries = [
+            e for e in results["runs"]
+            if e["labels"] == labels and e["rotation"]
+            and all(e[key] == value for key, value in setting._asdict().items())
+        ]  # fmt: skip
+        for number, entry in enumerate(entries):
+            longest = max(longest, entry["epochs"])
+            axes.plot(
+                range(entry["epochs"] + 1), [0.0, *entry["rotation"]], color=colour, linestyle=line,
+                linewidth=1.5, label=None if number else f"{labels} labels",
+            )  # fmt: skip
+            if entry["period_end"] is not None:
+                axes.plot(
+                    entry["period_end"], entry["rotation"][entry["period_end"] - 1], color=colour,
+                    marker=marker, markersize=7, linestyle="none",
+                )  # fmt: skip
+    settings = falsify.configured(config, setting)
+    null = falsify.null_rotations(settings, results["train_size"])
+    last = setting.total_epochs
+    if null is not None:
+        curve = [0.0, *null]
+        end = cell.null
+        last = min(last, round(TIMES_SHOWN * max(longest, 0 if end is None else min(end, last))))
+        axes.plot(
+            range(len(curve)), curve, color=GREY, linestyle="--", linewidth=1.8,
+            label="diffusion null" + (", which does not fire" if end is None else ""),
+        )  # fmt: skip
+        if end is not None:
+            axes.plot(end, curve[end], color=GREY, marker="o", markersize=7, linestyle="none")
+    axes.plot([], [], color=BLACK, marker="o", markersize=6, linestyle="none", label="rule fires")
+    axes.set_xlim(0, last)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("mean layer rotation (cosine distance)")
+    axes.set_title(
+        f"batch {setting.batch_size}, weight decay {setting.weight_decay:g}, "
+        f"T = {setting.total_epochs}"
+    )
+    axes.legend(loc="lower right")
+
+
+def _draw_epochs(axes: Any, found: list[Cell]) -> None:
+    """Firing epochs with true labels against the others', a point for a setting."""
+    rows = [(cell.mean("true"), cell.mean("random"), cell.null) for cell in found]
+    sides = (
+        ("random labels", BLUE, "s", [(t, r) for t, r, _ in rows if t and r]),
+        ("diffusion null", GREY, "o", [(t, n) for t, _, n in rows if t and n]),
+    )
+    values = [v for _, _, _, pairs in sides for pair in pairs for v in pair]
+    axes.set_title(f"Firing epoch in each of {len(found)} settings (mean over seeds)")
+    axes.set_xlabel("with true labels")
+    axes.set_ylabel("with random labels, or of the null")
+    if not values:
+        axes.text(0.5, 0.5, "the rule did not fire", transform=axes.transAxes, ha="center")
+        return
+    low, high = 0.8 * min(values), 1.25 * max(values)
+    axes.plot([low, high], [low, high], color=BLACK, linewidth=1, label="at the same epoch")
+    for label, colour, marker, pairs in sides:
+        if pairs:
+            axes.plot(
+                *zip(*pairs, strict=True), color=colour, marker=marker, markersize=6,
+                linestyle="none", alpha=0.75, label=label,
+            )  # fmt: skip
+    for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        scale("log")
+        axis.set_major_formatter("{x:.0f}")
+        ticks = [t for t in (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
+                 if low <= t <= high]  # fmt: skip
+        axis.set_ticks(ticks)
+        axis.set_ticks([], minor=True)
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
+    axes.legend(loc="upper left")

@@ -1,0 +1,114 @@
+"""The picture of an oracle sweep: accuracy and samples against the switch epoch, with the picks."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpfast.train import report
+from cpfast.train.compare import oracle
+from cpfast.train.compare.oracle import Oracle, Sweep
+from cpfast.train.compare.statistics import interval
+from cpfast.train.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    STYLE,
+    VERMILION,
+    grid,
+    load_pyplot,
+    save,
+    seeds_text,
+)
+
+COLUMNS = 4
+CRITERION_STYLES = ((VERMILION, "D"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "v"))
+
+
+def draw_oracle(results: Mapping[str, Any], path: Path) -> None:
+    """Of each setting a pair of panels: a PNG at `path`."""
+    pyplot = load_pyplot()
+    plan, found = Oracle.of(results), oracle.sweeps(results)
+    criteria = sorted({criterion for sweep in found for criterion in sweep.picks})
+    columns = min(COLUMNS, max(1, len(found)))
+    rows = max(1, math.ceil(len(found) / columns))
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(
+            2 * rows, columns, squeeze=False, height_ratios=[2.2, 1] * rows,
+            figsize=(max(6.5, 3.9 * columns), 4.4 * rows + 0.6), layout="constrained",
+        )  # fmt: skip
+        for number in range(rows * columns):
+            row, column = divmod(number, columns)
+            top, bottom = axes[2 * row, column], axes[2 * row + 1, column]
+            if number < len(found):
+                _draw_sweep(top, bottom, found[number], plan, criteria)
+            else:
+                top.set_visible(False)
+                bottom.set_visible(False)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        figure.suptitle(
+            f"{report.data_name(plan.config)}, {plan.config.model}: k = {plan.config.repeats}, "
+            f"then 1 from an epoch on; {seeds_text(len(plan.seeds))}"
+        )
+        save(figure, path)
+        pyplot.close(figure)
+
+
+def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: list[str]) -> None:
+    config = plan.configured(sweep.setting)
+    switches = sweep.common()
+    places = [_place(e) for e in switches]
+    accuracies = [
+        interval([100 * e["test_accuracy"] for e in sweep.runs[switch].values()])
+        for switch in switches
+    ]
+    halves = [a.half or 0.0 for a in accuracies]
+    top.errorbar(
+        places, [a.mean for a in accuracies], yerr=halves if any(halves) else None, color=BLACK,
+        marker="o", markersize=4, linewidth=1.3, capsize=2,
+        label="mean over seeds, 95 % interval" if any(halves) else "one seed",
+    )  # fmt: skip
+    samples = [
+        statistics.fmean(e["forward_samples"] for e in sweep.runs[switch].values()) / 1000
+        for switch in switches
+    ]
+    bottom.plot(places, samples, color=GREY, marker="o", markersize=4, linewidth=1.3)
+    for criterion, (colour, marker) in zip(criteria, CRITERION_STYLES * 3, strict=False):
+        picked = sweep.picks.get(criterion, {})
+        runs = [(pick, sweep.runs[pick][seed]) for seed, pick in picked.items()
+                if seed in sweep.runs.get(pick, {})]  # fmt: skip
+        x = [_place(pick) for pick, _ in runs]
+        top.plot(
+            x, [100 * e["test_accuracy"] for _, e in runs], color=colour, marker=marker,
+            markersize=6, linestyle="none", zorder=3, label=f"picked by {criterion}, each seed",
+        )  # fmt: skip
+        bottom.plot(
+            x, [e["forward_samples"] / 1000 for _, e in runs], color=colour, marker=marker,
+            markersize=6, linestyle="none", zorder=3,
+        )  # fmt: skip
+    shown = sorted({0, sweep.total, *plan.grid(sweep.setting)})
+    for axes in (top, bottom):
+        axes.set_xticks([_place(e) for e in shown], [str(e) for e in shown])
+        grid(axes)
+    top.tick_params(labelbottom=False)
+    bottom.tick_params(axis="x", labelsize=8)
+    bottom.set_ylim(bottom=0)
+    bottom.set_xlabel("k = 1 after epoch (0: k1, last: full)")
+    top.set_ylabel("test accuracy, %")
+    bottom.set_ylabel("samples, 1000s")
+    top.set_title(
+        f"{sweep.setting}: batch {config.batch_size}, wd {config.weight_decay:g}, "
+        f"T = {config.epochs}",
+        fontsize=9,
+    )
+
+
+def _place(epoch: int) -> float:
+    """On a logarithmic axis that begins with 0."""
+    return math.log2(epoch) + 1 if epoch else 0.0
