@@ -1,205 +1,376 @@
 """The comparison: shared beginnings, equal budgets, resumed arm by arm, statistics."""
 
+import errno
 import json
 import math
 
 import pytest
 import torch
+from toy_comparison import (
+    END,
+    EPOCHS,
+    TRAIN,
+    Stop,
+    assert_same_run,
+    check_picture,
+    damage,
+    essence,
+    make_config,
+    metrics,
+    run_with_stops,
+    scratch,
+    toy_data,
+)
 
-from cpfast.train import compare, loop, plots
-from cpfast.train.config import Config
-from cpfast.train.data import ImageData
-from cpfast.train.errors import UserError
+from cpfast import pruning
+from cpfast.train import compare, loop, plots, report
+from cpfast.train.compare import arms, plan, statistics, table
+from cpfast.train.compare.options import plan_from
+from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TRAIN = 24
-EPOCHS = 6
-END = 2
+AT = 3
+BATCH = 8
 
 
-def toy_data():
-    generator = torch.Generator().manual_seed(0)
-
-    def make(count):
-        labels = torch.arange(count) % 3
-        images = torch.randint(0, 200, (count, 6, 6, 1), generator=generator, dtype=torch.uint8)
-        for label in range(3):
-            images[labels == label, 2 * label : 2 * label + 2] += 55
-        return images, labels
-
-    return ImageData(*make(TRAIN), *make(30), ("a", "b", "c"), "toy")
-
-
-def make_config(**options):
-    base = {
-        "epochs": EPOCHS, "batch_size": 8, "model": "cnn", "method": "full", "lr": 0.05,
-        "criterion": "fixed", "at": END, "energy": False,
-    }  # fmt: skip
-    return Config.from_options({**base, **options})
-
-
-def metrics(path):
-    lines = RunFolder(path).metrics()
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+def make_plan(names=arms.DEFAULT, seeds=(0,), budgets=(), **options):
+    config = make_config(**options)
+    known = arms.known(AT, budgets)
+    names = [*names, *(name for name in known if "@" in name)]
+    return compare.Comparison(
+        config, tuple(seeds), arms.choose(names, known, config.repeats), AT, budgets
+    )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
+    """All arms, two seeds."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("compare")
-    return out, compare.compare(make_config(), toy_data(), out, [0, 1])
+    return out, compare.run(make_plan(["all"], (0, 1), (50, 100)), toy_data(), out)
+
+
+def entry_of(results, arm, seed=0):
+    return compare.find(results, arm=arm, seed=seed)
+
+
+def entry(arm, seed, accuracy=0.9, seconds=1.0, **changes):
+    """Of a run that never was."""
+    made = plan.entry_of(None, seed, None)
+    return {
+        "arm": arm, **made, "test_accuracy": accuracy, "seconds": seconds, "epochs": 1, **changes
+    }  # fmt: skip
+
+
+def made_up(names, runs, **changes):
+    config = make_config().to_dict()
+    seeds = sorted({e["seed"] for e in runs})
+    return {
+        "kind": "arms", "config": config, "seeds": seeds, "arms": list(names), "at": AT,
+        "budgets": [], "train_size": TRAIN, "runs": runs, **changes,
+    }  # fmt: skip
+
+
+# --- arms
 
 
 def test_each_arm_and_seed_once(finished):
     out, results = finished
-    assert [(e["seed"], e["arm"]) for e in results["runs"]] == [
-        (seed, arm) for seed in (0, 1) for arm in compare.ARMS
-    ]
-    assert json.loads((out / "results.json").read_text()) == results
-    assert all(entry.keys() == compare.ENTRY_KEYS for entry in results["runs"])
+    assert set(results["arms"]) >= {
+        "full", "detector", "k1", "k1_matched", "fixed", "shortened", "infobatch", "k1+infobatch",
+        "detector+infobatch", "rs2", "k1+rs2", "detector+rs2", "shortened@50", "k1@50", "rs2@50",
+        "k1@100",
+    }  # fmt: skip
+    assert sorted((e["seed"], e["arm"]) for e in results["runs"]) == sorted(
+        (seed, arm) for seed in (0, 1) for arm in results["arms"]
+    )
+    assert json.loads((out / "results.json").read_text()) == results == compare.read_results(out)
+
+
+def test_each_policy_has_its_three_arms(monkeypatch):
+    monkeypatch.setattr(arms, "POLICIES", (*pruning.POLICIES, "newest"))
+    names = arms.known(AT)
+    assert {"newest", "k1+newest", "detector+newest"} <= set(names)
+    assert "shortened@100" not in arms.known(AT, (100,))  # it is full
 
 
 def test_samples_of_the_arms(finished):
+    full = 3 * EPOCHS * TRAIN
+    detector = (3 * END + EPOCHS - END) * TRAIN
+    wanted = {
+        "full": full, "detector": detector, "k1": EPOCHS * TRAIN, "k1_matched": detector,
+        "fixed": (3 * AT + EPOCHS - AT) * TRAIN, "shortened": 3 * 3 * TRAIN, "rs2": detector,
+        "shortened@50": full // 2, "k1@50": full // 2, "rs2@50": full // 2, "k1@100": full,
+    }  # fmt: skip
     for seed in (0, 1):
-        samples = {arm: compare.find(finished[1], arm, seed)["samples"] for arm in compare.ARMS}
-        assert samples["full"] == 3 * EPOCHS * TRAIN
-        assert samples["detector"] == (3 * END + EPOCHS - END) * TRAIN
-        assert samples["k1"] == EPOCHS * TRAIN
-        assert samples["k1_matched"] == samples["detector"]
-        matched = compare.find(finished[1], "k1_matched", seed)
-        assert matched["epochs"] == 3 * END + EPOCHS - END
+        for arm, samples in wanted.items():
+            used = entry_of(finished[1], arm, seed)["forward_samples"]
+            # 240 / 18 passes of 13.3 samples: the nearest whole number is 13
+            slack = 3 * EPOCHS // 2 if arm == "rs2" else 0
+            assert abs(used - samples) < BATCH + slack, arm
+        used = {arm: entry_of(finished[1], arm, seed)["forward_samples"] for arm in wanted}
+        assert entry_of(finished[1], "k1_matched", seed)["epochs"] == 3 * END + EPOCHS - END
+        assert entry_of(finished[1], "shortened", seed)["epochs"] == 3
+        assert entry_of(finished[1], "infobatch", seed)["forward_samples"] < full
+        assert entry_of(finished[1], "k1+rs2", seed)["forward_samples"] < used["k1"]
+        assert entry_of(finished[1], "detector+rs2", seed)["forward_samples"] < used["detector"]
 
 
-def test_the_detector_arm_begins_as_full(finished):
+@pytest.mark.parametrize("size", [24, 100, 999])
+def test_a_share_of_random_subsets_is_exact(size):
+    config = make_config()
+    for samples in range(1, size + 1):
+        keep = arms._subsets(config, size, samples).keep
+        assert max(1, math.floor(keep * size)) == samples
+
+
+@pytest.mark.parametrize("arm", ["detector", "fixed", "detector+infobatch", "detector+rs2"])
+def test_a_fork_equals_a_run_from_scratch(finished, tmp_path, arm):
     out, _ = finished
-    full, detector = metrics(out / "seed0/full"), metrics(out / "seed0/detector")
-    assert full[:END] == detector[:END]
+    config = RunFolder(out / "seed0" / arm).config()
+    start = AT if arm == "fixed" else END
+    full, forked = metrics(out / "seed0/full"), metrics(out / "seed0" / arm)
+    assert forked[:start] == full[:start] and forked[start:] != full[start:]
     times = [
-        [line["seconds"] for line in RunFolder(out / f"seed0/{arm}").metrics()[:END]]
-        for arm in ("full", "detector")
+        [line["seconds"] for line in RunFolder(out / "seed0" / name).metrics()[:start]]
+        for name in ("full", arm)
     ]
     assert times[0] == times[1]
-    assert full[END]["samples"] == 3 * detector[END]["samples"]
+    assert_same_run(scratch(tmp_path / "run", config).path, out / "seed0" / arm)
+    assert [line["repeats"] for line in forked] == [3] * start + [1] * (EPOCHS - start)
+    assert [line["prune"] for line in forked] == (
+        [False] * start + ["+" in arm] * (EPOCHS - start)
+    )
 
 
-def test_the_fork_equals_a_detector_run_from_scratch(finished, tmp_path):
-    out, _ = finished
-    folder = RunFolder(tmp_path / "scratch")
-    config = make_config(method="detector")
-    folder.create(config)
-    loop.run(config, toy_data(), folder)
-    assert metrics(folder.path) == metrics(out / "seed0/detector")
-    a, b = folder.checkpoint()["model"], RunFolder(out / "seed0/detector").checkpoint()["model"]
-    assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_controls_do_not_pay_for_detection_and_follow_their_own_schedule(finished):
-    out, _ = finished
-    for arm in ("k1", "k1_matched"):
-        lines = RunFolder(out / f"seed0/{arm}").metrics()
-        assert all(line["rotation"] == {} for line in lines)
-        assert all(line["seconds"]["detection"] == 0 for line in lines)
-        assert all(line["repeats"] == 1 for line in lines)
-        # dropped tenfold at the half and at three quarters of its own length
-        rates = [line["lr"] for line in lines]
-        assert rates[0] == pytest.approx(0.05) and rates[-1] == pytest.approx(0.0005)
-
-
-def test_time_is_prefix_plus_rest_and_full_is_not_charged_for_detection(finished):
+@pytest.mark.parametrize("arm", ["k1", "k1_matched", "shortened", "rs2", "infobatch", "k1@100"])
+def test_controls_do_not_pay_for_detection_and_follow_their_own_schedule(finished, arm):
     out, results = finished
-    for arm, charged in (("full", False), ("detector", True)):
+    lines = RunFolder(out / "seed0" / arm).metrics()
+    assert all(line["rotation"] == {} for line in lines)
+    assert all(line["seconds"]["detection"] == 0 for line in lines)
+    assert entry_of(results, arm)["rotation"] is None
+    repeats = 1 if arm.startswith("k1") else 3
+    assert {line["repeats"] for line in lines} == {repeats}
+    # dropped tenfold at the half and at three quarters of its own length
+    rates = [line["lr"] for line in lines]
+    assert rates[0] == pytest.approx(0.05)
+    if len(lines) > 3:
+        assert rates[-1] == pytest.approx(0.0005)
+
+
+def test_time_is_prefix_plus_rest_and_only_arms_that_watch_are_charged(finished):
+    out, results = finished
+    for arm, charged in (("full", 0), ("fixed", 0), ("detector", 1), ("detector+rs2", 1)):
         lines = RunFolder(out / f"seed1/{arm}").metrics()
-        expected = sum(
-            line["seconds"]["train"] - (0 if charged else line["seconds"]["detection"])
-            for line in lines
-        )
-        entry = compare.find(results, arm, 1)
+        detection = sum(line["seconds"]["detection"] for line in lines)
+        expected = sum(line["seconds"]["train"] for line in lines) - (1 - charged) * detection
+        entry = entry_of(results, arm, 1)
+        assert detection > 0
         assert entry["seconds"] == pytest.approx(expected)
+        assert entry["detection_seconds"] == pytest.approx(charged * detection)
         assert entry["curve"][-1] == [pytest.approx(expected), entry["test_accuracy"]]
+        assert entry["rotation"] == [line["rotation_mean"] for line in lines]
+        evaluation = sum(line["seconds"]["evaluation"] for line in lines)
+        assert entry["evaluation_seconds"] == pytest.approx(evaluation) and evaluation > 0
 
 
-def test_a_stop_loses_nothing(finished, tmp_path):
-    _, whole = finished
-    config, data, ended = make_config(), toy_data(), []
-
-    class Stop(Exception):
-        pass
-
-    def stop(entry):
-        ended.append((entry["seed"], entry["arm"]))
-        raise Stop
-
-    for number in range(8):
-        with pytest.raises(Stop):
-            compare.compare(config, data, tmp_path, [0, 1], finished=stop)
-        assert len(json.loads((tmp_path / "results.json").read_text())["runs"]) == number + 1
-    again = compare.compare(config, data, tmp_path, [0, 1], finished=stop)
-    assert len(set(ended)) == 8
-
-    def essence(results):
-        return [(e["arm"], e["seed"], e["samples"], e["test_accuracy"]) for e in results["runs"]]
-
-    assert essence(again) == essence(whole)
+def test_counts_of_the_entries_are_those_of_the_metrics(finished):
+    out, results = finished
+    for entry in results["runs"]:
+        lines = RunFolder(out / f"seed{entry['seed']}" / entry["arm"]).metrics()
+        forward, backward = zip(*map(report.samples, lines), strict=True)
+        assert (entry["forward_samples"], entry["backward_samples"]) == (
+            sum(forward), sum(backward),
+        )  # fmt: skip
+        assert entry["test_accuracy"] == lines[-1]["test_accuracy"]  # the last, not the best
 
 
-def test_a_stop_within_the_full_arm(finished, tmp_path, monkeypatch):
+def test_choosing_arms():
+    known = arms.known(AT, (50,))
+    assert arms.choose(["k1"], known, 3) == ("full", "k1")
+    assert arms.choose(["shortened"], known, 3) == ("full", "detector", "shortened")
+    assert arms.choose(["rs2", "fixed"], known, 3) == ("full", "detector", "fixed", "rs2")
+    assert set(arms.choose(["all"], known, 3)) == set(known)
+    with pytest.raises(UserError, match=r"--arms: no arm 'k2'; there are full, detector, k1,"):
+        arms.choose(["full", "k2"], known, 3)
+    assert arms.choose(["all"], known, 1) == (
+        "full", "infobatch", "detector+infobatch", "detector+rs2", "shortened@50", "rs2@50"
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"--arms detector,k1: with --repeats 1 no other than"):
+        arms.choose(["k1", "detector"], known, 1)
+
+
+@pytest.mark.parametrize("shift", range(8))
+def test_order_follows_needs_and_rotates(shift):
+    known = arms.known(AT)
+    names = arms.choose(["all"], known, 3)
+    ordered = arms.order(names, known, shift)
+    assert sorted(ordered) == sorted(names)
+    for name in names:
+        needs = known[name].needs
+        assert needs is None or ordered.index(needs) < ordered.index(name)
+    free = [name for name in ordered if known[name].needs is None]
+    wanted = [name for name in names[shift:] + names[:shift] if known[name].needs is None]
+    assert free == wanted
+
+
+# --- stops, divergence, damage
+
+
+def test_a_stop_after_each_arm_loses_nothing(finished, tmp_path):
+    results, stops = run_with_stops(make_plan(["all"], (0, 1), (50, 100)), tmp_path)
+    assert stops == len(results["runs"])
+    assert essence(results) == essence(finished[1])
+
+
+@pytest.mark.parametrize("epoch", [END, END + 1, AT + 1])
+def test_a_stop_within_the_full_arm(finished, tmp_path, monkeypatch, epoch):
     out, _ = finished
     real, calls = loop.train_epoch, []
 
     def killed(training, progress=None):
         calls.append(training.epoch)
-        if len(calls) == END + 2:
+        if len(calls) == epoch + 1:
             raise KeyboardInterrupt
         return real(training, progress)
 
     monkeypatch.setattr(loop, "train_epoch", killed)
+    made = make_plan(["detector", "fixed", "detector+rs2"])
     with pytest.raises(KeyboardInterrupt):
-        compare.compare(make_config(), toy_data(), tmp_path, [0])
-    compare.compare(make_config(), toy_data(), tmp_path, [0])
-    for arm in compare.ARMS:
+        compare.run(made, toy_data(), tmp_path)
+    compare.run(made, toy_data(), tmp_path)
+    for arm in made.arms:
         assert metrics(tmp_path / "seed0" / arm) == metrics(out / "seed0" / arm)
     # no epoch was done twice but the one under way
-    assert calls.count(0) == 3 and calls[: END + 3] == [0, 1, 2, 3, 3]
+    assert calls.count(0) == 1 and calls[: epoch + 2] == [*range(epoch + 1), epoch]
 
 
-def test_a_period_that_does_not_end_makes_the_detector_arm_full(tmp_path):
+def test_a_stop_between_an_epoch_and_its_forks(finished, tmp_path, monkeypatch):
+    out, _ = finished
+    real = RunFolder.fork
+
+    def killed(self, into, config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "fork", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(make_plan(["detector"]), toy_data(), tmp_path)
+    monkeypatch.setattr(RunFolder, "fork", real)
+    compare.run(make_plan(["detector"]), toy_data(), tmp_path)
+    assert_same_run(tmp_path / "seed0/detector", out / "seed0/detector")
+
+
+def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
+    made, real, calls = make_plan(["k1"]), RunFolder.save_checkpoint, []
+
+    def full(self, state):
+        calls.append(state["epoch"])
+        if len(calls) == EPOCHS + 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path / "last.pt"))
+        real(self, state)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        compare.run(made, toy_data(), tmp_path)
+    assert [e["arm"] for e in compare.read_results(tmp_path)["runs"]] == ["full"]
+    results = compare.run(made, toy_data(), tmp_path)
+    assert [e["arm"] for e in results["runs"]] == ["full", "k1"]
+    assert [e["epochs"] for e in results["runs"]] == [EPOCHS, EPOCHS]
+
+
+def diverging(monkeypatch, when):
+    """Training fails in the epochs of which `when(config, epoch)` says so."""
+    real = loop.train_epoch
+
+    def train_epoch(training, progress=None):
+        if when(training.config, training.epoch):
+            raise Diverged(f"training diverged: the training loss of epoch {training.epoch + 1}")
+        return real(training, progress)
+
+    monkeypatch.setattr(loop, "train_epoch", train_epoch)
+
+
+def test_a_diverged_arm_does_not_end_the_comparison(tmp_path, monkeypatch):
+    diverging(monkeypatch, lambda c, epoch: c.method == "detector" and epoch == END + 1)
+    made = make_plan(["k1", "detector", "k1_matched"])
+    results, _ = run_with_stops(made, tmp_path)
+    assert [e["arm"] for e in results["runs"]] == ["full", "detector", "k1", "k1_matched"]
+    failed = entry_of(results, "detector")
+    assert failed["diverged"].startswith("training diverged: the training loss of epoch 4")
+    assert failed["test_accuracy"] is None and failed["epochs"] == END + 1
+    after = entry_of(results, "k1_matched")
+    assert after["diverged"] == "not run: detector, on which it depends, diverged"
+    assert after["epochs"] == after["forward_samples"] == 0
+    assert entry_of(results, "k1")["diverged"] is None
+    assert compare.read_results(tmp_path) == results
+    text = compare.document(results, made.wanted()).text()
+    assert "\ndetector    " in text and " diverged" in text
+    assert "detector, seed 0: training diverged: the training loss of epoch 4." in text
+    for draw in (plots.draw_comparison, plots.draw_rotation):
+        draw(results, tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize(("epoch", "forked"), [(0, False), (END, True)])
+def test_a_full_arm_that_diverges(tmp_path, monkeypatch, epoch, forked):
+    diverging(monkeypatch, lambda c, e: (c.method, c.repeats, e) == ("full", 3, epoch))
+    results = compare.run(make_plan(["detector", "k1"]), toy_data(), tmp_path)
+    assert entry_of(results, "full")["epochs"] == epoch
+    reason = entry_of(results, "detector")["diverged"]
+    assert reason is None if forked else reason.startswith("not run: full")
+    assert entry_of(results, "k1")["test_accuracy"] is not None
+    text = compare.document(results, 3).text()
+    assert "Nothing to judge a saving by yet" in text
+    plots.draw_comparison(results, tmp_path / "a.png")
+    plots.draw_rotation(results, tmp_path / "b.png")
+
+
+def test_a_period_that_does_not_end_makes_the_detector_arms_full(tmp_path):
     # epochs below the window of slope45: it cannot fire
-    config = make_config(criterion="slope45", at=None, epochs=3)
-    results = compare.compare(config, toy_data(), tmp_path, [0])
-    full, detector = (compare.find(results, arm, 0) for arm in ("full", "detector"))
-    assert detector["period_end"] is None
-    assert detector["samples"] == full["samples"] == 3 * 3 * TRAIN
-    assert detector["test_accuracy"] == full["test_accuracy"]
-    assert "The critical period ended after epoch: not." in compare.compare_table(results)
-    assert compare.find(results, "k1_matched", 0)["epochs"] == 9
+    made = make_plan(
+        ["detector", "detector+rs2", "k1_matched"], criterion="slope45", at=None, epochs=3
+    )
+    results = compare.run(made, toy_data(), tmp_path)
+    full = entry_of(results, "full")
+    for arm in ("detector", "detector+rs2"):
+        same = entry_of(results, arm)
+        assert same["period_end"] is None
+        assert same["forward_samples"] == full["forward_samples"]
+        assert same["test_accuracy"] == full["test_accuracy"]
+    text = compare.document(results, made.wanted()).text()
+    assert "The critical period ended after epoch: not." in text
+    assert entry_of(results, "k1_matched")["epochs"] == 9
+    plots.draw_rotation(results, tmp_path / "rotation.png")
 
 
 def test_another_comparison_is_refused_and_left_alone(finished):
     out, results = finished
-    with pytest.raises(UserError, match=r"another comparison: --epochs 7 .the run has 6"):
-        compare.compare(make_config(epochs=7), toy_data(), out, [0, 1])
-    with pytest.raises(UserError, match=r"seeds \[0\] .it has \[0, 1\]"):
-        compare.compare(make_config(), toy_data(), out, [0])
+    for made, message in (
+        (make_plan(["all"], (0, 1), (50, 100), epochs=7), r"--epochs 7 .the run has 6"),
+        (make_plan(["all"], (0,), (50, 100)), r"seeds \[0\] .it has \[0, 1\]"),
+        (make_plan(["k1"], (0, 1), (50, 100)), r"arms \['full', 'k1', "),
+        (compare.Falsification(make_config(criterion="slope45", at=None), (0, 1)), "kind falsify"),
+    ):
+        with pytest.raises(UserError, match=f"another comparison: .*{message}"):
+            compare.run(made, toy_data(), out)
     assert json.loads((out / "results.json").read_text()) == results
 
 
 def test_a_limit_taken_away_is_another_comparison(tmp_path):
-    compare.open_results(tmp_path, make_config(limit=12), [0])
+    compare.open_results(make_plan(limit=12), 12, tmp_path)
     with pytest.raises(UserError, match=r"--limit None .the run has 12"):
-        compare.open_results(tmp_path, make_config(), [0])
+        compare.open_results(make_plan(), 12, tmp_path)
     # where it runs does not matter
-    compare.open_results(tmp_path, make_config(limit=12, plot=False, threads=3), [0])
+    compare.open_results(make_plan(limit=12, plot=False, threads=3), 12, tmp_path)
+    with pytest.raises(UserError, match=r"train_size 24 .it has 12"):
+        compare.open_results(make_plan(limit=12), 24, tmp_path)
 
 
-def damage(results, key):
-    if key in results:
-        return {name: value for name, value in results.items() if name != key}
-    entry = {name: value for name, value in results["runs"][1].items() if name != key}
-    return {**results, "runs": [results["runs"][0], entry]}
-
-
-@pytest.mark.parametrize("key", ["config", "seeds", "runs", *sorted(compare.ENTRY_KEYS)])
+@pytest.mark.parametrize(
+    "key",
+    ["kind", "config", "seeds", "arms", "at", "budgets", "train_size", "runs", "arm", *plan.ENTRY],
+)
 def test_results_that_lack_something_are_named(finished, tmp_path, key):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(damage(finished[1], key)))
@@ -207,11 +378,33 @@ def test_results_that_lack_something_are_named(finished, tmp_path, key):
         compare.read_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("test_accuracy", "high"), ("curve", None), ("seconds", None), ("rotation", 3), ("epochs", 0)],
+)
+def test_results_with_a_wrong_value_are_named(finished, tmp_path, key, value):
+    changed = {**finished[1]["runs"][0], key: value}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({**finished[1], "runs": [changed]}))
+    with pytest.raises(UserError, match=r"damaged .entry 1 of 'runs'"):
+        compare.read_results(tmp_path)
+
+
+def test_results_of_the_version_before_are_refused(tmp_path):
+    (tmp_path / "results.json").write_text('{"format": "cpfast-compare-1"}')
+    with pytest.raises(UserError, match="not the results of a cpfast comparison of this version"):
+        compare.read_results(tmp_path)
+
+
 def test_default_folder_depends_on_the_settings_that_matter():
-    base = compare.default_folder(make_config(), [0, 1])
-    assert compare.default_folder(make_config(plot=False), [0, 1]) == base
-    assert compare.default_folder(make_config(epochs=7), [0, 1]) != base
-    assert compare.default_folder(make_config(), [0]) != base
+    base = compare.default_folder(make_plan())
+    assert compare.default_folder(make_plan(plot=False)) == base
+    assert compare.default_folder(make_plan(epochs=7)) != base
+    assert compare.default_folder(make_plan(seeds=(0, 1))) != base
+    assert compare.default_folder(make_plan(["fixed"])) != base
+
+
+# --- statistics and tables
 
 
 def test_interval_is_that_of_the_t_distribution():
@@ -219,41 +412,163 @@ def test_interval_is_that_of_the_t_distribution():
     mean, half = compare.interval([1.0, 2.0, 3.0])
     assert mean == 2 and half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
     assert compare.interval([5.0]) == (5.0, None)
+    scipy = pytest.importorskip("scipy.stats")
+    values = [0.3, 0.9, 0.1, 0.4]
+    low, high = scipy.t.interval(0.95, 3, loc=0.425, scale=scipy.sem(values))
+    estimate = compare.interval(values)
+    assert estimate.low == pytest.approx(low)
+    assert estimate.mean + estimate.half == pytest.approx(high)
+
+
+def test_differences_are_paired_and_to_the_best_control():
+    runs = []
+    for seed, full, once, short in ((0, 0.90, 0.91, 0.95), (1, 0.80, 0.82, 0.6), (2, 0.7, 0.73, 0.7)):
+        runs += [entry("full", seed, full, 10.0), entry("k1", seed, once, 4.0 + seed),
+                 entry("shortened", seed, short, 5.0)]  # fmt: skip
+    results = made_up(("full", "k1", "shortened"), runs)
+    summaries, control = statistics.summarise(results)
+    assert control == "k1"
+    # differences 1, 2, 3 points: 2 +- 4.303 / sqrt(3); saved 60, 50, 40 %
+    assert summaries["k1"].to_full == pytest.approx((2.0, 2.484), abs=1e-3)
+    assert summaries["k1"].saved == pytest.approx((50.0, 24.84), abs=1e-2)
+    assert summaries["k1"].to_control is None and summaries["full"].to_full is None
+    # 4, -22, -3
+    scipy = pytest.importorskip("scipy.stats")
+    half = scipy.t.ppf(0.975, 2) * scipy.sem([4, -22, -3])
+    assert summaries["shortened"].to_control == pytest.approx((-7.0, half))
+    text = compare.document(results, 9).text()
+    row = next(line for line in text.splitlines() if line.startswith("k1 "))
+    assert "+2.00 ± 2.48" in row and "50.0 ± 24.8" in row
+    assert "to k1, points" in text and "k1 is the control of the highest mean" in text
+
+
+def test_pairs_need_both():
+    runs = [entry("full", 0, 0.9), entry("k1", 0, 0.8), entry("k1", 1, 0.1),
+            entry("full", 1, None, diverged="x")]  # fmt: skip
+    summaries, _ = statistics.summarise(made_up(("full", "k1"), runs))
+    assert summaries["k1"].to_full == (pytest.approx(-10.0), None)
+    assert summaries["full"].diverged == {1: "x"} and set(summaries["full"].entries) == {0}
+
+
+def judged(**arms_runs):
+    runs = [
+        entry(arm, seed, accuracy, seconds)
+        for arm, (seconds, accuracies) in arms_runs.items()
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    return statistics.verdict(statistics.summarise(made_up(arms_runs, runs))[0])
+
+
+def test_verdict_by_time_and_by_the_lower_end():
+    full = (10.0, [0.9, 0.9, 0.9])
+    # 90.1 +- 4.303 * .1 / sqrt(3) = 89.85 to 90.35: below 89.9
+    text = judged(full=full, k1=(3.0, [0.900, 0.901, 0.902]))
+    assert text.startswith("None of the arms run here saves at least 60 % of full's time")
+    assert "The nearest is k1: it saves 70.0 %, and its lower end is 0.05 points too low." in text
+    text = judged(full=full, k1=(3.0, [0.901, 0.902, 0.903]))
+    assert text.startswith("Saving at least 60 %") and "k1 (70.0 % saved, lower end 89.95 %)" in text
+    text = judged(full=full, k1=(5.0, [0.901, 0.902, 0.903]), fixed=(4.5, [0.5, 0.6, 0.7]))
+    assert text.endswith("The nearest is k1: it saves 50.0 %.")
+    text = judged(full=full, fixed=(4.5, [0.5, 0.6, 0.7]))
+    assert "The nearest is fixed: it saves 55.0 %, and its lower end is" in text
+    assert judged(full=(1.0, [0.9]), k1=(0.1, [0.9])).startswith("One seed: whether an arm saves")
+    assert judged(full=full).startswith("Nothing to judge")
 
 
 def test_table_shows_all_and_does_not_overclaim(finished):
     results = finished[1]
-    table = compare.compare_table(results)
-    for arm in compare.ARMS:
-        assert f"\n{arm} " in table
-    assert "The fair controls are k1 and k1_matched" in table
-    assert "On digits this shows the mechanism, not a benefit." in table
-    assert "95 % intervals (t distribution) over 2 seeds" in table and "±" in table
+    made = compare.document(results, len(results["runs"]))
+    text = made.text()
+    for arm in results["arms"]:
+        assert f"\n{arm} " in text
+    assert "One seed" not in text and "unfinished" not in text
+    assert "On digits this shows the mechanism, not a benefit." in text
+    assert "95 % intervals (t distribution) over 2 seeds" in text and "±" in text
+    assert "fixed switches after epoch 3." in text
     one = {**results, "seeds": [0], "runs": [e for e in results["runs"] if e["seed"] == 0]}
-    assert "±" not in compare.compare_table(one) and "no interval" in compare.compare_table(one)
+    shown = compare.document(one, len(one["runs"])).text()
+    assert "±" not in shown and table.NO_SEEDS in shown
     part = {**results, "runs": results["runs"][:3]}
-    assert "3 of 8 runs, unfinished" in compare.compare_table(part)
+    assert "3 of 32 runs, unfinished" in compare.document(part, 32).text()
 
 
-def test_paired_difference(finished):
-    entries = []
-    for seed, full, cheap in ((0, 0.90, 0.91), (1, 0.80, 0.82), (2, 0.70, 0.73)):
-        for arm, accuracy in (("full", full), ("k1", cheap)):
-            entries.append(
-                {**finished[1]["runs"][0], "arm": arm, "seed": seed, "test_accuracy": accuracy}
-            )
-    table = compare.compare_table({**finished[1], "seeds": [0, 1, 2], "runs": entries})
-    row = next(line for line in table.splitlines() if line.startswith("k1"))
-    # differences 1, 2, 3 points: 2 +- 4.303 / sqrt(3)
-    assert "+2.00 ± 2.48" in row
+def test_markdown_has_the_same_cells(finished):
+    made = compare.document(finished[1], 0)
+    lines = made.markdown().splitlines()
+    assert lines[0] == f"# {made.title}"
+    rows = [line for line in lines if line.startswith("| ")]
+    assert len(rows) == 2 + len(finished[1]["arms"])
+    assert rows[2] == f"| {' | '.join(made.tables[0].rows[0])} |"
+    assert all(line.startswith("- ") for line in lines[lines.index(rows[-1]) + 2 :])
 
 
-def test_picture(finished, tmp_path):
-    image_module = pytest.importorskip("PIL.Image")
-    path = tmp_path / "accuracy.png"
-    plots.draw_comparison(finished[1], path)
-    image = image_module.open(path).convert("RGB")
-    assert image.width > 800 and image.height > 400
-    colours = {colour for _, colour in image.getcolors(1 << 20)}
-    for hexadecimal in ("#D55E00", "#0072B2", "#009E73"):
-        assert tuple(bytes.fromhex(hexadecimal[1:])) in colours
+def test_forward_and_backward_are_told_apart_where_they_differ():
+    runs = [entry("full", 0, forward_samples=1000, backward_samples=400)]
+    made = compare.document(made_up(("full",), runs), 1)
+    header, (row,) = made.tables[0]
+    cells = dict(zip(header, row, strict=True))
+    assert cells["samples forward"] == "1,000" and cells["samples backward"] == "400"
+
+
+def test_energy_and_cost_are_shown_where_they_are_known():
+    parts = {"cpu": {"kwh": 0.5, "source": "estimated"}, "gpu": {"kwh": 1.5, "source": "measured"}}
+    runs = [entry("full", 0, kwh=2.0, energy=parts, co2e_kg=0.25, cost=0.6)]
+    made = compare.document(made_up(("full",), runs), 1)
+    header, (row,) = made.tables[0]
+    cells = dict(zip(header, row, strict=True))
+    assert (cells["energy Wh"], cells["CO2e g"], cells["cost"]) == ("2e+03", "250", "0.6")
+    assert "Energy includes evaluation (CPU estimated, GPU measured)." in made.text()
+
+
+def test_pictures(finished, tmp_path):
+    plots.draw_comparison(finished[1], tmp_path / "accuracy.png")
+    check_picture(tmp_path / "accuracy.png", "#D55E00", "#0072B2", "#009E73", "#56B4E9", "#E69F00")
+    plots.draw_rotation(finished[1], tmp_path / "rotation.png")
+    check_picture(tmp_path / "rotation.png", "#D55E00", "#000000")
+
+
+# --- options
+
+
+def options(**given):
+    names = ("kind", "seeds", "arms", "budgets", "at", "keep", "anneal", "batch_factors",
+             "decay_factors", "epoch_factors", "oracle_settings", "switch_epochs")  # fmt: skip
+    return {**dict.fromkeys(names), "epochs": 20, "device": "cpu", **given}
+
+
+def test_a_plan_from_options():
+    made = plan_from(options())
+    assert (made.arms, made.at, made.seeds, made.budgets) == (arms.DEFAULT, 3, (0, 1, 2), ())
+    made = plan_from(options(seeds=1, arms="k1,fixed", at=7, budgets=[], keep=0.3))
+    assert made.arms[:3] == ("full", "k1", "fixed") and "rs2@60" in made.arms
+    assert (made.at, made.budgets, made.config.keep) == (7, arms.BUDGETS, 0.3)
+    assert made.config.criterion == "slope45" and made.config.at is None
+    made = plan_from(options(criterion="fixed", at=7))
+    assert (made.config.at, made.at) == (7, 7)
+    made = plan_from(options(kind="oracle", oracle_settings="base,epochs-half", switch_epochs=[4]))
+    assert made.grid("base") == [0, 4, 20] and made.grid("epochs-half") == [0, 2, 10]
+    made = plan_from(options(kind="falsify", seeds=2, batch_factors=[1.0, 4.0]))
+    assert (made.batch_factors, made.decay_factors) == ((1.0, 4.0), (0.5, 1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seeds": 0}, "--seeds must be at least 1, got 0"),
+        ({"arms": "k3"}, "--arms: no arm 'k3'"),
+        ({"at": 21}, "--at must be in 1 .. 20 (--epochs), got 21"),
+        ({"budgets": [0]}, "--budgets must be in 1 .. 100 (percent), got 0"),
+        ({"kind": "falsify", "arms": "k1"}, "--arms goes with the comparison of arms, not with"),
+        ({"switch_epochs": [3]}, "--switch-epochs goes with --oracle, not with"),
+        ({"kind": "falsify", "criterion": "fixed", "at": 3}, "--at goes with the comparison of arms"),
+        ({"kind": "falsify", "batch_factors": [0.0]}, "--batch-factors must be positive, got 0.0"),
+        ({"kind": "oracle", "oracle_settings": "lr"}, "--oracle-settings: must be of base, decay-"),
+        ({"kind": "oracle", "switch_epochs": [21]}, "--switch-epochs must be in 0 .. 20"),
+        ({"kind": "oracle", "repeats": 1}, "--oracle: with --repeats 1 there is nothing to switch"),
+        ({"repeats": 1}, "with --repeats 1 no other than the rest; choose from full, infobatch"),
+    ],
+)
+def test_bad_options(given, message):
+    with pytest.raises(UserError) as error:
+        plan_from(options(**given))
+    assert message in str(error.value)

@@ -58,7 +58,7 @@ class Falsification(Plan):
         batch_factors, decay_factors, epoch_factors: of the configured values.
 
     Raises:
-        UserError: a factor is not positive, or the criterion looks at no rotation.
+        UserError: a factor is not positive.
     """
 
     batch_factors: tuple[float, ...] = FACTORS
@@ -73,8 +73,6 @@ class Falsification(Plan):
     }  # fmt: skip
 
     def __post_init__(self) -> None:
-        if self.config.criterion == "fixed":
-            raise UserError("--falsify: --criterion fixed looks at no rotation")
         for name in ("batch", "decay", "epoch"):
             for factor in getattr(self, f"{name}_factors"):
                 if not (math.isfinite(factor) and factor > 0):

@@ -68,9 +68,10 @@ def plan_from(options: dict[str, Any]) -> Plan:
             if other != kind and own[name] is not None:
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(f"{option} goes with {KINDS[other]}, not with {KINDS[kind]}")
-    # Where the criterion is fixed, --at is its epoch, and that of the arm `fixed`, which is then
-    # the detector's.
+    # With --criterion fixed the arms `detector` and `fixed` are one.
     fixed = given.get("criterion") == "fixed"
+    if fixed and kind == "falsify":
+        raise UserError("--falsify: --criterion fixed looks at no rotation")
     base = {**given, "method": "full", "keep": own["keep"], "anneal": own["anneal"]}
     config = Config.from_options({**base, "at": own["at"] if fixed else None})
     seeds = tuple(range(config.seed, config.seed + count))

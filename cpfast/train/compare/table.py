@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cpfast.detection import CriticalPeriodDetector
 from cpfast.train import report
 from cpfast.train.compare import falsify, oracle
 from cpfast.train.compare.plan import RESULTS
@@ -215,6 +216,13 @@ def _falsify_notes(results: Results, config: Config, found: list[falsify.Cell]) 
             notes.append(
                 f"With {labels} labels the rule fired in {len(fired)} of {len(ends)} runs{when}."
             )
+    first = CriticalPeriodDetector(config.criterion).window
+    ends = [end for cell in found for labels in LABELS for end in cell.ends[labels].values()]
+    if config.criterion == "slope45" and first in ends:
+        notes.append(
+            f"{ends.count(first)} of these fired after epoch {first}, the first that fills the "
+            "rule's window: what they have in common there says nothing."
+        )
     estimate, pairs = falsify.paired_difference(found)
     if estimate is not None:
         notes.append(
@@ -236,8 +244,8 @@ def _falsify_notes(results: Results, config: Config, found: list[falsify.Cell]) 
                 f"(r^2 of logarithms; rank correlation {matched.rank:.2f})."
             )
     notes.append(
-        "What random labels match owes nothing to learning what generalises: they can only be "
-        "learned by heart. A rule that saw such learning would fire at another time, or not at all."
+        "Random labels can only be learned by heart: so far as the rule fires on them as on true "
+        "ones, it does not see the learning of what generalises."
     )
     notes.append(
         "The null, D(t) = 1 - exp(-sum of lr wd / (1 - momentum)), holds for scale-invariant "

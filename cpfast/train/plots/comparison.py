@@ -55,82 +55,105 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
     config = Config.from_dict(results["config"], path)
     summaries, _ = summarise(results)
     drawn = {arm: s for arm, s in summaries.items() if s.entries}
+    own = {arm: s for arm, s in drawn.items() if "@" not in arm}
     texts = {a.name: a.text for a in arms.known(results["at"], results["budgets"]).values()}
+    several = len(results["seeds"]) > 1
+    panels = 3 if len(own) < len(drawn) else 2
     with pyplot.rc_context(STYLE):
-        figure, (left, right) = pyplot.subplots(
-            1, 2, figsize=(11, 5 + 0.1 * len(drawn)), layout="constrained"
+        figure, axes = pyplot.subplots(
+            1, panels, figsize=(5.2 * panels, 4.6 + 0.11 * len(own)), layout="constrained"
         )
-        for arm, summary in drawn.items():
-            if "@" in arm:
-                continue
+        handles = []
+        for arm, summary in own.items():
             colour, marker, filled = style_of(arm)
             face = {"markerfacecolor": colour if filled else "white"}
             times, values = _mean_curve([e["curve"] for e in summary.entries.values()])
-            left.plot(
+            axes[0].plot(
                 times, values, color=colour, marker=marker, markersize=4, linewidth=1.3, **face
             )
-            _point(right, summary, colour, marker, f"{arm}: {texts[arm]}", config.repeats, **face)
-        _draw_budgets(right, drawn, config.repeats)
-        for axes in (left, right):
-            axes.set_xlabel("training time, s")
-            axes.set_ylabel("test accuracy, %")
-            axes.set_xlim(left=0)
-            grid(axes)
-        left.set_title("During training (mean over seeds)")
-        seeds = len(results["seeds"])
-        right.set_title("After the last epoch " + ("(95 % intervals)" if seeds > 1 else ""))
-        figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+            handles.append(_point(axes[1], summary, colour, marker, **face))
+        labels = [f"{arm}: {texts[arm].format(k=config.repeats)}" for arm in own]
+        finals = [s.accuracy.mean for s in own.values() if s.accuracy is not None]
+        if finals:
+            # What is above three times the finals' range: the climb to it is the same for all.
+            axes[0].set_ylim(bottom=max(0, 3 * min(finals) - 2 * max(finals) - 2))
+        _fit(axes[1], own)
+        axes[0].set_title("During training" + " (mean over seeds)" * several)
+        axes[1].set_title("After the last epoch" + " (95 % intervals)" * several)
+        if panels == 3:
+            more = _draw_budgets(axes[2], drawn)
+            handles += more.values()
+            labels += more
+            _fit(axes[2], {a: s for a, s in drawn.items() if "@" in a or a == "full"})
+            axes[2].set_title("By budget" + " (95 % intervals)" * several)
+        for panel in axes:
+            panel.set_xlabel("training time, s")
+            panel.set_ylabel("test accuracy, %")
+            panel.set_xlim(left=0)
+            grid(panel)
+        figure.legend(handles, labels, loc="outside lower center", ncols=panels, fontsize=9)
         caveat = ": the mechanism, not a benefit" if config.data == "digits" else ""
         figure.suptitle(
             f"{report.data_name(config)}, {config.model}, {config.epochs} epochs, "
-            f"{seeds_text(seeds)}{caveat}"
+            f"{seeds_text(len(results['seeds']))}{caveat}"
         )
         save(figure, path)
         pyplot.close(figure)
 
 
-def _point(
-    axes: Any, summary: Summary, colour: str, marker: str, label: str | None, repeats: int,
-    **face: Any,
-) -> None:  # fmt: skip
+def _point(axes: Any, summary: Summary, colour: str, marker: str, **face: Any) -> Any:
     """The mean with its intervals, and each seed small."""
     assert summary.seconds is not None and summary.accuracy is not None
-    axes.errorbar(
-        summary.seconds.mean, summary.accuracy.mean, yerr=summary.accuracy.half,
-        xerr=summary.seconds.half, color=colour, marker=marker, markersize=8, linewidth=1.3,
-        capsize=3, linestyle="none", zorder=3,
-        label=None if label is None else label.format(k=repeats), **face,
-    )  # fmt: skip
     if len(summary.entries) > 1:
         axes.plot(
             [e["seconds"] for e in summary.entries.values()],
             [100 * e["test_accuracy"] for e in summary.entries.values()],
             color=colour, marker=marker, markersize=3.5, alpha=0.4, linestyle="none",
         )  # fmt: skip
+    return axes.errorbar(
+        summary.seconds.mean, summary.accuracy.mean, yerr=summary.accuracy.half,
+        xerr=summary.seconds.half, color=colour, marker=marker, markersize=7, linewidth=1.2,
+        capsize=3, linestyle="none", zorder=3, **face,
+    )  # fmt: skip
 
 
-def _draw_budgets(axes: Any, drawn: Mapping[str, Summary], repeats: int) -> None:
-    """A line for each way to spend a budget; at 100 % those of k repeats are full itself."""
+def _fit(axes: Any, drawn: Mapping[str, Summary]) -> None:
+    """Limits by the single runs: the intervals of two seeds would leave no room for them."""
+    runs = [e for s in drawn.values() for e in s.entries.values()]
+    if runs:
+        values = [100 * e["test_accuracy"] for e in runs]
+        margin = max(0.5, 0.15 * (max(values) - min(values)))
+        axes.set_ylim(min(values) - margin, min(max(values) + margin, 100.3))
+        axes.set_xlim(0, 1.12 * max(e["seconds"] for e in runs))
+
+
+def _draw_budgets(axes: Any, drawn: Mapping[str, Summary]) -> dict[str, Any]:
+    """A line for each way to spend a budget; at 100 % those of k repeats are full itself.
+
+    Returns:
+        The handles of the legend by their labels.
+    """
+    handles = {}
+    if "full" in drawn:
+        _point(axes, drawn["full"], *BASE_STYLE["full"])
     for base in BUDGETED:
-        points = {
-            int(arm.split("@")[1]): s for arm, s in drawn.items() if arm.startswith(f"{base}@")
-        }
+        points = {int(a.split("@")[1]): s for a, s in drawn.items() if a.startswith(f"{base}@")}
         if not points:
             continue
-        colour, marker, _ = style_of(base)
-        budgets = ", ".join(str(b) for b in sorted(points))
+        colour, marker = BASE_STYLE[base]
+        label = f"{base}@: {', '.join(map(str, sorted(points)))} % of full's samples"
         if base != "k1" and "full" in drawn:
             points[100] = drawn["full"]
         line = [points[b] for b in sorted(points)]
-        axes.plot(
+        (handles[label],) = axes.plot(
             [s.seconds.mean for s in line if s.seconds],
             [s.accuracy.mean for s in line if s.accuracy],
-            color=colour, linewidth=1.3, linestyle="--", marker=marker, markersize=4,
-            markerfacecolor="white", label=f"{base}@ {budgets} % of full's samples",
+            color=colour, linewidth=1.3, linestyle="--", marker=marker, markersize=6,
         )  # fmt: skip
         for s in line:
             if s.arm != "full":
-                _point(axes, s, colour, marker, None, repeats, markerfacecolor="white")
+                _point(axes, s, colour, marker)
+    return handles
 
 
 def draw_rotation(results: Mapping[str, Any], path: Path) -> None:
@@ -161,7 +184,8 @@ def draw_rotation(results: Mapping[str, Any], path: Path) -> None:
         axes.set_ylabel("rotation from initialisation\n(cosine distance, mean of layers)")
         axes.set_xlim(0, config.epochs)
         axes.set_ylim(bottom=0)
-        axes.legend(loc="lower right")
+        if curves:
+            axes.legend(loc="lower right")
         grid(axes)
         axes.set_title(
             f"{report.data_name(config)}, {config.model}, k = {config.repeats} throughout, "

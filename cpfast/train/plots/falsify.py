@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def draw_falsification(results: Mapping[str, Any], path: Path) -> None:
     plan = Falsification.of(results)
     found = falsify.cells(results)
     with pyplot.rc_context(STYLE):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5.6), layout="constrained")
         _draw_curves(left, results, _central(found, plan.config), plan.config)
         _draw_epochs(right, found)
         for axes in (left, right):
@@ -98,7 +99,7 @@ def _draw_curves(axes: Any, results: Mapping[str, Any], cell: Cell, config: Conf
         f"batch {setting.batch_size}, weight decay {setting.weight_decay:g}, "
         f"T = {setting.total_epochs}"
     )
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
 
 
 def _draw_epochs(axes: Any, found: list[Cell]) -> None:
@@ -109,7 +110,7 @@ def _draw_epochs(axes: Any, found: list[Cell]) -> None:
         ("diffusion null", GREY, "o", [(t, n) for t, _, n in rows if t and n]),
     )
     values = [v for _, _, _, pairs in sides for pair in pairs for v in pair]
-    axes.set_title(f"Firing epoch in each of {len(found)} settings (mean over seeds)")
+    axes.set_title(f"Firing epochs of {len(found)} settings (area: how many coincide)")
     axes.set_xlabel("with true labels")
     axes.set_ylabel("with random labels, or of the null")
     if not values:
@@ -119,9 +120,10 @@ def _draw_epochs(axes: Any, found: list[Cell]) -> None:
     axes.plot([low, high], [low, high], color=BLACK, linewidth=1, label="at the same epoch")
     for label, colour, marker, pairs in sides:
         if pairs:
-            axes.plot(
-                *zip(*pairs, strict=True), color=colour, marker=marker, markersize=6,
-                linestyle="none", alpha=0.75, label=label,
+            points = Counter(pairs)
+            axes.scatter(
+                *zip(*points, strict=True), s=[30 * count for count in points.values()],
+                facecolor="none", edgecolor=colour, marker=marker, linewidth=1.6, label=label,
             )  # fmt: skip
     for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
         scale("log")
@@ -132,4 +134,4 @@ def _draw_epochs(axes: Any, found: list[Cell]) -> None:
         axis.set_ticks([], minor=True)
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)

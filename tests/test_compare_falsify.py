@@ -1,0 +1,256 @@
+"""The falsification: its grid, the null's numbers, what is concluded, stops and damage."""
+
+import json
+import math
+
+import pytest
+import torch
+from toy_comparison import (
+    TRAIN,
+    check_picture,
+    damage,
+    essence,
+    make_config,
+    metrics,
+    run_with_stops,
+    toy_data,
+)
+
+from cpfast.train import compare, loop, plots
+from cpfast.train.compare import falsify, plan
+from cpfast.train.compare.falsify import Setting
+from cpfast.train.config import Config
+from cpfast.train.errors import Diverged, UserError
+from cpfast.train.runfolder import RunFolder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PAPER = {
+    "data": "/cifar10", "model": "resnet20", "repeats": 3, "epochs": 200, "lr": 0.01,
+    "weight_decay": 2e-4, "schedule": "step",
+}  # fmt: skip
+
+
+def make_plan(seeds=(0,), **changes):
+    config = make_config(criterion="slope45", at=None, epochs=8, weight_decay=0.01)
+    grid = {"batch_factors": (1.0, 2.0), "decay_factors": (1.0,), "epoch_factors": (0.5, 1.0)}
+    return compare.Falsification(config, tuple(seeds), **{**grid, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("falsify")
+    return out, compare.run(make_plan((0, 1)), toy_data(), out)
+
+
+def made_up(ends, seeds=(0, 1), **factors):
+    """Results in which each setting's rule fired as `ends[setting, labels, seed]` says."""
+    base = make_plan(seeds, **factors)
+    runs = []
+    for (setting, labels, seed), end in ends.items():
+        entry = plan.entry_of(None, seed, None)
+        runs.append({"labels": labels, **setting._asdict(), **entry, "period_end": end})
+    head = {"kind": "falsify", "config": base.config.to_dict(), "seeds": list(seeds)}
+    return {**head, "train_size": TRAIN, **base.settings(), "runs": runs}
+
+
+# --- the null
+
+
+@pytest.mark.parametrize(("batch", "epoch"), [(16, 22), (32, 34), (128, 68)])
+def test_the_null_fires_where_it_was_predicted(batch, epoch):
+    config = Config.from_options({**PAPER, "batch_size": batch})
+    assert falsify.null_end(config, 50_000) == epoch
+
+
+def test_the_null_is_one_minus_the_exponential_of_all_steps():
+    config = Config.from_options({**PAPER, "batch_size": 100, "epochs": 8})
+    found = list(falsify.null_rotations(config, 1000))
+    expected, turned = [], 0.0
+    for epoch in range(8):
+        for step in range(30):
+            rate = 0.01 * 0.1 ** sum((epoch + step / 30) / 8 >= m for m in (0.5, 0.75))
+            turned += rate * 2e-4 / (1 - 0.9)
+        expected.append(1 - math.exp(-turned))
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_null_of_a_smooth_schedule_and_of_adamw():
+    config = Config.from_options({**PAPER, "batch_size": 50, "schedule": "cosine", "epochs": 10,
+                                  "optimizer": "adamw"})  # fmt: skip
+    steps = 3 * 1000 // 50
+    turned = sum(
+        0.01 * 2e-4 * (1 + math.cos(math.pi * step / (10 * steps))) / 2
+        for step in range(10 * steps)
+    )
+    *_, last = falsify.null_rotations(config, 1000)
+    assert last == pytest.approx(1 - math.exp(-turned), rel=1e-2)
+    other = config.replace(optimizer="adagrad")
+    assert falsify.null_rotations(other, 1000) is None and falsify.null_end(other, 1000) is None
+
+
+# --- the runs
+
+
+def test_each_setting_seed_and_labels_once(finished):
+    out, results = finished
+    keys = [
+        (e["seed"], e["batch_size"], e["total_epochs"], e["labels"]) for e in results["runs"]
+    ]
+    assert keys == [
+        (seed, batch, epochs, labels)
+        for seed in (0, 1) for batch in (8, 16) for epochs in (4, 8) for labels in ("true", "random")
+    ]  # fmt: skip
+    assert len(keys) == make_plan((0, 1)).wanted()
+    assert json.loads((out / "results.json").read_text()) == results == compare.read_results(out)
+
+
+def test_a_run_ends_where_its_rule_fires(finished):
+    out, results = finished
+    fired = 0
+    for entry in results["runs"]:
+        setting = Setting(entry["batch_size"], entry["weight_decay"], entry["total_epochs"])
+        name = f"{setting.name}-{entry['labels']}"
+        lines = metrics(out / f"seed{entry['seed']}" / name)
+        assert entry["epochs"] == len(lines) == (entry["period_end"] or entry["total_epochs"])
+        assert entry["rotation"] == [line["rotation_mean"] for line in lines]
+        assert {line["repeats"] for line in lines} == {3}
+        config = RunFolder(out / f"seed{entry['seed']}" / name).config()
+        assert (config.lr, config.labels) == (0.05, entry["labels"])
+        fired += entry["period_end"] is not None
+    # with T = 4 the window of five epochs is never filled
+    assert fired and all(
+        e["period_end"] is None for e in results["runs"] if e["total_epochs"] == 4
+    )
+
+
+def test_random_labels_make_another_run_of_the_same_beginning(finished):
+    for seed in (0, 1):
+        key = {"seed": seed, "batch_size": 8, "total_epochs": 8}
+        true, random = (
+            compare.find(finished[1], labels=labels, **key) for labels in ("true", "random")
+        )
+        assert true["rotation"] != random["rotation"]
+        assert true["train_loss"] < random["train_loss"]
+
+
+def test_factors_that_make_the_same_setting_are_run_once():
+    made = make_plan(batch_factors=(0.1, 0.12), decay_factors=(1.0,), epoch_factors=(1.0,))
+    assert made.grid() == [Setting(1, 0.01, 8)]
+
+
+def test_a_stop_after_each_run_loses_nothing(finished, tmp_path):
+    results, stops = run_with_stops(make_plan((0, 1)), tmp_path)
+    assert stops == len(results["runs"])
+    assert essence(results) == essence(finished[1])
+
+
+def test_a_stop_within_a_run(finished, tmp_path, monkeypatch):
+    real, calls = loop.train_epoch, []
+
+    def killed(training, progress=None):
+        calls.append(training.epoch)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(training, progress)
+
+    monkeypatch.setattr(loop, "train_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(make_plan((0, 1)), toy_data(), tmp_path)
+    results = compare.run(make_plan((0, 1)), toy_data(), tmp_path)
+    assert calls[:4] == [0, 1, 2, 2]
+    assert essence(results) == essence(finished[1])
+
+
+def test_a_diverged_run_does_not_end_it(tmp_path, monkeypatch):
+    real = loop.train_epoch
+
+    def train_epoch(training, progress=None):
+        if training.config.labels == "random" and training.epoch == 2:
+            raise Diverged("training diverged: epoch 3")
+        return real(training, progress)
+
+    monkeypatch.setattr(loop, "train_epoch", train_epoch)
+    made = make_plan()
+    results = compare.run(made, toy_data(), tmp_path)
+    assert [e["diverged"] for e in results["runs"]] == [None, "training diverged: epoch 3"] * 4
+    text = compare.document(results, made.wanted()).text()
+    assert "4 runs diverged, and are left out." in text
+    plots.draw_falsification(results, tmp_path / "falsify.png")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["batch_factors", "decay_factors", "epoch_factors", "train_size", "labels", "batch_size",
+     "weight_decay", "total_epochs", *plan.ENTRY],
+)  # fmt: skip
+def test_results_that_lack_something_are_named(finished, tmp_path, key):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(damage(finished[1], key)))
+    with pytest.raises(UserError, match=f"{path}: damaged"):
+        compare.read_results(tmp_path)
+
+
+# --- what is concluded
+
+
+GRID = [Setting(8, 0.01, 4), Setting(8, 0.01, 8), Setting(16, 0.01, 4), Setting(16, 0.01, 8)]
+
+
+def test_the_difference_is_paired_and_its_interval_over_seeds():
+    ends = {}
+    for number, setting in enumerate(GRID):
+        for seed in (0, 1):
+            ends[setting, "true", seed] = 10 + number
+            # later by 1 and by 3 in the two seeds
+            ends[setting, "random", seed] = 11 + number + 2 * seed
+    ends[GRID[3], "random", 1] = None  # never: no pair
+    found = falsify.cells(made_up(ends))
+    estimate, pairs = falsify.paired_difference(found)
+    assert pairs == 7
+    # t(0.975; 1) = 12.706, and the seeds' means are 1 and 3
+    assert estimate == pytest.approx((2.0, 12.706 * math.sqrt(2) / math.sqrt(2)), rel=1e-3)
+    assert falsify.paired_difference([]) == (None, 0)
+    text = compare.document(made_up(ends), 16).text()
+    assert "fired 2.0 epochs later than with true ones, in the mean of 7 pairs" in text
+    assert "With random labels the rule fired in 7 of 8 runs" in text
+    assert "(never in 1 of 2)" in text
+
+
+def test_match_is_of_logarithms_and_of_ranks():
+    scipy = pytest.importorskip("scipy.stats")
+    true, random = [5, 10, 20, 40], [6, 9, 30, 29]
+    ends = {}
+    for setting, a, b in zip(GRID, true, random, strict=True):
+        ends[setting, "true", 0], ends[setting, "random", 0] = a, b
+    found = falsify.cells(made_up(ends, seeds=(0,)))
+    matched = falsify.match(found, "random")
+    r = scipy.pearsonr([math.log(v) for v in true], [math.log(v) for v in random]).statistic
+    assert matched == (4, pytest.approx(r**2), pytest.approx(0.8))
+    assert falsify.match(found[:2], "random") == (2, None, None)
+    # each null of these fires at one and the same epoch, or never
+    assert falsify.match(found, "null").shared is None
+    text = compare.document(made_up(ends, seeds=(0,)), 8).text()
+    assert f"match {100 * r**2:.0f} % of the variance" in text and "rank correlation 0.80" in text
+    assert "one seed, so no interval" in text
+    assert "1 of these fired after epoch 5, the first that fills the rule's window" in text
+
+
+def test_table_of_a_real_run(finished):
+    made = compare.document(finished[1], 16)
+    text = made.text()
+    assert len(made.tables[0].rows) == 4
+    assert "scale-invariant layers in equilibrium, which a fresh network is not in" in text
+    assert made.markdown().count("\n| ") == 2 + 4
+    part = {**finished[1], "runs": finished[1]["runs"][:1]}
+    assert "1 of 16 runs, unfinished" in compare.document(part, 16).text()
+
+
+def test_picture(finished, tmp_path):
+    plots.draw_falsification(finished[1], tmp_path / "falsify.png")
+    check_picture(tmp_path / "falsify.png", "#D55E00", "#0072B2", "#7F7F7F")
+    # without a null, before all is run, and where nothing has fired
+    config = {**finished[1]["config"], "optimizer": "adagrad"}
+    part = {**finished[1], "config": config, "runs": finished[1]["runs"][:3]}
+    plots.draw_falsification(part, tmp_path / "part.png")
+    check_picture(tmp_path / "part.png", "#D55E00")
