@@ -10,7 +10,6 @@ from toy_comparison import (
     END,
     EPOCHS,
     TRAIN,
-    Stop,
     assert_same_run,
     check_picture,
     damage,
@@ -139,9 +138,7 @@ def test_a_fork_equals_a_run_from_scratch(finished, tmp_path, arm):
     assert times[0] == times[1]
     assert_same_run(scratch(tmp_path / "run", config).path, out / "seed0" / arm)
     assert [line["repeats"] for line in forked] == [3] * start + [1] * (EPOCHS - start)
-    assert [line["prune"] for line in forked] == (
-        [False] * start + ["+" in arm] * (EPOCHS - start)
-    )
+    assert [line["prune"] for line in forked] == ([False] * start + ["+" in arm] * (EPOCHS - start))
 
 
 @pytest.mark.parametrize("arm", ["k1", "k1_matched", "shortened", "rs2", "infobatch", "k1@100"])
@@ -422,7 +419,11 @@ def test_interval_is_that_of_the_t_distribution():
 
 def test_differences_are_paired_and_to_the_best_control():
     runs = []
-    for seed, full, once, short in ((0, 0.90, 0.91, 0.95), (1, 0.80, 0.82, 0.6), (2, 0.7, 0.73, 0.7)):
+    for seed, full, once, short in (
+        (0, 0.90, 0.91, 0.95),
+        (1, 0.80, 0.82, 0.6),
+        (2, 0.7, 0.73, 0.7),
+    ):
         runs += [entry("full", seed, full, 10.0), entry("k1", seed, once, 4.0 + seed),
                  entry("shortened", seed, short, 5.0)]  # fmt: skip
     results = made_up(("full", "k1", "shortened"), runs)
@@ -466,7 +467,9 @@ def test_verdict_by_time_and_by_the_lower_end():
     assert text.startswith("None of the arms run here saves at least 60 % of full's time")
     assert "The nearest is k1: it saves 70.0 %, and its lower end is 0.05 points too low." in text
     text = judged(full=full, k1=(3.0, [0.901, 0.902, 0.903]))
-    assert text.startswith("Saving at least 60 %") and "k1 (70.0 % saved, lower end 89.95 %)" in text
+    assert (
+        text.startswith("Saving at least 60 %") and "k1 (70.0 % saved, lower end 89.95 %)" in text
+    )
     text = judged(full=full, k1=(5.0, [0.901, 0.902, 0.903]), fixed=(4.5, [0.5, 0.6, 0.7]))
     assert text.endswith("The nearest is k1: it saves 50.0 %.")
     text = judged(full=full, fixed=(4.5, [0.5, 0.6, 0.7]))
@@ -560,7 +563,10 @@ def test_a_plan_from_options():
         ({"budgets": [0]}, "--budgets must be in 1 .. 100 (percent), got 0"),
         ({"kind": "falsify", "arms": "k1"}, "--arms goes with the comparison of arms, not with"),
         ({"switch_epochs": [3]}, "--switch-epochs goes with --oracle, not with"),
-        ({"kind": "falsify", "criterion": "fixed", "at": 3}, "--at goes with the comparison of arms"),
+        (
+            {"kind": "falsify", "criterion": "fixed", "at": 3},
+            "--at goes with the comparison of arms",
+        ),
         ({"kind": "falsify", "batch_factors": [0.0]}, "--batch-factors must be positive, got 0.0"),
         ({"kind": "oracle", "oracle_settings": "lr"}, "--oracle-settings: must be of base, decay-"),
         ({"kind": "oracle", "switch_epochs": [21]}, "--switch-epochs must be in 0 .. 20"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -94,9 +95,7 @@ def test_the_null_of_a_smooth_schedule_and_of_adamw():
 
 def test_each_setting_seed_and_labels_once(finished):
     out, results = finished
-    keys = [
-        (e["seed"], e["batch_size"], e["total_epochs"], e["labels"]) for e in results["runs"]
-    ]
+    keys = [(e["seed"], e["batch_size"], e["total_epochs"], e["labels"]) for e in results["runs"]]
     assert keys == [
         (seed, batch, epochs, labels)
         for seed in (0, 1) for batch in (8, 16) for epochs in (4, 8) for labels in ("true", "random")
@@ -119,9 +118,7 @@ def test_a_run_ends_where_its_rule_fires(finished):
         assert (config.lr, config.labels) == (0.05, entry["labels"])
         fired += entry["period_end"] is not None
     # with T = 4 the window of five epochs is never filled
-    assert fired and all(
-        e["period_end"] is None for e in results["runs"] if e["total_epochs"] == 4
-    )
+    assert fired and all(e["period_end"] is None for e in results["runs"] if e["total_epochs"] == 4)
 
 
 def test_random_labels_make_another_run_of_the_same_beginning(finished):
