@@ -1,5 +1,6 @@
 """The command line, end to end: exit codes, messages, files, stops."""
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from cpfast.train import cli
+from cpfast.train.data import ImageData
 from cpfast.train.runfolder import RunFolder
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -249,22 +251,79 @@ def test_compare_end_to_end(npz, tmp_path, capsys):
                "--criterion", "fixed", "--at", "1"]  # fmt: skip
     assert cli.main(command) == 0
     out = capsys.readouterr().out
-    assert len(re.findall(r"^seed \d  ", out, flags=re.MULTILINE)) == 8
-    assert "The fair controls are k1 and k1_matched" in out and "digits" not in out
+    assert len(re.findall(r"^seed \d  ", out, flags=re.MULTILINE)) == 10
+    assert "is the control of the highest mean accuracy" in out and "digits" not in out
     (folder,) = (tmp_path / "work" / "runs").iterdir()
     results = json.loads((folder / "results.json").read_text())
-    assert len(results["runs"]) == 8
+    assert len(results["runs"]) == 10
+    assert (folder / "table.md").read_text().startswith("# toy.npz, cnn, 4 epochs, k = 3\n")
+    assert (folder / "rotation.png").stat().st_size > 20_000
     assert (folder / "accuracy.png").stat().st_size > 20_000
     # the same command finds all done
     assert cli.main(command) == 0
     again = capsys.readouterr().out
-    assert "8 of 8 runs done" in again and "seed 0  full" not in again
+    assert "10 of 10 runs done" in again and "seed 0  full" not in again
     assert json.loads((folder / "results.json").read_text()) == results
     # a report of both kinds at once
     assert cli.main(["report", str(folder), str(folder / "seed0" / "detector")]) == 0
     both = capsys.readouterr().out
     assert "k1_matched" in both and "ended after epoch 1" in both
     assert (folder / "seed0" / "detector" / "rotation.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "runs", "picture"),
+    [
+        ("--falsify", ["--batch-factors", "1", "--decay-factors", "1", "--epoch-factors", "1", "2"],
+         4, "falsify.png"),
+        ("--oracle", ["--oracle-settings", "base", "--switch-epochs", "2"], 3, "oracle.png"),
+    ],
+)  # fmt: skip
+def test_other_comparisons_end_to_end(npz, tmp_path, capsys, monkeypatch, kind, options, runs,
+                                      picture):  # fmt: skip
+    labels = "with_random_labels"
+    monkeypatch.setattr(ImageData, labels, getattr(ImageData, labels, lambda data, seed: data),
+                        raising=False)  # fmt: skip
+    out = tmp_path / "out"
+    command = ["compare", kind, *options, "--data", npz, *QUICK, "--epochs", "4", "--seeds", "1",
+               "--out", str(out)]  # fmt: skip
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"^seed 0  ", shown, flags=re.MULTILINE)) == runs
+    assert (out / picture).stat().st_size > 20_000 and (out / "table.md").exists()
+    assert cli.main(["report", str(out), "--no-plot"]) == 0
+    table = capsys.readouterr().out
+    assert table.splitlines()[:-1] == shown.split("\n\n", 1)[1].splitlines()[:-2]
+    message = fails(capsys, "compare", "--data", npz, *QUICK, "--out", str(out))
+    assert f"kind arms (it has {kind.removeprefix('--')})" in message
+
+
+def test_compare_interrupted_or_out_of_space(npz, tmp_path, capsys, monkeypatch):
+    real, calls = RunFolder.save_checkpoint, []
+    errors = {3: KeyboardInterrupt(), 7: OSError(errno.ENOSPC, "No space left on device", "x/last")}
+
+    def save(self, state):
+        calls.append(state["epoch"])
+        if len(calls) in errors:
+            raise errors[len(calls)]
+        real(self, state)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", save)
+    out = str(tmp_path / "out")
+    command = ["compare", "--data", npz, *QUICK, "--no-plot", "--epochs", "2", "--seeds", "1",
+               "--criterion", "fixed", "--at", "1", "--arms", "k1,fixed", "--out", out]  # fmt: skip
+    assert cli.main(command) == 130
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message == (
+        "cpfast: interrupted; what is done is kept; continue with the same command: "
+        f"cpfast {' '.join(command)}"
+    )
+    assert cli.main(command) == 2
+    assert "cpfast: error: x/last: No space left on device" in capsys.readouterr().err
+    kept = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    assert 1 <= len(kept) < 3
+    assert cli.main(command) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["runs"][: len(kept)] == kept
 
 
 def test_env(capsys):

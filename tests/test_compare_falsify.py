@@ -96,10 +96,7 @@ def test_the_null_of_a_smooth_schedule_and_of_adamw():
 def test_each_setting_seed_and_labels_once(finished):
     out, results = finished
     keys = [(e["seed"], e["batch_size"], e["total_epochs"], e["labels"]) for e in results["runs"]]
-    assert keys == [
-        (seed, batch, epochs, labels)
-        for seed in (0, 1) for batch in (8, 16) for epochs in (4, 8) for labels in ("true", "random")
-    ]  # fmt: skip
+    assert keys == list(product((0, 1), (8, 16), (4, 8), ("true", "random")))
     assert len(keys) == make_plan((0, 1)).wanted()
     assert json.loads((out / "results.json").read_text()) == results == compare.read_results(out)
 

@@ -15,6 +15,7 @@ from cpfast.train.compare.statistics import Estimate, Summary, interval, summari
 from cpfast.train.config import LABELS, Config
 
 Results = Mapping[str, Any]
+QUIET = 1.5
 NO_SEEDS = "One seed: no interval, and no conclusion from small differences."
 
 
@@ -155,6 +156,17 @@ def _arm_notes(
         "full is its beginning, shared with full, plus the rest. Full and fixed are not charged "
         "for measuring the rotation."
     )
+    rates = [
+        e["seconds"] / e["forward_samples"]
+        for s in summaries.values()
+        for e in s.entries.values()
+        if e["forward_samples"]
+    ]
+    if rates and max(rates) > QUIET * min(rates):
+        notes.append(
+            f"The time of a sample differs by up to {max(rates) / min(rates):.1f}x between runs, "
+            "more than scoring costs: the machine was not quiet, so compare samples, not times."
+        )
     sources = {
         report.energy_sources({"components": e["energy"]})
         for e in results["runs"]

@@ -75,8 +75,9 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
         labels = [f"{arm}: {texts[arm].format(k=config.repeats)}" for arm in own]
         finals = [s.accuracy.mean for s in own.values() if s.accuracy is not None]
         if finals:
-            # What is above three times the finals' range: the climb to it is the same for all.
-            axes[0].set_ylim(bottom=max(0, 3 * min(finals) - 2 * max(finals) - 2))
+            # The climb to where the arms differ is the same for all.
+            spread = max(finals) - min(finals) + 1
+            axes[0].set_ylim(max(0, min(finals) - 2 * spread), min(100.3, max(finals) + spread))
         _fit(axes[1], own)
         axes[0].set_title("During training" + " (mean over seeds)" * several)
         axes[1].set_title("After the last epoch" + " (95 % intervals)" * several)
