@@ -274,7 +274,7 @@ def _counted(number: int, what: str) -> str:
 def _print_arm(entry: dict[str, Any]) -> None:
     print(
         f"seed {entry['seed']}  {entry['arm']:<10}  {100 * entry['test_accuracy']:6.2f} %  "
-        f"{entry['samples']:>9,} samples  {entry['seconds']:6.1f} s",
+        f"{entry['forward_samples']:>9,} samples  {entry['seconds']:6.1f} s",
         flush=True,
     )
 
