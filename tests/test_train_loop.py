@@ -482,13 +482,56 @@ def test_until_stops_at_a_stored_epoch_and_stays_stopped(tmp_path):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_cuda_resume_and_times(tmp_path, precision):
-    config = make_config(method="detector+prune", device="cuda:0", precision=precision)
+@pytest.mark.parametrize(
+    ("precision", "step"),
+    [("fp32", "eager"), ("bf16", "graph"), ("bf16", "compile+graph"), ("fp16", "eager")],
+)
+def test_cuda_resume_and_times(tmp_path, precision, step):
+    config = make_config(method="detector+prune", device="cuda:0", precision=precision, step=step)
     data = toy_data()
     whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
     loop.run(config, data, whole)
     loop.run(config, data, parts, epochs=3)
     loop.run(config, data, parts)
     assert_same(whole.checkpoint(), parts.checkpoint())
-    assert all(line["seconds"]["scoring"] > 0 for line in whole.metrics())
+    for line in whole.metrics():
+        scoring = line["seconds"]["scoring"]
+        assert scoring is None if "graph" in step else scoring > 0
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_a_captured_step_does_what_an_eager_one_does():
+    lines, weights = {}, {}
+    for how in ("eager", "graph"):
+        config = make_config(method="prune", device="cuda:0", precision="fp32", step=how, epochs=8)
+        training = loop.Training(config, toy_data().to(torch.device("cuda:0")))
+        lines[how] = [loop.train_epoch(training)["planned_samples"] for _ in range(3)]
+        weights[how] = [p.detach() for p in training.model.parameters()]
+    assert lines["eager"] == lines["graph"]
+    for eager, graph in zip(weights["eager"], weights["graph"], strict=True):
+        assert torch.equal(eager, graph)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("how", ["eager", "graph"])
+def test_cuda_steps_never_wait_for_the_device(how):
+    config = make_config(device="cuda:0", precision="bf16", step=how)
+    training = loop.Training(config, toy_data().to(torch.device("cuda:0")))
+    loop.train_epoch(training)
+    assert training.run_step.ready
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(
+            training.stream.extend(
+                *(
+                    x.cuda()
+                    for x in (torch.arange(TRAIN), torch.ones(TRAIN).long(), torch.ones(TRAIN))
+                )
+            )
+        ):
+            training.schedule.step(0.5)
+            training.run_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -30,6 +30,7 @@ class Step:
         self._calls = 0
         self._warm_up = WARM_UP if graph or compiled else 0
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._side: torch.cuda.Stream | None = None
 
     @property
     def ready(self) -> bool:
@@ -49,11 +50,11 @@ class Step:
 
     def _on_side_stream(self) -> None:
         current = torch.cuda.current_stream(self._device)
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        self._side = self._side or torch.cuda.Stream(self._device)
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
             self._function()
-        current.wait_stream(side)
+        current.wait_stream(self._side)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
