@@ -515,7 +515,7 @@ def test_forward_and_backward_are_told_apart_where_they_differ():
 
 def test_energy_and_cost_are_shown_where_they_are_known():
     parts = {"cpu": {"kwh": 0.5, "source": "estimated"}, "gpu": {"kwh": 1.5, "source": "measured"}}
-    runs = [entry("full", 0, kwh=2.0, energy=parts, co2e_kg=0.25, cost=0.6)]
+    runs = [entry("full", 0, kwh=2.0, energy={"components": parts}, co2e_kg=0.25, cost=0.6)]
     made = compare.document(made_up(("full",), runs), 1)
     header, (row,) = made.tables[0]
     cells = dict(zip(header, row, strict=True))

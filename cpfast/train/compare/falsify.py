@@ -96,6 +96,9 @@ class Falsification(Plan):
     def wanted(self) -> int:
         return len(self.grid()) * len(LABELS) * len(self.seeds)
 
+    def largest_batch(self) -> int:
+        return max(setting.batch_size for setting in self.grid())
+
     def run(self, runner: Runner) -> None:
         for seed, setting, labels in product(self.seeds, self.grid(), LABELS):
             if runner.find(labels=labels, seed=seed, **setting._asdict()) is None:

@@ -87,6 +87,9 @@ class Oracle(Plan):
     def wanted(self) -> int:
         return len(self.seeds) * sum(len(self.grid(name)) for name in self.setting_names)
 
+    def largest_batch(self) -> int:
+        return max(self.configured(name).batch_size for name in self.setting_names)
+
     def run(self, runner: Runner) -> None:
         for position, seed in enumerate(self.seeds):
             for setting in self.setting_names:
@@ -130,8 +133,8 @@ class Oracle(Plan):
         diverged = runner.train(config, folder, label, forks=forks)
         picked = None
         if switch == full.epochs:
-            history = [(line["epoch"], line["rotation_mean"]) for line in whole.metrics()]
-            picked = picks(history, full.epochs)
+            lines = [line for line in whole.metrics() if line["rotation_mean"] is not None]
+            picked = picks([(x["epoch"], x["rotation_mean"]) for x in lines], full.epochs)
         entry = {**key, "picks": picked, **entry_of(folder, seed, diverged)}
         runner.store(entry)
         return entry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,9 @@ class Plan:
     def wanted(self) -> int:
         """How many runs there will be, at least."""
         raise NotImplementedError
+
+    def largest_batch(self) -> int:
+        return self.config.batch_size
 
     def run(self, runner: Runner) -> None:
         """Do what is missing."""
@@ -173,11 +176,20 @@ def entry_of(
         "evaluation_seconds": seconds["evaluation"],
         "detection_seconds": seconds["detection"] if charged else 0.0,
         "kwh": energy.get("kwh"),
-        "energy": energy.get("components"),
-        "co2e_kg": energy.get("co2e_kg"),
-        "cost": energy.get("cost"),
+        "co2e_kg": (energy.get("co2e") or {}).get("kg"),
+        "cost": (energy.get("cost") or {}).get("value"),
+        "energy": energy or None,
         "period_end": last.get("period_end") if watched else None,
         "period_end_reason": last.get("period_end_reason") if watched else None,
         "curve": curve,
-        "rotation": [line["rotation_mean"] for line in lines] if watched else None,
+        "rotation": _rotations(lines) if watched else None,
     }
+
+
+def _rotations(lines: Sequence[dict[str, Any]]) -> list[float]:
+    """The mean rotation after each epoch; one without a step leaves it as it was."""
+    rotations: list[float] = []
+    for line in lines:
+        last = rotations[-1] if rotations else 0.0
+        rotations.append(last if line["rotation_mean"] is None else line["rotation_mean"])
+    return rotations

@@ -54,8 +54,15 @@ def open_results(plan: Plan, train_size: int, out: Path) -> dict[str, Any]:
     """The results in `out`, or new ones.
 
     Raises:
-        UserError: `out` holds another comparison, or something else.
+        UserError: `out` holds another comparison, or something else; a batch is larger than the
+            data.
     """
+    if plan.largest_batch() > train_size:
+        # Said now, and not after the first hours.
+        raise UserError(
+            f"a batch of {plan.largest_batch()}, the largest of this comparison, is more than the "
+            f"{train_size} samples to train on; use a smaller --batch-size"
+        )
     head = {
         "kind": plan.KIND, "config": plan.config.to_dict(), "seeds": list(plan.seeds),
         "train_size": train_size, **plan.settings(),

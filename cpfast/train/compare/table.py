@@ -167,11 +167,7 @@ def _arm_notes(
             f"The time of a sample differs by up to {max(rates) / min(rates):.1f}x between runs, "
             "more than scoring costs: the machine was not quiet, so compare samples, not times."
         )
-    sources = {
-        report.energy_sources({"components": e["energy"]})
-        for e in results["runs"]
-        if e["energy"] is not None
-    }
+    sources = {report.energy_sources(e["energy"]) for e in results["runs"] if e["kwh"] is not None}
     if sources:
         notes.append(f"Energy includes evaluation ({'; '.join(sorted(sources))}).")
     if config.data == "digits":
