@@ -404,6 +404,19 @@ def test_default_folder_depends_on_the_settings_that_matter():
 # --- statistics and tables
 
 
+def test_an_epoch_without_a_step_has_the_rotation_of_the_one_before():
+    lines = [{"rotation_mean": value} for value in (None, 0.25, None, 0.5)]
+    assert plan._rotations(lines) == [0.0, 0.25, 0.25, 0.5]
+
+
+def test_a_machine_that_is_not_quiet_is_told():
+    for seconds, told in ((14.0, False), (16.0, True)):
+        runs = [entry("full", 0, seconds=10.0, forward_samples=1000),
+                entry("k1", 0, seconds=seconds, forward_samples=1000)]  # fmt: skip
+        text = compare.document(made_up(("full", "k1"), runs), 2).text()
+        assert ("differs by up to 1.6x between runs" in text) == told
+
+
 def test_interval_is_that_of_the_t_distribution():
     # Student's table: t(0.975; 2) = 4.303, sd = 1
     mean, half = compare.interval([1.0, 2.0, 3.0])
@@ -515,12 +528,29 @@ def test_forward_and_backward_are_told_apart_where_they_differ():
 
 def test_energy_and_cost_are_shown_where_they_are_known():
     parts = {"cpu": {"kwh": 0.5, "source": "estimated"}, "gpu": {"kwh": 1.5, "source": "measured"}}
-    runs = [entry("full", 0, kwh=2.0, energy={"components": parts}, co2e_kg=0.25, cost=0.6)]
+    energy = {
+        "components": parts,
+        "co2e": {"kg": 0.25, "source": "estimated", "country": "ESP", "grams_per_kwh": 125.0},
+        "cost": {"value": 0.6, "source": "estimated", "price_kwh": 0.3, "price_hour": None},
+    }
+    runs = [entry("full", 0, kwh=2.0, energy=energy, co2e_kg=0.25, cost=0.6)]
     made = compare.document(made_up(("full",), runs), 1)
     header, (row,) = made.tables[0]
     cells = dict(zip(header, row, strict=True))
     assert (cells["energy Wh"], cells["CO2e g"], cells["cost"]) == ("2e+03", "250", "0.6")
     assert "Energy includes evaluation (CPU estimated, GPU measured)." in made.text()
+    assert "CO2e is estimated, by 125 g a kWh (ESP)." in made.notes
+    assert "Cost is estimated, at 0.3 a kWh." in made.notes
+
+
+def test_energy_json_is_kept_whole(tmp_path):
+    config = make_config(epochs=1, at=1)
+    folder = scratch(tmp_path / "run", config)
+    energy = {"kwh": None, "components": {}, "co2e": {"kg": 0.5}, "cost": None}
+    folder.save_energy(energy)
+    made = plan.entry_of(folder, 0, None)
+    assert (made["kwh"], made["co2e_kg"], made["cost"]) == (None, 0.5, None)
+    assert made["energy"] == energy
 
 
 def test_pictures(finished, tmp_path):
@@ -531,6 +561,16 @@ def test_pictures(finished, tmp_path):
 
 
 # --- options
+
+
+def test_a_batch_larger_than_the_data_is_told_before_anything_is_run(tmp_path):
+    base = make_config(criterion="slope45", at=None, batch_size=16)
+    for made in (
+        compare.Falsification(base, (0,)), compare.Oracle(base, (0,)), make_plan(batch_size=32)
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="a batch of 32, the largest of this comparison, is"):
+            compare.run(made, toy_data(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def options(**given):

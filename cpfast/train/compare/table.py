@@ -170,8 +170,27 @@ def _arm_notes(
     sources = {report.energy_sources(e["energy"]) for e in results["runs"] if e["kwh"] is not None}
     if sources:
         notes.append(f"Energy includes evaluation ({'; '.join(sorted(sources))}).")
+    notes += sorted({n for e in results["runs"] for n in _cost_notes(e["energy"] or {})})
     if config.data == "digits":
         notes.append("On digits this shows the mechanism, not a benefit.")
+    return notes
+
+
+def _cost_notes(energy: Mapping[str, Any]) -> list[str]:
+    """How CO2e and cost follow from what was metered, as energy.json has them."""
+    notes = []
+    if co2e := energy.get("co2e"):
+        notes.append(
+            f"CO2e is {co2e['source']}, by {co2e['grams_per_kwh']:g} g a kWh "
+            f"({co2e['country'] or 'the mean of the world'})."
+        )
+    if cost := energy.get("cost"):
+        prices = [
+            f"{cost[key]:g} {unit}"
+            for key, unit in (("price_kwh", "a kWh"), ("price_hour", "an hour"))
+            if cost[key] is not None
+        ]
+        notes.append(f"Cost is {cost['source']}, at {' and '.join(prices)}.")
     return notes
 
 
@@ -288,7 +307,7 @@ def _oracle(results: Results) -> Document:
     ]  # fmt: skip
     picks = Table(
         ("setting", "criterion", "pick", "accuracy %", "samples, % of full", "oracle",
-         "regret, points", "oracle, no more samples", "regret, points"),
+         "regret, points", "oracle within these samples", "regret, points"),
         judged,
     )  # fmt: skip
     rows = []
@@ -333,7 +352,7 @@ def _oracle_notes(results: Results, config: Config) -> list[str]:
     for e in diverged:
         notes.append(f"{e['setting']}, switch {e['switch']}, seed {e['seed']}: {e['diverged']}.")
     notes.append("Accuracy is that of the last epoch, on the test data.")
-    notes.append("k = 1 after epoch 0 is k1, after the last it is full.")
+    notes.append("Epochs of picks and oracles are given by seed where the seeds differ.")
     if len(results["seeds"]) > 1:
         notes.append(_seeds_note(results))
     if config.data == "digits":

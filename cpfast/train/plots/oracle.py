@@ -68,12 +68,15 @@ def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: lis
         interval([100 * e["test_accuracy"] for e in sweep.runs[switch].values()])
         for switch in switches
     ]
-    halves = [a.half or 0.0 for a in accuracies]
+    runs = [(_place(x), 100 * e["test_accuracy"]) for x in switches for e in sweep.runs[x].values()]
+    several = len(plan.seeds) > 1
     top.errorbar(
-        places, [a.mean for a in accuracies], yerr=halves if any(halves) else None, color=BLACK,
-        marker="o", markersize=4, linewidth=1.3, capsize=2,
-        label="mean over seeds, 95 % interval" if any(halves) else "one seed",
+        places, [a.mean for a in accuracies], yerr=[a.half or 0 for a in accuracies] if several
+        else None, color=BLACK, marker="o", markersize=4, linewidth=1.3, capsize=2,
+        label="mean over seeds, 95 % interval" if several else "one seed",
     )  # fmt: skip
+    if several:
+        top.plot(*zip(*runs, strict=True), color=GREY, marker="o", markersize=2.5, linestyle="none")
     samples = [
         statistics.fmean(e["forward_samples"] for e in sweep.runs[switch].values()) / 1000
         for switch in switches
@@ -81,17 +84,21 @@ def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: lis
     bottom.plot(places, samples, color=GREY, marker="o", markersize=4, linewidth=1.3)
     for criterion, (colour, marker) in zip(criteria, CRITERION_STYLES * 3, strict=False):
         picked = sweep.picks.get(criterion, {})
-        runs = [(pick, sweep.runs[pick][seed]) for seed, pick in picked.items()
+        chosen = [(pick, sweep.runs[pick][seed]) for seed, pick in picked.items()
                 if seed in sweep.runs.get(pick, {})]  # fmt: skip
-        x = [_place(pick) for pick, _ in runs]
+        x = [_place(pick) for pick, _ in chosen]
         top.plot(
-            x, [100 * e["test_accuracy"] for _, e in runs], color=colour, marker=marker,
+            x, [100 * e["test_accuracy"] for _, e in chosen], color=colour, marker=marker,
             markersize=6, linestyle="none", zorder=3, label=f"picked by {criterion}, each seed",
         )  # fmt: skip
         bottom.plot(
-            x, [e["forward_samples"] / 1000 for _, e in runs], color=colour, marker=marker,
+            x, [e["forward_samples"] / 1000 for _, e in chosen], color=colour, marker=marker,
             markersize=6, linestyle="none", zorder=3,
         )  # fmt: skip
+    # by the single runs: the intervals of two seeds would leave no room for them
+    values = [value for _, value in runs] or [100.0]
+    margin = max(0.5, 0.4 * (max(values) - min(values)))
+    top.set_ylim(min(values) - margin, min(max(values) + margin, 100.3))
     shown = sorted({0, sweep.total, *plan.grid(sweep.setting)})
     for axes in (top, bottom):
         axes.set_xticks([_place(e) for e in shown], [str(e) for e in shown])
