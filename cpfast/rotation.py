@@ -14,7 +14,7 @@ from cpfast import ops
 __all__ = ["LayerRotation", "is_weight"]
 
 
-# Parameters of two or more dimensions that multiply nothing: they are added or put beside the input.
+# Parameters of two or more dimensions that multiply nothing: they are added to the input.
 _ADDED = re.compile(r"(^|_)(pos(ition(s|al)?)?|tokens?|bias(es)?)(_|$)")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cpfast
-from cpfast.train import models
+from cpfast.train import models, optimizers
 from cpfast.train.clock import Clock
 from cpfast.train.config import ENVIRONMENT, Config
 from cpfast.train.data import ImageData
@@ -69,12 +69,7 @@ class Training:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model.to(self.device)
         self.mean = data.mean()
-        self.optimizer = torch.optim.SGD(
-            _parameter_groups(self.model, config.weight_decay),
-            lr=config.lr,
-            momentum=0.9,
-            nesterov=True,
-        )
+        self.optimizer = optimizers.build(config, self.model)
         self.schedule = cpfast.schedules.FractionSchedule(
             self.optimizer, getattr(cpfast.schedules, config.schedule)()
         )
@@ -296,7 +291,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
         "prune": phase.prune,
         "samples": count,
         "full_samples": config.repeats * len(t.data.train_labels),
-        "lr": t.optimizer.param_groups[0]["lr"],
+        "lr": float(t.optimizer.param_groups[0]["lr"]),
         "seconds": {
             "evaluation": 0.0, "detection": 0.0, "scoring": 0.0, "selection": 0.0, **clock.read()
         },
@@ -351,18 +346,6 @@ def _anneal(config: Config) -> tuple[float, float | None]:
 
 def _settings(config: dict[str, Any]) -> set[tuple[str, Any]]:
     return {(name, value) for name, value in config.items() if name not in ENVIRONMENT}
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on convolution and dense kernels only, as in the paper."""
-    kernels: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (kernels if cpfast.is_weight(name, parameter) else others).append(parameter)
-    return [
-        {"params": kernels, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
 
 
 def _check_finite(what: str, value: float, epoch: int) -> None:

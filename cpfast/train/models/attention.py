@@ -46,5 +46,5 @@ def init_transformer(model: nn.Module, depth: int) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
             added = name.endswith(("attended", "contract"))
             nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * depth) if added else 0.02)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -43,7 +43,6 @@ class ViTTiny(nn.Module):
         nn.init.normal_(self.class_token, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
         nn.init.normal_(self.patches.weight, std=1 / math.sqrt(channels * patch * patch))
-        nn.init.zeros_(self.patches.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2)
