@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cpfast
-from cpfast.train import models, optimizers
+from cpfast.train import energy, models, optimizers
 from cpfast.train.clock import Clock
 from cpfast.train.config import ENVIRONMENT, Config
 from cpfast.train.data import ImageData
-from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import CHECKPOINT, RunFolder
 
@@ -186,27 +185,25 @@ def run(
             folder.fork(into, settings)
     if until is not None and training.epoch > 0 and until(training):
         return training
-    meter = EnergyMeter(training.device, folder.energy()) if config.energy else None
+    meter = energy.start(config, folder)
     try:
         energy_read = time.monotonic()
         while training.epoch < last:
             metrics = train_epoch(training, progress)
             folder.append_metrics(metrics)
             folder.save_checkpoint(training.state_dict())
-            if meter is not None and time.monotonic() - energy_read > ENERGY_EVERY:
+            if time.monotonic() - energy_read > ENERGY_EVERY:
                 folder.save_energy(meter.read())
                 energy_read = time.monotonic()
             if progress is not None:
                 progress.epoch(metrics)
             for into, settings in forks(training) if forks is not None else ():
-                if meter is not None:
-                    folder.save_energy(meter.read())
+                folder.save_energy(meter.read())
                 folder.fork(into, settings)
             if until is not None and until(training):
                 break
     finally:
-        if meter is not None:
-            folder.save_energy(meter.stop())
+        folder.save_energy(meter.stop())
     return training
 
 
