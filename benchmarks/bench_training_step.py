@@ -50,7 +50,11 @@ def resnet18():
 
 def network(name, device):
     torch.manual_seed(0)
-    model = resnet18() if name == "ResNet-18" else build(name.replace("-", "").lower(), 3, 10, 0)
+    model = (
+        resnet18()
+        if name == "ResNet-18"
+        else build(name.replace("-", "").lower(), (32, 32, 3), 10, 0)
+    )
     return model.to(device).train()
 
 

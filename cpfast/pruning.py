@@ -270,6 +270,7 @@ class DataPruner:
         target: Tensor,
         index: Tensor,
         *,
+        weight: Tensor | None = None,
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
     ) -> Tensor:
@@ -283,6 +284,8 @@ class DataPruner:
             logits: [B, C], or [B, T, C] for sequences of tokens.
             target: [B] int64, each a class, none is ignored; or [B, T].
             index: [B] int64, which samples of the data set these are.
+            weight: [B] float32; None: ``weights(index)``, of the current plan. For batches that
+                hold samples of an earlier plan too.
             label_smoothing: in [0, 1].
             ignore_index: of tokens. A sequence's score is the mean over the others.
 
@@ -302,7 +305,7 @@ class DataPruner:
         loss = ops.scored_cross_entropy(
             logits,
             target,
-            weight=self.weights(index),
+            weight=self.weights(index) if weight is None else weight,
             label_smoothing=label_smoothing,
             ignore_index=ignore_index if logits.dim() == 3 else _NONE_IGNORED,
             reduction="mean",

@@ -62,7 +62,9 @@ def test_each_arm_and_seed_once(finished):
 
 def test_samples_of_the_arms(finished):
     for seed in (0, 1):
-        samples = {arm: compare.find(finished[1], arm, seed)["samples"] for arm in compare.ARMS}
+        samples = {
+            arm: compare.find(finished[1], arm, seed)["forward_samples"] for arm in compare.ARMS
+        }
         assert samples["full"] == 3 * EPOCHS * TRAIN
         assert samples["detector"] == (3 * END + EPOCHS - END) * TRAIN
         assert samples["k1"] == EPOCHS * TRAIN
@@ -80,7 +82,7 @@ def test_the_detector_arm_begins_as_full(finished):
         for arm in ("full", "detector")
     ]
     assert times[0] == times[1]
-    assert full[END]["samples"] == 3 * detector[END]["samples"]
+    assert full[END]["forward_samples"] == 3 * detector[END]["forward_samples"]
 
 
 def test_the_fork_equals_a_detector_run_from_scratch(finished, tmp_path):
@@ -138,7 +140,9 @@ def test_a_stop_loses_nothing(finished, tmp_path):
     assert len(set(ended)) == 8
 
     def essence(results):
-        return [(e["arm"], e["seed"], e["samples"], e["test_accuracy"]) for e in results["runs"]]
+        return [
+            (e["arm"], e["seed"], e["forward_samples"], e["test_accuracy"]) for e in results["runs"]
+        ]
 
     assert essence(again) == essence(whole)
 
@@ -169,7 +173,7 @@ def test_a_period_that_does_not_end_makes_the_detector_arm_full(tmp_path):
     results = compare.compare(config, toy_data(), tmp_path, [0])
     full, detector = (compare.find(results, arm, 0) for arm in ("full", "detector"))
     assert detector["period_end"] is None
-    assert detector["samples"] == full["samples"] == 3 * 3 * TRAIN
+    assert detector["forward_samples"] == full["forward_samples"] == 3 * 3 * TRAIN
     assert detector["test_accuracy"] == full["test_accuracy"]
     assert "The critical period ended after epoch: not." in compare.compare_table(results)
     assert compare.find(results, "k1_matched", 0)["epochs"] == 9

@@ -1,5 +1,6 @@
 """The loop: what each method spends, resume to the bit, divergence, unfit checkpoints."""
 
+import dataclasses
 import math
 import random
 
@@ -116,7 +117,9 @@ def test_what_each_method_spends(tmp_path):
         lines = folder.metrics()
         assert {line["full_samples"] for line in lines} == {3 * TRAIN}
         assert [line["period_end"] for line in lines] == [None] * 2 + [3] * 6
-        spent[method] = [(line["repeats"], line["prune"], line["samples"]) for line in lines]
+        spent[method] = [
+            (line["repeats"], line["prune"], line["planned_samples"]) for line in lines
+        ]
     assert spent["full"] == [(3, False, 90)] * 8
     assert spent["detector"] == [(3, False, 90)] * 3 + [(1, False, 30)] * 5
     assert spent["prune"][0] == (3, True, 90)
@@ -128,15 +131,18 @@ def test_what_each_method_spends(tmp_path):
     assert min(after) < 30 and after[-1] == 30
 
 
-def test_scored_only_where_it_prunes(tmp_path, monkeypatch):
-    training = loop.Training(make_config(method="detector"), toy_data())
-    monkeypatch.setattr(training.pruner, "loss", None)
-    seconds = loop.train_epoch(training)["seconds"]
-    assert seconds["scoring"] == 0 and seconds["detection"] > 0
-    training = loop.Training(make_config(method="prune"), toy_data())
-    seconds = loop.train_epoch(training)["seconds"]
-    assert 0 < seconds["scoring"] < seconds["train"]
-    assert seconds["scoring"] + seconds["selection"] + seconds["detection"] < seconds["train"]
+def test_every_arm_scores_and_times_its_parts():
+    for method in METHODS:
+        training = loop.Training(make_config(method=method), toy_data())
+        seconds = loop.train_epoch(training)["seconds"]
+        assert 0 < seconds["scoring"] < seconds["train"] and seconds["detection"] > 0
+        assert seconds["scoring"] + seconds["selection"] + seconds["detection"] < seconds["train"]
+        assert seconds["preparation"] == 0
+        # all but the two samples left over for the next epoch
+        assert training.pruner.scores.isinf().sum() == 0
+    training = loop.Training(make_config(repeats=1), toy_data())
+    loop.train_epoch(training)
+    assert training.pruner.scores.isinf().sum() == TRAIN % 8
 
 
 def test_it_learns_and_reports_the_last_accuracy(tmp_path):
@@ -146,7 +152,8 @@ def test_it_learns_and_reports_the_last_accuracy(tmp_path):
     lines = folder.metrics()
     evaluated = [line["epoch"] for line in lines if line["test_accuracy"] is not None]
     assert evaluated == [3, 6, 8]
-    assert lines[-1]["test_accuracy"] == loop.evaluate(training) == 1.0
+    assert (lines[-1]["test_loss"], lines[-1]["test_accuracy"]) == loop.evaluate(training)
+    assert lines[-1]["test_accuracy"] == 1.0
     assert lines[-1]["train_loss"] < lines[0]["train_loss"] / 2
 
 
@@ -168,24 +175,104 @@ def test_metrics_of_rotation(tmp_path):
     assert math.isfinite(line["slope"])
 
 
-def test_batches_hold_every_sample_once_a_pass_and_differ_by_one_at_most(monkeypatch):
-    training = loop.Training(make_config(repeats=2, batch_size=7), toy_data())
+def batches_of(training, epochs, monkeypatch):
+    """The (index, draw) of each batch that the epochs train on."""
     seen = []
     real = ops.augment_batch
 
     def augment_batch(images, index, **options):
         if "repeat" in options:  # else it evaluates
-            seen.append((index, options["repeat"]))
+            seen.append((index.tolist(), options["repeat"].tolist()))
         return real(images, index, **options)
 
     monkeypatch.setattr(ops, "augment_batch", augment_batch)
+    lines = [loop.train_epoch(training) for _ in range(epochs)]
+    assert sum(line["forward_samples"] for line in lines) == sum(len(i) for i, _ in seen)
+    return seen
+
+
+def test_batches_are_of_one_size_and_lose_nothing_to_the_end_of_an_epoch(monkeypatch):
+    training = loop.Training(make_config(repeats=2, batch_size=7), toy_data())
+    seen = batches_of(training, 3, monkeypatch)
+    assert {len(index) for index, _ in seen} == {7}
+    assert len(seen) == 3 * 2 * TRAIN // 7
+    drawn = [pair for index, draw in seen for pair in zip(draw, index, strict=True)]
+    every = [(d, i) for d in range(6) for i in range(TRAIN)]
+    left = training.stream.state_dict()
+    left = list(zip(left["draw"].tolist(), left["index"].tolist(), strict=True))
+    assert len(left) == 3 * 2 * TRAIN % 7
+    assert sorted(drawn + left) == every
+    # A pass and an epoch end within a batch, and the next draws begin there.
+    assert any(len(set(draw)) == 2 for _, draw in seen)
+    assert any(set(draw) == {1, 2} for _, draw in seen)
+
+
+def test_a_sample_left_over_keeps_its_weight(monkeypatch):
+    config = make_config(method="prune", repeats=1, batch_size=7, epochs=40)
+    training = loop.Training(config, toy_data())
+    training.pruner.update(torch.arange(TRAIN), torch.linspace(0, 1, TRAIN))
+    training.epoch = 2
     loop.train_epoch(training)
-    sizes = [len(index) for index, _ in seen]
-    assert max(sizes) - min(sizes) <= 1 and max(sizes) <= 7
-    index, repeat = (torch.cat(part).tolist() for part in zip(*seen, strict=True))
-    assert sorted(zip(repeat, index, strict=True)) == [(r, i) for r in (0, 1) for i in range(TRAIN)]
-    # A pass ends within a batch, and the next one's draws begin there.
-    assert any(len(set(repeat.tolist())) == 2 for _, repeat in seen)
+    left = training.stream.state_dict()
+    assert len(left["index"]) > 0 and torch.equal(
+        left["weight"], training.pruner.weights(left["index"])
+    )
+    training.pruner.plan(3, prune=False)  # all of weight 1
+    seen = []
+    real = training.pruner.loss
+
+    def loss(logits, target, index, weight):
+        seen.append((index, weight))
+        return real(logits, target, index, weight=weight)
+
+    monkeypatch.setattr(training.pruner, "loss", loss)
+    loop.train_epoch(training)
+    index, weight = (part[: len(left["index"])] for part in seen[0])
+    assert torch.equal(index, left["index"]) and torch.equal(weight, left["weight"])
+
+
+def test_an_epoch_of_fewer_samples_than_a_batch(tmp_path):
+    # half of 20 samples, in batches of 16: an epoch with a step, one without
+    config = make_config(
+        method="prune", policy="random", keep=0.5, repeats=1, batch_size=16, epochs=4, anneal=1.0,
+        criterion="slope45", at=None,
+    )  # fmt: skip
+    data = toy_data()
+    data = dataclasses.replace(
+        data, train_images=data.train_images[:20], train_labels=data.train_labels[:20]
+    )
+    folder = start(tmp_path / "run", config)
+    training = loop.run(config, data, folder)
+    lines = folder.metrics()
+    assert [line["forward_samples"] for line in lines] == [0, 16, 0, 16]
+    assert [line["train_loss"] is None for line in lines] == [True, False, True, False]
+    assert [epoch for epoch, _ in training.detector.history] == [2, 4]
+    with pytest.raises(UserError, match="--batch-size 21: there are only 20 samples"):
+        loop.Training(config.replace(batch_size=21), data)
+
+
+def test_a_compiled_step_does_what_an_eager_one_does():
+    weights = {}
+    for how in ("eager", "compile"):
+        training = loop.Training(make_config(step=how, method="prune"), toy_data())
+        assert training.run_step.ready == (how == "eager")
+        training.stream.extend(torch.arange(16), torch.zeros(16).long(), torch.ones(16))
+        for _ in range(2):
+            training.run_step()
+        weights[how] = [p.detach() for p in training.model.parameters()]
+        assert training.pruner.scores.isfinite().sum() == 16
+    for eager, compiled in zip(weights["eager"], weights["compile"], strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-4)
+
+
+def test_compiling_is_no_training_time(tmp_path):
+    config = make_config(epochs=2, step="compile")
+    folder = start(tmp_path / "run", config)
+    loop.run(config, toy_data(), folder)
+    first, second = (line["seconds"] for line in folder.metrics())
+    assert first["preparation"] > 0 and second["preparation"] == 0
+    assert first["train"] > 0
+    assert "and preparation" in report.run_table(report.summarise(folder))
 
 
 def test_weight_decay_is_on_kernels_only():
@@ -305,12 +392,12 @@ def test_training_loss_estimates_that_of_all_samples(policy, monkeypatch):
     training.epoch = 2
     training.pruner.update(torch.arange(TRAIN), torch.linspace(0, 1, TRAIN))
 
-    def constant(t, logits, labels, index, clock):
-        return 0 * logits.sum() + 2.0 * t.pruner.weights(index).mean()
+    def constant(logits, labels, index, weight):
+        return 0 * logits.sum() + 2.0 * weight.mean()
 
-    monkeypatch.setattr(loop, "_loss", constant)
+    monkeypatch.setattr(training.pruner, "loss", constant)
     line = loop.train_epoch(training)
-    assert line["samples"] < 2 * TRAIN
+    assert line["planned_samples"] < 2 * TRAIN
     assert line["train_loss"] == pytest.approx(2.0)
 
 
@@ -323,15 +410,15 @@ def test_anneal_means_one_moment(tmp_path):
     assert [(line["repeats"], line["prune"]) for line in lines] == (
         [(3, False)] * 2 + [(1, True)] * 4 + [(3, False)] * 4
     )
-    assert lines[5]["samples"] < TRAIN  # epoch 5 of 10: still pruned
-    assert {line["samples"] for line in lines[6:]} == {3 * TRAIN}
+    assert lines[5]["planned_samples"] < TRAIN  # epoch 5 of 10: still pruned
+    assert {line["planned_samples"] for line in lines[6:]} == {3 * TRAIN}
     # without a detector: the last 5 of 10
     config = make_config(method="prune", epochs=10, at=2, anneal=0.5)
     folder = start(tmp_path / "prune", config)
     loop.run(config, toy_data(), folder)
     lines = folder.metrics()
-    assert lines[4]["samples"] < 3 * TRAIN
-    assert {line["samples"] for line in lines[5:]} == {3 * TRAIN}
+    assert lines[4]["planned_samples"] < 3 * TRAIN
+    assert {line["planned_samples"] for line in lines[5:]} == {3 * TRAIN}
     assert all(line["prune"] for line in lines)
 
 
@@ -380,7 +467,7 @@ def test_a_fork_decides_by_its_own_criterion(tmp_path):
     loop.run(config, data, folder, forks=forks_at(3, fork, other))
     training = loop.run(other, data, fork)
     assert (training.detector.end_epoch, training.detector.reason) == (3, "fixed: epoch 3")
-    assert [line["samples"] for line in fork.metrics()] == [90] * 3 + [30] * 3
+    assert [line["planned_samples"] for line in fork.metrics()] == [90] * 3 + [30] * 3
 
 
 def test_until_stops_at_a_stored_epoch_and_stays_stopped(tmp_path):
@@ -395,13 +482,56 @@ def test_until_stops_at_a_stored_epoch_and_stays_stopped(tmp_path):
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_cuda_resume_and_times(tmp_path, precision):
-    config = make_config(method="detector+prune", device="cuda:0", precision=precision)
+@pytest.mark.parametrize(
+    ("precision", "step"),
+    [("fp32", "eager"), ("bf16", "graph"), ("bf16", "compile+graph"), ("fp16", "eager")],
+)
+def test_cuda_resume_and_times(tmp_path, precision, step):
+    config = make_config(method="detector+prune", device="cuda:0", precision=precision, step=step)
     data = toy_data()
     whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
     loop.run(config, data, whole)
     loop.run(config, data, parts, epochs=3)
     loop.run(config, data, parts)
     assert_same(whole.checkpoint(), parts.checkpoint())
-    assert all(line["seconds"]["scoring"] > 0 for line in whole.metrics())
+    for line in whole.metrics():
+        scoring = line["seconds"]["scoring"]
+        assert scoring is None if "graph" in step else scoring > 0
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_a_captured_step_does_what_an_eager_one_does():
+    lines, weights = {}, {}
+    for how in ("eager", "graph"):
+        config = make_config(method="prune", device="cuda:0", precision="fp32", step=how, epochs=8)
+        training = loop.Training(config, toy_data().to(torch.device("cuda:0")))
+        lines[how] = [loop.train_epoch(training)["planned_samples"] for _ in range(3)]
+        weights[how] = [p.detach() for p in training.model.parameters()]
+    assert lines["eager"] == lines["graph"]
+    for eager, graph in zip(weights["eager"], weights["graph"], strict=True):
+        assert torch.equal(eager, graph)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("how", ["eager", "graph"])
+def test_cuda_steps_never_wait_for_the_device(how):
+    config = make_config(device="cuda:0", precision="bf16", step=how)
+    training = loop.Training(config, toy_data().to(torch.device("cuda:0")))
+    loop.train_epoch(training)
+    assert training.run_step.ready
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(
+            training.stream.extend(
+                *(
+                    x.cuda()
+                    for x in (torch.arange(TRAIN), torch.ones(TRAIN).long(), torch.ones(TRAIN))
+                )
+            )
+        ):
+            training.schedule.step(0.5)
+            training.run_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -19,11 +19,14 @@ from cpfast.train import compare, data, energy, loop, models, plots, report
 from cpfast.train.config import (
     CRITERIA,
     ENVIRONMENT,
+    LABELS,
     METHODS,
     MODELS,
+    OPTIMIZERS,
     POLICIES,
     PRECISIONS,
     SCHEDULES,
+    STEPS,
     Config,
     differences,
 )
@@ -274,7 +277,7 @@ def _counted(number: int, what: str) -> str:
 def _print_arm(entry: dict[str, Any]) -> None:
     print(
         f"seed {entry['seed']}  {entry['arm']:<10}  {100 * entry['test_accuracy']:6.2f} %  "
-        f"{entry['samples']:>9,} samples  {entry['seconds']:6.1f} s",
+        f"{entry['forward_samples']:>9,} samples  {entry['seconds']:6.1f} s",
         flush=True,
     )
 
@@ -355,16 +358,23 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, help="default: 120 for digits, else 200")
     add("--repeats", type=int, help="augmented passes an epoch in the period (k); default: 3")
     add("--batch-size", type=int, help="default: 32 for digits, else 128")
-    add("--lr", type=float, help="default: batch size / 32 x 0.01, for digits x 0.1")
+    add("--optimizer", choices=OPTIMIZERS, help="default: sgd, for text adamw")
+    add("--lr", type=float, help="default: of sgd, batch size / 32 x 0.01 (cnn: x 0.1); else fixed")
     add("--weight-decay", type=float, help="of kernels only; default: 2e-4")
     add("--schedule", choices=SCHEDULES, help="of the learning rate; default: step")
     add("--criterion", choices=CRITERIA, help="of the period's end; default: slope45")
     add("--at", type=int, help="epoch of --criterion fixed")
+    add("--labels", choices=LABELS, help="random: a control with nothing to learn; default: true")
     add("--flip", action=argparse.BooleanOptionalAction, help="default: not for digits")
     add("--seed", type=int, help="default: 0")
     add("--eval-every", type=int, help="epochs between evaluations; default: a tenth of all")
     add("--device", help="cpu, cuda or cuda:N; default: cuda if there is one")
-    add("--precision", choices=PRECISIONS, help="default: fp32")
+    add("--precision", choices=PRECISIONS, help="default: fp32 on the CPU, else bf16")
+    add(
+        "--step",
+        choices=STEPS,
+        help="how a training step is executed; default: eager on the CPU, else graph",
+    )
     add("--threads", type=int, help="of the CPU; default: 1 for cnn, else half of the processors")
     add("--no-energy", dest="energy", action="store_const", const=False)
     add("--country", help="whose electricity makes the CO2e, as BRA; default: the world's mean")

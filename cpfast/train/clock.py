@@ -20,6 +20,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._seconds: dict[str, float] = defaultdict(float)
+        self._apart = 0.0
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -41,19 +42,32 @@ class Clock:
     def whole(self, name: str) -> Iterator[None]:
         """Synchronised wall time, for a part long enough to wait for."""
         self.synchronize()
+        start, apart = time.perf_counter(), self._apart
+        yield
+        self.synchronize()
+        self._seconds[name] += time.perf_counter() - start - (self._apart - apart)
+
+    @contextmanager
+    def apart(self, name: str) -> Iterator[None]:
+        """As `whole`, and not part of the whole around it."""
+        self.synchronize()
         start = time.perf_counter()
         yield
         self.synchronize()
-        self._seconds[name] += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._seconds[name] += seconds
+        self._apart += seconds
 
     def synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def read(self) -> dict[str, float]:
-        """Seconds by part so far."""
+        """Seconds by part since the last reading."""
         self.synchronize()
         for name, before, after in self._events:
             self._seconds[name] += before.elapsed_time(after) / 1000
         self._events.clear()
-        return dict(self._seconds)
+        seconds = dict(self._seconds)
+        self._seconds.clear()
+        return seconds

@@ -31,8 +31,8 @@ FORMAT = "cpfast-compare-1"
 RESULTS = "results.json"
 # of an entry of its "runs", as `summarise_arm` makes it
 ENTRY_KEYS = {
-    "arm", "seed", "test_accuracy", "epochs", "samples", "seconds", "detection_seconds", "kwh",
-    "energy_sources", "period_end", "curve",
+    "arm", "seed", "test_accuracy", "epochs", "forward_samples", "seconds", "detection_seconds",
+    "kwh", "energy_sources", "period_end", "curve",
 }  # fmt: skip
 MakeProgress = Callable[[int, int, str], AbstractContextManager[Progress]]
 
@@ -56,7 +56,7 @@ def compare(
 
     Returns:
         What results.json holds: "config", "seeds", and "runs", one entry per arm and seed with
-        "test_accuracy", "samples", "epochs", "seconds" (of training), "kwh", "curve".
+        "test_accuracy", "forward_samples", "epochs", "seconds" (of training), "kwh", "curve".
 
     Raises:
         UserError: `out` holds another comparison.
@@ -154,7 +154,7 @@ def arm_config(arm: str, config: Config, parent: Path) -> Config:
     if arm == "k1":
         return one
     summary = report.summarise(RunFolder(parent / "detector"))
-    passes = summary["samples"] * config.repeats * config.epochs // summary["full_samples"]
+    passes = summary["forward_samples"] * config.repeats * config.epochs // summary["full_samples"]
     return one.replace(epochs=passes, eval_every=math.ceil(passes / 10))
 
 
@@ -205,7 +205,7 @@ def summarise_arm(arm: str, seed: int, folder: RunFolder) -> dict[str, Any]:
         "seed": seed,
         "test_accuracy": summary["test_accuracy"],
         "epochs": summary["epochs"],
-        "samples": summary["samples"],
+        "forward_samples": summary["forward_samples"],
         "seconds": clock,
         "detection_seconds": summary["seconds"]["detection"] if watching else 0.0,
         "kwh": None if energy is None else energy["kwh"],
@@ -242,7 +242,7 @@ def compare_table(results: dict[str, Any], picture: Path | None = None) -> str:
                 arm,
                 _mean([100 * e["test_accuracy"] for e in entries], 2),
                 "" if arm == "full" or not pairs else _mean(gain, 2, sign=True),
-                f"{statistics.fmean(e['samples'] for e in entries):,.0f}",
+                f"{statistics.fmean(e['forward_samples'] for e in entries):,.0f}",
                 _mean([e["seconds"] for e in entries], 1),
                 "" if arm == "full" or not pairs else f"{statistics.fmean(saved):.0f} %",
                 f"{statistics.fmean(energy):.3g}" if energy else "not measured",
@@ -252,7 +252,7 @@ def compare_table(results: dict[str, Any], picture: Path | None = None) -> str:
         "arm",
         "accuracy %",
         "to full, points",
-        "samples",
+        "forward_samples",
         "time s",
         "time saved",
         "energy Wh",

@@ -158,6 +158,10 @@ class Config:
             raise UserError("--at goes with --criterion fixed")
         if self.precision == "fp16" and self.device == "cpu":
             raise UserError("--precision fp16 needs a CUDA device; on the CPU use bf16 or fp32")
+        if "graph" in self.step and self.precision == "fp16":
+            raise UserError(
+                f"--step {self.step}: not with --precision fp16, whose loss scale the host decides"
+            )
         if "graph" in self.step and self.device == "cpu":
             raise UserError(
                 f"--step {self.step} needs a CUDA device; on the CPU use eager or compile"
@@ -188,7 +192,8 @@ class Config:
         if given["device"] == "cpu":
             given.setdefault("threads", _default_threads(given["model"]))
         else:
-            given.setdefault("step", "eager" if given.get("precision") == "fp16" else "graph")
+            given.setdefault("precision", "bf16")
+            given.setdefault("step", "eager" if given["precision"] == "fp16" else "graph")
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:

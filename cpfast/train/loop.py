@@ -1,9 +1,12 @@
 """The training loop: one epoch after another, each with what the recipe still spends on it.
 
-    samples on the device -> gather, augment, subtract mean -> model -> loss -> backward -> step
+    stream of indices -> gather, augment -> model -> scored loss -> backward -> optimizer
 
-At an epoch's end the detector reads the rotation, and the next epoch's recipe follows from it.
-All randomness comes from (seed, epoch) and what it is drawn for, so a resumed run equals an
+`Training.step` is that line: it reads and writes tensors on the device and never waits for them,
+so that it can be compiled, or captured once as a CUDA graph and replayed; what is pruned only
+changes how many steps an epoch has. At an epoch's end the host reads one small tensor: the loss
+and the layers' rotation, from which the detector and the next epoch's recipe follow. All
+randomness comes from the seed, the epoch and what it is drawn for, so a resumed run equals an
 uninterrupted one to the bit.
 """
 
@@ -12,27 +15,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 import cpfast
-from cpfast.train import energy, models, optimizers
+from cpfast.train import batches, energy, models, optimizers
+from cpfast.train.batches import AUTOCAST
 from cpfast.train.clock import Clock
 from cpfast.train.config import ENVIRONMENT, Config
 from cpfast.train.data import ImageData
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import CHECKPOINT, RunFolder
+from cpfast.train.step import Step
+from cpfast.train.stream import SampleStream
 
 EVALUATION_BATCH = 512
 ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the counters is not free
 PRUNING_ANNEAL = 0.875
-# The paper's augmentation (2506.15954).
-ROTATION = 15.0  # degrees
-SHIFT = 0.1  # of the height and of the width
-AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Progress(Protocol):
@@ -58,16 +61,23 @@ class Training:
     """
 
     def __init__(self, config: Config, data: ImageData) -> None:
+        if config.batch_size > data.train_size:
+            raise UserError(
+                f"--batch-size {config.batch_size}: there are only {data.train_size} samples to "
+                "train on"
+            )
         self.config = config
-        self.data = data
         self.device = torch.device(config.device)
         self.epoch = 0
         self.fingerprint = data.fingerprint()  # once: it reads all of the data
+        if config.labels == "random":
+            data = data.with_random_labels(config.seed)
+        self.data = data
+        self.batches = batches.of(config, data)
         model = models.build(config.model, data.shape, data.outputs, config.seed)
         # torch's annotations leave this form out
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model.to(self.device)
-        self.mean = data.mean()
         self.optimizer = optimizers.build(config, self.model)
         self.schedule = cpfast.schedules.FractionSchedule(
             self.optimizer, getattr(cpfast.schedules, config.schedule)()
@@ -79,7 +89,7 @@ class Training:
         )
         pruning_anneal, recipe_anneal = _anneal(config)
         self.pruner = cpfast.DataPruner(
-            len(data.train_labels),
+            data.train_size,
             num_epochs=config.epochs,
             policy=config.policy,
             keep=config.keep,
@@ -93,6 +103,33 @@ class Training:
             repeats=config.repeats,
             keep=config.keep,
             anneal=recipe_anneal,
+        )
+        self.stream = SampleStream(config.repeats * data.train_size, config.batch_size, self.device)
+        self.clock = Clock(self.device)
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        compiled, self.captured = "compile" in config.step, "graph" in config.step
+        self.forward = torch.compile(self.model) if compiled else self.model
+        self.run_step = Step(self.step, self.device, graph=self.captured, compiled=compiled)
+
+    def step(self) -> None:
+        """One batch, forward and backward, and the update of the weights."""
+        index, draw, weight = self.stream.next()
+        inputs, targets = self.batches.train(index, draw)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            logits = self.forward(inputs)
+        # The parts of a replayed graph cannot be timed.
+        with nullcontext() if self.captured else self.clock.part("scoring"):
+            loss = self.pruner.loss(logits, targets, index, weight=weight)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.loss_sum += loss.detach()
+
+    def autocast(self) -> torch.autocast:
+        precision = self.config.precision
+        return torch.autocast(
+            self.device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,7 +170,16 @@ class Training:
             raise _Unfit(f"does not fit the run ({error!r})") from error
 
     def _stateful(self) -> tuple[str, ...]:
-        return ("model", "optimizer", "schedule", "scaler", "rotation", "detector", "pruner")
+        return (
+            "model",
+            "optimizer",
+            "schedule",
+            "scaler",
+            "rotation",
+            "detector",
+            "pruner",
+            "stream",
+        )
 
 
 def run(
@@ -212,126 +258,94 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
 
     Times are in seconds: "train" is synchronised wall time, and "detection", "scoring" and
     "selection" are parts of it. Scoring is the whole call of the scored loss, the loss itself
-    included: an upper bound. "evaluation" is not part of "train".
+    included: an upper bound; None where the step is a CUDA graph. "evaluation", and "preparation"
+    (compiling and capturing the step), are not part of "train".
     """
     t, config = training, training.config
     phase = t.recipe.phase(t.epoch, t.detector.end_epoch)
-    clock = Clock(t.device)
-    with clock.whole("train"):
-        with clock.part("selection"):
-            order = t.pruner.plan(t.epoch, repeats=phase.repeats, prune=phase.prune)
-        count = len(order)
-        # All passes choose by the same scores, and are of one length.
-        repeats = torch.arange(phase.repeats, device=t.device).repeat_interleave(
-            count // phase.repeats
-        )
-        # Batches of equal size, at most one sample apart: no sample is left out, and none makes
-        # a batch of its own.
-        steps = math.ceil(count / config.batch_size)
-        batches = zip(order.tensor_split(steps), repeats.tensor_split(steps), strict=True)
+    with t.clock.whole("train"):
+        with t.clock.part("selection"):
+            planned, steps = _plan(t, phase)
         t.model.train()
-        loss_sum = torch.zeros((), device=t.device)
-        for step, (index, repeat) in enumerate(batches):
+        t.loss_sum.zero_()
+        for step in range(steps):
             t.schedule.step((t.epoch + step / steps) / config.epochs)
-            images = cpfast.ops.augment_batch(
-                t.data.train_images,
-                index,
-                seed=config.seed,
-                epoch=t.epoch,
-                repeat=repeat,
-                flip=config.flip,
-                shift=SHIFT,
-                rotation=ROTATION,
-                mean=t.mean,
-                dtype=AUTOCAST[config.precision],
-            )
-            with _autocast(t):
-                logits = t.model(images)
-            loss = _loss(t, logits.float(), t.data.train_labels[index], index, clock)
-            t.scaler.scale(loss).backward()
-            t.scaler.step(t.optimizer)
-            t.scaler.update()
-            t.optimizer.zero_grad(set_to_none=True)
-            loss_sum += loss.detach() * len(index)
+            with nullcontext() if t.run_step.ready else t.clock.apart("preparation"):
+                t.run_step()
             if progress is not None:
                 progress.step(1 / steps)
-        rotation: dict[str, float] = {}
+        # Of a batch's mean and its size, over the weights, which stand for the samples left out
+        # too: it estimates the mean over all.
+        summary = [config.batch_size * t.loss_sum / t.stream.weight_sum()]
         if config.detect:
-            with clock.part("detection"):
-                t.rotation.update()
-                rotation = t.rotation.compute()
-                mean_rotation = math.fsum(rotation.values()) / len(rotation)
-        # By the weights, which stand for the samples left out: it estimates the mean over all.
-        weight_sum = t.pruner.weights(order).sum(dtype=torch.float64)
-        train_loss = (loss_sum.double() / weight_sum).item()
-        _check_finite("training loss", train_loss, t.epoch + 1)
-        if config.detect:
+            with t.clock.part("detection"):
+                summary += t.rotation.update().double().unbind()
+        train_loss, *rotation = torch.stack(summary).tolist()
+        mean_rotation = None
+        if steps:
+            _check_finite("training loss", train_loss, t.epoch + 1)
+        if rotation and steps:  # what has not moved says nothing
+            mean_rotation = math.fsum(rotation) / len(rotation)
             _check_finite("layer rotation", mean_rotation, t.epoch + 1)
-            with clock.part("detection"):
+            with t.clock.part("detection"):
                 t.detector.step(mean_rotation, t.epoch + 1)
     t.epoch += 1
-    accuracy = None
+    test_loss = accuracy = None
     if t.epoch % config.eval_every == 0 or t.epoch == config.epochs:
-        with clock.whole("evaluation"):
-            accuracy = evaluate(t)
+        with t.clock.whole("evaluation"):
+            test_loss, accuracy = evaluate(t)
     slopes = t.detector.slopes
+    parts: dict[str, float | None] = {
+        "evaluation": 0.0, "preparation": 0.0, "detection": 0.0,
+        "scoring": None if t.captured else 0.0,
+    }  # fmt: skip
     return {
         "epoch": t.epoch,
-        "train_loss": train_loss,
+        "train_loss": train_loss if steps else None,
+        "test_loss": test_loss,
         "test_accuracy": accuracy,
-        "rotation_mean": mean_rotation if config.detect else None,
-        "rotation": rotation,
+        "rotation_mean": mean_rotation,
+        "rotation": dict(zip(t.rotation.names, rotation, strict=False)),
         "slope": slopes[-1][1] if slopes and slopes[-1][0] == t.epoch else None,
         "period_end": t.detector.end_epoch,
         "period_end_reason": t.detector.reason,
         "repeats": phase.repeats,
         "prune": phase.prune,
-        "samples": count,
-        "full_samples": config.repeats * len(t.data.train_labels),
+        "planned_samples": planned,
+        "forward_samples": steps * config.batch_size,
+        "backward_samples": steps * config.batch_size,
+        "full_samples": config.repeats * t.data.train_size,
         "lr": float(t.optimizer.param_groups[0]["lr"]),
-        "seconds": {
-            "evaluation": 0.0, "detection": 0.0, "scoring": 0.0, "selection": 0.0, **clock.read()
-        },
-    }  # fmt: skip
+        "seconds": {**parts, **t.clock.read()},
+    }
 
 
-def evaluate(training: Training) -> float:
-    """Share of the test images that are classified correctly, un-augmented."""
+def _plan(t: Training, phase: cpfast.recipes.Phase) -> tuple[int, int]:
+    """Put the epoch's samples into the stream: how many these are, and how many steps they make."""
+    order = t.pruner.plan(t.epoch, repeats=phase.repeats, prune=phase.prune)
+    # All passes choose by the same scores, and are of one length.
+    passes = torch.arange(phase.repeats, device=t.device) + t.epoch * t.config.repeats
+    draw = passes.repeat_interleave(len(order) // phase.repeats)
+    return len(order), t.stream.extend(order, draw, t.pruner.weights(order))
+
+
+def evaluate(training: Training) -> tuple[float, float]:
+    """Mean cross-entropy and share of the test samples classified correctly, un-augmented."""
     t = training
     t.model.eval()
+    loss = torch.zeros((), dtype=torch.float64, device=t.device)
     correct = torch.zeros((), dtype=torch.int64, device=t.device)
+    count = 0
     with torch.inference_mode():
-        samples = torch.arange(len(t.data.test_labels), device=t.device)
-        for index, labels in zip(
-            samples.split(EVALUATION_BATCH),
-            t.data.test_labels.split(EVALUATION_BATCH),
-            strict=True,
-        ):
-            images = cpfast.ops.augment_batch(
-                t.data.test_images,
-                index,
-                seed=0,
-                epoch=0,
-                mean=t.mean,
-                dtype=AUTOCAST[t.config.precision],
-            )
-            with _autocast(t):
-                logits = t.model(images)
-            correct += (logits.argmax(1) == labels).sum()
-    return correct.item() / len(t.data.test_labels)
-
-
-def _loss(t: Training, logits: Tensor, labels: Tensor, index: Tensor, clock: Clock) -> Tensor:
-    if not t.config.prunes:
-        # An arm that never prunes must not pay for scores.
-        return F.cross_entropy(logits, labels)
-    with clock.part("scoring"):
-        return t.pruner.loss(logits, labels, index)
-
-
-def _autocast(t: Training) -> torch.autocast:
-    precision = t.config.precision
-    return torch.autocast(t.device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32")
+        for index in torch.arange(t.data.test_size, device=t.device).split(EVALUATION_BATCH):
+            inputs, targets = t.batches.test(index)
+            with t.autocast():
+                logits = t.model(inputs)
+            # classes of [B, C] or [B, T, C] to the second place
+            loss += F.cross_entropy(logits.float().movedim(-1, 1), targets, reduction="sum")
+            correct += (logits.argmax(-1) == targets).sum()
+            count += targets.numel()
+    return loss.item() / count, correct.item() / count
 
 
 def _anneal(config: Config) -> tuple[float, float | None]:

@@ -1,10 +1,47 @@
-"""The progress bar of a run."""
+"""The progress bar of a run, and its end by Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
+import threading
+from types import FrameType
 from typing import Any
 
 from cpfast.train.errors import require
+
+
+class Interrupt:
+    """Ctrl-C within the block raises KeyboardInterrupt at the next `check`, or at the block's end.
+
+    Raised at any moment, it may come within a finaliser or a callback, where Python drops it.
+    Pressed once more, it is raised at once.
+    """
+
+    def __init__(self) -> None:
+        self._pressed = False
+        self._before: Any = None
+
+    def check(self) -> None:
+        if self._pressed:
+            self._pressed = False
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> Interrupt:
+        # Only the main thread may set handlers, and only its interrupts are ours.
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if kind is None:
+            self.check()
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        if self._pressed:
+            raise KeyboardInterrupt
+        self._pressed = True
 
 
 class ProgressBar:
@@ -22,8 +59,10 @@ class ProgressBar:
             "[{elapsed}<{remaining}{postfix}]",
         )
         self._accuracy: float | None = None
+        self._interrupt = Interrupt()
 
     def step(self, epochs: float) -> None:
+        self._interrupt.check()
         self._bar.update(epochs)
 
     def epoch(self, metrics: dict[str, Any]) -> None:
@@ -39,7 +78,9 @@ class ProgressBar:
         self._bar.set_postfix_str(", ".join(shown))
 
     def __enter__(self) -> ProgressBar:
+        self._interrupt.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
+        self._interrupt.__exit__(kind)

@@ -12,10 +12,11 @@ from cpfast.train.errors import UserError
 from cpfast.train.runfolder import METRICS, RunFolder
 
 PARTS = ("detection", "scoring", "selection")
+TIMES = ("train", "evaluation", "preparation", *PARTS)
 # of a line of metrics.jsonl: what tables and pictures are made of
 LINE_KEYS = {
     "epoch", "test_accuracy", "rotation", "rotation_mean", "slope", "period_end",
-    "period_end_reason", "samples", "full_samples", "seconds",
+    "period_end_reason", "forward_samples", "backward_samples", "full_samples", "seconds",
 }  # fmt: skip
 
 
@@ -24,8 +25,9 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
 
     Returns:
         "config" and "metrics" (the lines), "epochs", "test_accuracy" (of the last epoch that was
-        evaluated: in a finished run the last), "samples" and "full_samples", "seconds" by part,
-        "energy" (of energy.json, or None), "period_end" and "period_end_reason".
+        evaluated: in a finished run the last), "forward_samples", "backward_samples" and
+        "full_samples", "seconds" by part (None: not timed), "energy" (of energy.json, or None),
+        "period_end" and "period_end_reason".
 
     Raises:
         UserError: no run, or none of its epochs is completed, or a line is damaged.
@@ -38,7 +40,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         missing = LINE_KEYS - line.keys()
         if not missing and not isinstance(line["seconds"], dict):
             missing = {"seconds"}
-        missing = missing or {"train", "evaluation", *PARTS} - line["seconds"].keys()
+        missing = missing or set(TIMES) - line["seconds"].keys()
         if missing:
             raise UserError(
                 f"{folder.path / METRICS}, line {line['epoch']}: damaged (no {min(missing)!r})"
@@ -51,12 +53,11 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "epochs": last["epoch"],
         "evaluated_epoch": evaluated[-1]["epoch"] if evaluated else None,
         "test_accuracy": evaluated[-1]["test_accuracy"] if evaluated else None,
-        "samples": sum(line["samples"] for line in metrics),
-        "full_samples": sum(line["full_samples"] for line in metrics),
-        "seconds": {
-            part: sum(line["seconds"][part] for line in metrics)
-            for part in ("train", "evaluation", *PARTS)
+        **{
+            count: sum(line[count] for line in metrics)
+            for count in ("forward_samples", "backward_samples", "full_samples")
         },
+        "seconds": {part: _sum([line["seconds"][part] for line in metrics]) for part in TIMES},
         "energy": folder.energy(),
         "period_end": last["period_end"],
         "period_end_reason": last["period_end_reason"],
@@ -70,7 +71,7 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     done, total = summary["epochs"], config.epochs
     rows = [("test accuracy", _accuracy_text(summary))]
     rows.append(("critical period", _period_text(summary)))
-    used, full = summary["samples"], summary["full_samples"]
+    used, full = summary["backward_samples"], summary["full_samples"]
     rows.append(
         (
             "samples processed",
@@ -81,16 +82,17 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     rows.append(
         (
             "training time",
-            f"{_time(seconds['train'])}, plus evaluation {_time(seconds['evaluation'])}",
+            f"{_time(seconds['train'])}, plus evaluation {_time(seconds['evaluation'])}"
+            + (f" and preparation {_time(seconds['preparation'])}" * (seconds["preparation"] > 0)),
         )
     )
     rows += _energy_rows(summary["energy"])
     for part in PARTS:
-        share = f"{100 * seconds[part] / seconds['train']:.2f} % of the training time"
-        if part == "scoring" and config.prunes:
-            share += " (upper bound: it contains the loss itself)"
-        elif part == "scoring":
-            share += " (nothing is scored)"
+        share = "within the captured step, not timed on its own"
+        if seconds[part] is not None:
+            share = f"{100 * seconds[part] / seconds['train']:.2f} % of the training time"
+            if part == "scoring":
+                share += " (upper bound: it contains the loss itself)"
         rows.append((part, share))
     if picture is not None:
         rows.append(("picture", str(picture)))
@@ -186,6 +188,11 @@ def _energy_rows(energy: dict[str, Any] | None) -> list[tuple[str, str]]:
         shown = f"{cost['source']} {cost['value']:.3g}, evaluation included"
         rows.append(("cost", f"{shown} ({', '.join(prices)})"))
     return rows
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _time(seconds: float) -> str:

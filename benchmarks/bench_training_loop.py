@@ -1,0 +1,190 @@
+"""Passes over the data by `cpfast train`'s loop, against the loop that most people write."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import significant
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from cpfast.train import loop
+from cpfast.train.batches import ROTATION, SHIFT
+from cpfast.train.config import Config
+from cpfast.train.data import ImageData
+from cpfast.train.models import build
+
+# Samples of a pass, shape of an image, batch. On the CPU a pass is of some seconds.
+CASES = {
+    "cpu": {"cnn": (2048, (8, 8, 1), 32), "resnet8": (1024, (32, 32, 3), 128)},
+    "cuda": {"resnet20": (50_000, (32, 32, 3), 512), "resnet56": (50_000, (32, 32, 3), 512)},
+}
+SECONDS = {"cpu": 30.0, "cuda": 40.0}
+WORKERS = {"cpu": (0, 1, 2), "cuda": (8, 15)}
+NEVER = 10**6
+
+
+def random_images(count, shape):
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, *shape), generator=g, dtype=torch.uint8)
+    labels = torch.randint(10, (count,), generator=g)
+    # The test images are never looked at.
+    return ImageData(images, labels, images[:1], labels[:1], tuple("0123456789"), "random")
+
+
+def lean(model, data, batch, device, **options):
+    """A pass of our own loop, with detection, scores, and a selection that keeps everything."""
+    config = Config.from_options(
+        {
+            "data": "random", "model": model, "batch_size": batch, "repeats": 1, "epochs": NEVER,
+            "eval_every": NEVER, "method": "prune", "keep": 1.0, "flip": True, "device": device,
+            **options,
+        }
+    )  # fmt: skip
+    training = loop.Training(config, data.to(torch.device(device)))
+    return lambda: loop.train_epoch(training)
+
+
+def bare(*arguments, **options):
+    """The same loop without detection, scores and selection."""
+    one_pass = lean(*arguments, **options, detect=False)
+    training = one_pass.__closure__[0].cell_contents
+    size, device = training.data.train_size, training.device
+    generator = torch.Generator(device).manual_seed(0)
+    ones = torch.ones(size, device=device)
+
+    class Unscored:
+        def plan(self, epoch, **_):
+            return torch.randperm(size, generator=generator, device=device)
+
+        def weights(self, index):
+            return ones
+
+        def loss(self, logits, target, index, weight):
+            return F.cross_entropy(logits.float(), target)
+
+    training.pruner = Unscored()
+    return one_pass
+
+
+class Augmented(Dataset):
+    """One image at a time, by Pillow, as torchvision's transforms do it."""
+
+    def __init__(self, data):
+        self.images, self.labels = data.train_images.numpy(), data.train_labels.tolist()
+        self.mean = data.mean().permute(2, 0, 1)
+        self.random = np.random.default_rng(0)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        from PIL import Image
+
+        array = self.images[i]
+        image = Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
+        down, right = self.random.uniform(-SHIFT, SHIFT, 2)
+        image = image.rotate(
+            self.random.uniform(-ROTATION, ROTATION),
+            Image.Resampling.BILINEAR,
+            translate=(round(right * image.width), round(down * image.height)),
+        )
+        if self.random.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.array(image)).view(array.shape).permute(2, 0, 1)
+        return pixels.float() / 255 - self.mean, self.labels[i]
+
+
+def plain(model, data, batch, device, workers, amp=False):
+    """A pass with a DataLoader: eager, float32; with `amp` bf16 autocast and channels_last."""
+    loader = DataLoader(
+        Augmented(data), batch, shuffle=True, drop_last=True, num_workers=workers,
+        pin_memory=device == "cuda", persistent_workers=workers > 0,
+    )  # fmt: skip
+    layout = torch.channels_last if amp else torch.contiguous_format
+    network: nn.Module = build(model, data.shape, data.outputs, 0)
+    network = network.to(device=device, memory_format=layout)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=2e-4
+    )
+
+    def one_pass():
+        network.train()
+        total = 0.0
+        for images, labels in loader:
+            images = images.to(device, non_blocking=True, memory_format=layout)
+            labels = labels.to(device, non_blocking=True)
+            optimizer.zero_grad()
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=amp):
+                loss = F.cross_entropy(network(images), labels)
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        return total
+
+    return one_pass
+
+
+def contenders_of(model, data, batch, device):
+    arguments = (model, data, batch, device)
+    if device == "cuda":
+        contenders = {
+            "cpfast": lean(*arguments, step="graph"),
+            "cpfast, compiled": lean(*arguments, step="compile+graph"),
+            "cpfast, eager": lean(*arguments, step="eager"),
+        }
+    else:
+        contenders = {
+            "cpfast": lean(*arguments),
+            "cpfast, bf16": lean(*arguments, precision="bf16"),
+        }
+    contenders["cpfast without detection, scores, selection"] = bare(*arguments)
+    for workers in WORKERS[device]:
+        name = f"DataLoader, {workers} worker{'s' * (workers != 1)}"
+        contenders[name] = plain(*arguments, workers)
+    contenders[f"{name}, bf16, channels_last"] = plain(*arguments, workers, amp=True)
+    return contenders
+
+
+@pytest.fixture
+def threads_of(device):
+    before = torch.get_num_threads()
+    yield lambda count: torch.set_num_threads(count) if device == "cpu" else None
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("which", [0, 1], ids=["smaller", "larger"])
+def bench_training_loop(race, device, threads_of, which, threads):
+    pytest.importorskip("PIL")
+    if device == "cuda" and threads > 1:
+        pytest.skip("threads are the CPU's")
+    if device == "cpu" and threads > (os.cpu_count() or 1):
+        pytest.skip(f"{threads} threads on {os.cpu_count()} processors")
+    threads_of(threads)
+    model, (count, shape, batch) = list(CASES[device].items())[which]
+    data = random_images(count, shape)
+
+    def rates(field):
+        """Samples a second of each contender, by the median of its passes."""
+        return {
+            "samples_per_second": {
+                name: significant(count / sorted(times)[len(times) // 2])
+                for name, times in field.times.items()
+            }
+        }
+
+    where = f", {threads} thread{'s' * (threads > 1)}" if device == "cpu" else ""
+    race(
+        "training loop",
+        f"{model}, {count:,} of {'x'.join(map(str, shape))}, batch of {batch}{where}",
+        contenders_of(model, data, batch, device),
+        [()],
+        None,
+        extra=rates,
+        budget=SECONDS[device],
+        graphs=False,
+        aim=0,
+    )

@@ -1,0 +1,57 @@
+"""What a step reads: a batch gathered by index, augmented, in the precision of the run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import cpfast
+from cpfast.train.config import Config
+from cpfast.train.data import ImageData
+
+# The paper's augmentation (2506.15954).
+ROTATION = 15.0  # degrees
+SHIFT = 0.1  # of the height and of the width
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def of(config: Config, data: ImageData) -> ImageBatches:
+    """The batches of a data set."""
+    return ImageBatches(config, data)
+
+
+class ImageBatches:
+    """Images [B, C, H, W], channels last, with their labels [B]."""
+
+    def __init__(self, config: Config, data: ImageData) -> None:
+        self._config, self._data = config, data
+        self._mean = data.mean()
+        self._dtype = AUTOCAST[config.precision]
+
+    def train(self, index: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+        """Augmented by draws of (seed, sample, draw) alone.
+
+        Args:
+            index, draw: [B] int64; `draw` counts the passes over the data from the training's
+                beginning.
+        """
+        images = cpfast.ops.augment_batch(
+            self._data.train_images,
+            index,
+            seed=self._config.seed,
+            epoch=0,
+            repeat=draw,
+            flip=self._config.flip,
+            shift=SHIFT,
+            rotation=ROTATION,
+            mean=self._mean,
+            dtype=self._dtype,
+        )
+        return images, self._data.train_labels[index]
+
+    def test(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """As they are."""
+        images = cpfast.ops.augment_batch(
+            self._data.test_images, index, seed=0, epoch=0, mean=self._mean, dtype=self._dtype
+        )
+        return images, self._data.test_labels[index]
