@@ -108,6 +108,14 @@ class Training:
         self.clock = Clock(self.device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         compiled, self.captured = "compile" in config.step, "graph" in config.step
+        if self.captured and not optimizers.can_capture(
+            self.optimizer, scaled=self.scaler.is_enabled()
+        ):
+            raise UserError(
+                f"--step {config.step}: torch {torch.__version__} cannot capture --optimizer "
+                f"{config.optimizer} with --precision {config.precision} in a CUDA graph; "
+                "use --step eager or compile"
+            )
         self.forward = torch.compile(self.model) if compiled else self.model
         self.run_step = Step(self.step, self.device, graph=self.captured, compiled=compiled)
 
