@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from harness import Contender, close, significant
-from torch import nn
 from workloads import logits
 
 import cpfast
@@ -20,41 +19,8 @@ CONTENDERS = ("cpfast", "F.cross_entropy, no scores", "F.cross_entropy, no score
 SECONDS = {"cpu": 20.0, "cuda": 8.0}
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut, as ResNet-18 stacks them."""
-
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm1, self.norm2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
-        if stride > 1 or inputs != outputs:
-            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(outputs))
-
-    def forward(self, x):
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
-
-
-def resnet18():
-    """ResNet-18 for 32x32 images, 11.2 M parameters: a 3x3 stem, and no pooling before the end."""
-    layers = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    inputs = 64
-    for outputs in (64, 128, 256, 512):
-        layers += [Block(inputs, outputs, 1 if outputs == 64 else 2), Block(outputs, outputs, 1)]
-        inputs = outputs
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
-
-
 def network(name, device):
-    torch.manual_seed(0)
-    model = (
-        resnet18()
-        if name == "ResNet-18"
-        else build(name.replace("-", "").lower(), (32, 32, 3), 10, 0)
-    )
+    model = build(name.replace("-", "").lower(), (32, 32, 3), 10, seed=0)
     return model.to(device).train()
 
 

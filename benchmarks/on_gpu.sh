@@ -105,6 +105,7 @@ part build 150 "$python" setup.py -q build_ext --inplace
 part ops 40 "$python" benchmarks/on_gpu_ops.py
 part tests 100 "$python" -m pytest -q -m cuda -p no:cacheprovider tests \
   --continue-on-collection-errors --junitxml="$work/tests.xml"
+bench training_loop 200
 bench layer_statistics 80
 bench scored_cross_entropy 110
 bench select_samples 40

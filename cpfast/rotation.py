@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +14,22 @@ from cpfast import ops
 __all__ = ["LayerRotation", "is_weight"]
 
 
+# Parameters of two or more dimensions that multiply nothing: they are added to the input.
+_ADDED = re.compile(r"(^|_)(pos(ition(s|al)?)?|tokens?|bias(es)?)(_|$)")
+
+
 def is_weight(name: str, parameter: Tensor) -> bool:
     """Whether a parameter is a convolution or dense kernel: it has two or more dimensions.
 
-    Biases and the parameters of normalisation layers have one. (Embeddings have two, and count.)
+    Biases and the parameters of normalisation layers have one. What has more and is told by the
+    last part of its name is left out too: position embeddings (``positions``, ``pos_embed``,
+    ``position_embedding``), class tokens (``class_token``, ``cls_token``), tables of biases.
+    Token embeddings count, as does every ``torch.nn.Embedding``: the weight of one is the kernel
+    of a dense layer on one-hot input.
+
     These are the layers over which arXiv 2506.15954 averages.
     """
-    return parameter.dim() >= 2
+    return parameter.dim() >= 2 and not _ADDED.search(name.rpartition(".")[2])
 
 
 class LayerRotation:

@@ -88,7 +88,8 @@ def same_models(a, b):
 
 def test_train_end_to_end(npz, tmp_path):
     process = spawn("train", "--data", npz, *QUICK[:-1], "--epochs", "7", "--seed", "3",
-                    "--criterion", "fixed", "--at", "3")  # fmt: skip
+                    "--criterion", "fixed", "--at", "3", "--country", "BRA",
+                    "--price-hour", "2")  # fmt: skip
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     # matplotlib may say that it builds its font cache
@@ -109,6 +110,8 @@ def test_train_end_to_end(npz, tmp_path):
     assert table["samples processed"].startswith(f"{samples:,} of the full recipe's 504 (k = 3)")
     assert "Wh, evaluation included (CPU " in table["energy"]
     assert "RAM " in table["energy"] and "estimated" in table["energy"]
+    assert re.fullmatch(r"estimated \S+ g \(\d+ g a kWh, the mean of BRA\)", table["CO2e"])
+    assert re.fullmatch(r"measured \S+, evaluation included \(2 an hour\)", table["cost"])
     for part in ("detection", "scoring", "selection"):
         assert re.match(r"\d+\.\d\d % of the training time", table[part])
     assert table["picture"] == "runs/toy.npz-cnn-detector+prune-1/rotation.png"
@@ -340,6 +343,8 @@ def test_env(capsys):
         (["train", "--keep", "2"], "--keep must be in (0, 1], got 2.0"),
         (["train", "--data", "/nowhere"], "--data /nowhere: no such folder or file"),
         (["train", "--limit", "3"], "--limit must be in 10 (classes) .. 256"),
+        (["train", "--country", "BR"], "--country BR: codecarbon has no data for it"),
+        (["train", "--price-kwh", "-1"], "--price-kwh must not be negative, got -1.0"),
         (["train", "--resume"], "--resume needs --out RUN"),
         (["train", "--resume", "--out", "/nowhere"], "/nowhere: no run here"),
         (["train", "--device", "tpu"], "--device must be cpu, cuda or cuda:N; got 'tpu'"),

@@ -29,6 +29,23 @@ def test_kernels_are_watched_and_biases_and_norms_are_not():
     assert len(every.names) == 6
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("blocks.0.attn.qkv.weight", True), ("attn.in_proj_weight", True), ("wte.weight", True),
+        ("experts.gate_up_proj", True), ("parametrizations.weight.original1", True),
+        ("proposal", True), ("tokens.weight", True), ("compositional", True),
+        ("pos_embed", False), ("encoder.position_embeddings", False), ("positions", False),
+        ("positional_embedding", False), ("class_token", False), ("cls_token", False),
+        ("register_tokens", False), ("attn.relative_position_bias_table", False),
+        ("attention_biases", False),
+    ],
+)  # fmt: skip
+def test_what_is_added_to_the_input_is_no_weight(name, expected):
+    assert cpfast.is_weight(name, torch.zeros(2, 3)) is expected
+    assert not cpfast.is_weight(name, torch.zeros(3))
+
+
 def test_against_scipy_on_each_layer(device):
     distance = pytest.importorskip("scipy.spatial.distance")
     model = small_model().to(device)

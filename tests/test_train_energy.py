@@ -1,17 +1,202 @@
-"""Energy: its fields, measured or estimated, sums over a resume, codecarbon missing."""
+"""Energy, CO2e, cost: fields, measured or estimated, sums over a resume, codecarbon missing."""
 
 import json
 import logging
 import sys
 import time
+import types
 
 import pytest
 import torch
 
-from cpfast.train.energy import EnergyMeter
+from cpfast.train import energy, report
+from cpfast.train.config import Config
+from cpfast.train.energy import EnergyMeter, grams_per_kwh
 from cpfast.train.errors import UserError
+from cpfast.train.runfolder import RunFolder
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+
+
+class Counters:
+    """In the place of codecarbon: what its tracker reads, set by the test."""
+
+    def __init__(self):
+        self.totals = types.SimpleNamespace(
+            cpu_energy=2.0, gpu_energy=30.0, ram_energy=1.0, codecarbon_version="0"
+        )
+        self.hardware = []
+
+    def tracker(self, *, output_handlers, **options):
+        def flush():
+            if self.totals is not None:
+                output_handlers[0].out(self.totals, None)
+
+        return types.SimpleNamespace(
+            start=lambda: None, flush=flush, stop=flush, _hardware=self.hardware
+        )
+
+
+def hardware(kind, **attributes):
+    return type(kind, (), attributes)()
+
+
+@pytest.fixture
+def counters(monkeypatch):
+    """2 kWh of the CPU, 30 of the GPU, 1 of memory; the world has 400 g/kWh, Atlantis 100."""
+    counters = Counters()
+    tables = types.SimpleNamespace(
+        get_carbon_intensity_per_source_data=lambda: {"world_average": 400},
+        get_global_energy_mix_data=lambda: {"ATL": {"carbon_intensity": 100.0}, "MUU": {}},
+    )
+    modules = {
+        "codecarbon": {"OfflineEmissionsTracker": counters.tracker},
+        "codecarbon.input": {"DataSource": lambda: tables},
+        "codecarbon.output_methods.base_output": {"BaseOutput": object},
+    }
+    for name, content in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(energy, "_gpu_ids", lambda device: None)
+    clock = iter(range(0, 10**9, 1800))  # half an hour from one look to the next
+    monkeypatch.setattr(energy, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    return counters
+
+
+def table(values):
+    """The rows that `cpfast train` prints of it."""
+    return dict(report._energy_rows(values))
+
+
+def test_sums_co2e_and_cost(counters):
+    used = EnergyMeter(CPU, country="ATL", price_kwh=0.5, price_hour=8.0).stop()
+    assert used["components"] == {
+        "cpu": {"kwh": 2.0, "source": "estimated"},
+        "gpu": {"kwh": 0.0, "source": "none"},
+        "ram": {"kwh": 1.0, "source": "estimated"},
+    }
+    assert (used["kwh"], used["source"], used["seconds"]) == (3.0, "estimated", 1800.0)
+    assert used["co2e"] == {
+        "kg": pytest.approx(0.3), "source": "estimated", "country": "ATL", "grams_per_kwh": 100.0
+    }  # fmt: skip
+    assert used["cost"] == {
+        "value": 5.5, "source": "estimated", "by_kwh": 1.5, "by_hour": 4.0,
+        "price_kwh": 0.5, "price_hour": 8.0,
+    }  # fmt: skip
+    assert table(used) == {
+        "energy": "estimated 3e+03 Wh, evaluation included (CPU 2e+03 estimated, "
+        "RAM 1e+03 estimated)",
+        "CO2e": "estimated 300 g (100 g a kWh, the mean of ATL)",
+        "cost": "estimated 5.5, evaluation included (0.5 a kWh, 8 an hour)",
+    }
+
+
+def test_measured_is_what_has_a_counter(counters):
+    counters.hardware += [
+        hardware("CPU", _mode="intel_rapl"), hardware("GPU"), hardware("RAM")
+    ]  # fmt: skip
+    used = EnergyMeter(GPU).stop()
+    sources = {name: part["source"] for name, part in used["components"].items()}
+    assert sources == {"cpu": "measured", "gpu": "measured", "ram": "estimated"}
+    assert (used["kwh"], used["source"]) == (33.0, "estimated")
+    assert used["co2e"]["kg"] == pytest.approx(33 * 0.4) and used["co2e"]["country"] is None
+    assert table(used)["CO2e"].endswith("(400 g a kWh, the world's mean)")
+    # all parts measured: the sum is
+    counters.hardware[-1] = hardware("Apple", chip_part="RAM")
+    used = EnergyMeter(GPU, price_kwh=1.0).stop()
+    assert used["source"] == used["cost"]["source"] == "measured"
+    assert used["co2e"]["source"] == "estimated"
+
+
+def test_a_resumed_run_is_counted_as_one(counters):
+    before = EnergyMeter(CPU, country="ATL", price_kwh=9.0).stop()
+    used = EnergyMeter(CPU, before, price_kwh=0.5, price_hour=8.0).stop()
+    assert (used["kwh"], used["seconds"]) == (6.0, 3600.0)
+    # the country and the prices of now, for all of it
+    assert used["co2e"]["kg"] == pytest.approx(2.4)
+    assert (used["cost"]["by_kwh"], used["cost"]["by_hour"]) == (3.0, 8.0)
+
+
+def test_a_sum_of_measured_and_estimated_is_estimated(counters):
+    before = {
+        "kwh": 5.0, "seconds": 5.0,
+        "components": {"ram": {"kwh": 3.0, "source": "measured"},
+                       "gpu": {"kwh": 2.0, "source": "measured"}},
+    }  # fmt: skip
+    used = EnergyMeter(CPU, before).stop()
+    assert used["components"]["ram"] == {"kwh": 4.0, "source": "estimated"}
+    # not used since, so what was measured stands
+    assert used["components"]["gpu"] == {"kwh": 2.0, "source": "measured"}
+
+
+def test_the_energy_of_an_earlier_version(counters):
+    before = {
+        "kwh": 3.0, "seconds": 1800.0, "tool": "codecarbon 3.3.2",
+        "components": {"cpu": {"kwh": 3.0, "source": "estimated"},
+                       "gpu": {"kwh": 0.0, "source": "none"}},
+    }  # fmt: skip
+    assert table(before) == {
+        "energy": "estimated 3e+03 Wh, evaluation included (CPU 3e+03 estimated)"
+    }
+    assert EnergyMeter(CPU, before).stop()["co2e"]["kg"] == pytest.approx(6 * 0.4)
+
+
+def test_time_has_a_cost_without_any_energy(counters, monkeypatch):
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
+    used = EnergyMeter(CPU, measure=False, price_kwh=0.5, price_hour=8.0).stop()
+    assert used["kwh"] is None and used["co2e"] is None and used["components"] == {}
+    assert (used["cost"]["value"], used["cost"]["source"]) == (4.0, "measured")
+    assert table(used) == {
+        "energy": "not measured",
+        "cost": "measured 4, evaluation included (0.5 a kWh left out: not measured, 8 an hour)",
+    }
+    only_kwh = EnergyMeter(CPU, measure=False, price_kwh=0.5).stop()
+    assert only_kwh["cost"] is None and table(only_kwh) == {"energy": "not measured"}
+
+
+def test_a_run_metered_in_part_has_no_energy(counters):
+    first = EnergyMeter(CPU, measure=False).stop()
+    second = EnergyMeter(CPU, first, price_hour=8.0).stop()
+    assert second["kwh"] is None and second["co2e"] is None
+    assert second["cost"]["value"] == 8.0
+    # nor where codecarbon, whose errors are silent, gave nothing
+    counters.totals = None
+    assert EnergyMeter(CPU).read()["kwh"] is None
+
+
+def test_a_country_without_data_is_refused(counters):
+    for code in ("XYZ", "MUU", "atl", "DE"):
+        with pytest.raises(UserError, match=rf"--country {code}: codecarbon has no data"):
+            EnergyMeter(CPU, country=code)
+
+
+def test_the_meter_of_a_run(counters, tmp_path):
+    folder = RunFolder(tmp_path)
+    config = Config.from_options({"country": "ATL", "price_kwh": 2.0, "price_hour": 0.0})
+    folder.save_energy(energy.start(config, folder).stop())
+    used = energy.start(config, folder).stop()
+    assert (used["kwh"], used["co2e"]["country"], used["cost"]["value"]) == (6.0, "ATL", 12.0)
+    (tmp_path / "energy.json").write_text('{"kwh": 1.0, "seconds": 1.0, "components": {"cpu": 1}}')
+    with pytest.raises(UserError, match=f"{tmp_path}/energy.json: damaged"):
+        energy.start(config, folder)
+
+
+def test_countries_of_codecarbon_itself():
+    pytest.importorskip("codecarbon")
+    from codecarbon.core.emissions import Emissions
+    from codecarbon.core.units import Energy
+    from codecarbon.external.geography import GeoMetadata
+    from codecarbon.input import DataSource
+
+    reference = Emissions(DataSource())
+    for country in ("BRA", "DEU", "USA", None):
+        kg = reference.get_country_emissions(
+            Energy.from_energy(kWh=1), GeoMetadata(country_iso_code=country)
+        )
+        assert grams_per_kwh(country) == pytest.approx(1000 * kg)
+    with pytest.raises(UserError, match="--country ZZZ: codecarbon has no data for it"):
+        grams_per_kwh("ZZZ")
 
 
 def work(seconds):
@@ -21,10 +206,10 @@ def work(seconds):
         x @ x
 
 
-def test_fields_and_sums_over_a_resume(capfd, tmp_path, monkeypatch):
+def test_codecarbon_itself(capfd, tmp_path, monkeypatch):
     pytest.importorskip("codecarbon")
     monkeypatch.chdir(tmp_path)
-    meter = EnergyMeter(CPU)
+    meter = EnergyMeter(CPU, price_hour=3600.0)
     work(1.2)
     first = meter.read()
     work(0.3)
@@ -37,7 +222,9 @@ def test_fields_and_sums_over_a_resume(capfd, tmp_path, monkeypatch):
     assert last["components"]["ram"]["source"] == "estimated"
     assert last["components"]["gpu"] == {"kwh": 0.0, "source": "none"}
     assert last["components"]["cpu"]["source"] in ("measured", "estimated")
-    assert last["tool"].startswith("codecarbon ")
+    assert last["source"] == "estimated" and last["tool"].startswith("codecarbon ")
+    assert last["co2e"]["kg"] == pytest.approx(last["kwh"] * grams_per_kwh(None) / 1000)
+    assert last["cost"]["value"] == pytest.approx(last["seconds"])
 
     after = EnergyMeter(CPU, before=last).stop()
     assert after["kwh"] >= last["kwh"] and after["seconds"] >= last["seconds"]
@@ -47,18 +234,6 @@ def test_fields_and_sums_over_a_resume(capfd, tmp_path, monkeypatch):
     assert output.out == "" and output.err == ""
     assert list(tmp_path.iterdir()) == []  # no emissions.csv
     assert logging.getLogger("codecarbon").level == logging.CRITICAL
-
-
-def test_a_sum_of_measured_and_estimated_is_estimated():
-    pytest.importorskip("codecarbon")
-    before = {
-        "kwh": 3.0,
-        "seconds": 5.0,
-        "components": {"ram": {"kwh": 3.0, "source": "measured"}},
-    }
-    total = EnergyMeter(CPU, before=before).stop()
-    assert total["components"]["ram"]["source"] == "estimated"
-    assert total["components"]["ram"]["kwh"] >= 3.0
 
 
 def test_without_codecarbon_the_extra_is_named(monkeypatch):

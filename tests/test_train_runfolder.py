@@ -228,11 +228,11 @@ def test_fork_copies_up_to_the_checkpoint(folder, tmp_path):
     for epoch in (1, 2, 3):
         folder.append_metrics({"epoch": epoch})
     folder.save_checkpoint({"epoch": 2, "config": {}})
-    folder.save_energy({"kwh": 1.0})
+    folder.save_energy({"kwh": 1.0, "seconds": 2.0, "components": {}})
     other = RunFolder(tmp_path / "other")
     config = Config.from_options({"method": "detector"})
     folder.fork(other, config)
     assert other.config() == config
     assert other.checkpoint()["config"] == config.to_dict()
     assert [line["epoch"] for line in other.metrics()] == [1, 2]
-    assert other.energy() == {"kwh": 1.0}
+    assert other.energy() == {"kwh": 1.0, "seconds": 2.0, "components": {}}

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 import cpfast
-from cpfast.train import compare, data, loop, models, plots, report
+from cpfast.train import compare, data, energy, loop, models, plots, report
 from cpfast.train.compare.options import add_options, plan_from
 from cpfast.train.compare.show import show
 from cpfast.train.config import (
@@ -204,7 +204,7 @@ def _prepare(config: Config) -> None:
     """Fail for a missing library before anything is read or written; set the threads."""
     require("tqdm", "the progress bar")
     if config.energy:
-        require("codecarbon", "measuring energy", ", or pass --no-energy")
+        energy.grams_per_kwh(config.country)
     if config.plot:
         require("matplotlib", "a picture", ", or pass --no-plot")
     if config.threads is not None:
@@ -345,7 +345,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--weight-decay", type=float, help="of kernels only; default: 2e-4")
     add("--schedule", choices=SCHEDULES, help="of the learning rate; default: step")
     add("--criterion", choices=CRITERIA, help="of the period's end; default: slope45")
-    add("--at", type=int, help="epoch of --criterion fixed")
+    add(
+        "--at",
+        type=int,
+        help="epoch of --criterion fixed; of the arm fixed, default: an eighth of all",
+    )
     add("--labels", choices=LABELS, help="random: a control with nothing to learn; default: true")
     add("--flip", action=argparse.BooleanOptionalAction, help="default: not for digits")
     add("--seed", type=int, help="default: 0")
@@ -359,4 +363,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     add("--threads", type=int, help="of the CPU; default: 1 for cnn, else half of the processors")
     add("--no-energy", dest="energy", action="store_const", const=False)
+    add("--country", help="whose electricity makes the CO2e, as BRA; default: the world's mean")
+    add("--price-kwh", type=float, help="of the cost, in any currency; evaluation is included")
+    add("--price-hour", type=float, help="of the machine; the cost is the sum of both prices")
     add("--no-plot", dest="plot", action="store_const", const=False)

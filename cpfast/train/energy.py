@@ -1,37 +1,117 @@
-"""Energy of a run by codecarbon, offline; each component says whether it was measured.
+"""Energy, CO2e and cost of a run; each says whether it was measured.
 
-codecarbon reads counters where it can (RAPL for the CPU, NVML for the GPU) and otherwise models:
-the CPU's share of its rated power by load, and memory by its size. A model is marked "estimated".
+codecarbon, offline, reads counters where it can (RAPL for the CPU, NVML for the GPU) and otherwise
+models: the CPU's share of its rated power by load, and memory by its size. A model is marked
+"estimated", and so is a sum that contains one. CO2e is always estimated: it is the energy times
+a yearly mean of a country's electricity. Prices are given, and time is measured.
+
+All three are of the same time, all of the run from the start of its loop on: with evaluation and
+checkpoints, without loading the data. That is what is paid for; the energy of training alone
+cannot be told apart by counters that are read every few seconds.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from cpfast.train.errors import require
+from cpfast.train.config import Config
+from cpfast.train.errors import UserError, require
+from cpfast.train.runfolder import RunFolder
 
 COMPONENTS = ("cpu", "gpu", "ram")
 # codecarbon's modes of the CPU that read a counter; the others are models of its load.
 _CPU_COUNTERS = ("intel_rapl", "windows_emi", "intel_power_gadget")
 
 
+def start(config: Config, folder: RunFolder) -> EnergyMeter:
+    """The meter of a run: on top of what energy.json says that it used before it was resumed.
+
+    Raises:
+        UserError: as `EnergyMeter`, or energy.json is damaged.
+    """
+    return EnergyMeter(
+        torch.device(config.device),
+        folder.energy(),
+        measure=config.energy,
+        country=config.country,
+        price_kwh=config.price_kwh,
+        price_hour=config.price_hour,
+    )
+
+
+def source_of_sum(sources: Iterable[str]) -> str:
+    """A sum is measured only if all of it is; "none" of it counts for nothing."""
+    used = set(sources) - {"none"}
+    if not used:
+        return "none"
+    return used.pop() if len(used) == 1 else "estimated"
+
+
+def grams_per_kwh(country: str | None) -> float:
+    """CO2e of a country's electricity, from codecarbon's data (of 213 countries in version 3.3).
+
+    Without a country that of the world's mean: 475 g/kWh in version 3.3 (IEA, 2019).
+
+    Raises:
+        UserError: there is no data for it. (codecarbon itself would take the world's mean.)
+    """
+    require("codecarbon", "measuring energy", ", or pass --no-energy")
+    tables = require("codecarbon.input", "counting CO2e").DataSource()
+    if country is None:
+        return tables.get_carbon_intensity_per_source_data()["world_average"]
+    grams = tables.get_global_energy_mix_data().get(country, {}).get("carbon_intensity")
+    if grams is None:
+        raise UserError(
+            f"--country {country}: codecarbon has no data for it; give a country's three letters "
+            "of ISO 3166-1, such as BRA or DEU, or leave it out for the world's mean"
+        )
+    return grams
+
+
 class EnergyMeter:
     """Adds up energy from its making on, on top of what a run used before it was resumed.
+
+    The country and the prices are counted for all of the run, with what was used before.
 
     Args:
         device: the accelerator whose GPU is counted; on the CPU no GPU is.
         before: what `stop` (or the last `read`) returned then.
+        measure: False for the time alone: then codecarbon is not needed.
+        country: see `grams_per_kwh`.
+        price_kwh, price_hour: in any currency; the cost is the sum of what is given.
 
     Raises:
-        UserError: codecarbon is not installed.
+        UserError: codecarbon is not installed, or has no data for `country`.
     """
 
-    def __init__(self, device: torch.device, before: dict[str, Any] | None = None) -> None:
-        codecarbon = require("codecarbon", "measuring energy", ", or pass --no-energy")
+    def __init__(
+        self,
+        device: torch.device,
+        before: dict[str, Any] | None = None,
+        *,
+        measure: bool = True,
+        country: str | None = None,
+        price_kwh: float | None = None,
+        price_hour: float | None = None,
+    ) -> None:
+        self._device = device
+        self._before = before or {"seconds": 0.0, "kwh": 0.0, "components": {}}
+        self._country = country
+        self._prices = (price_kwh, price_hour)
+        self._tracker: Any = None
+        if measure:
+            self._grams = grams_per_kwh(country)
+            self._start_tracker()
+        self._started = time.perf_counter()
+
+    def _start_tracker(self) -> None:
+        codecarbon = require("codecarbon", "measuring energy")
         output = require("codecarbon.output_methods.base_output", "measuring energy")
 
         class Keep(output.BaseOutput):  # type: ignore[name-defined]
@@ -44,16 +124,14 @@ class EnergyMeter:
 
         # Importing it sets the level to INFO.
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
-        self._before = before
-        self._device = device
         self._keep = Keep()
         with warnings.catch_warnings():
             # The newer name of save_to_file is unknown to older versions.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._tracker = codecarbon.OfflineEmissionsTracker(
-                country_iso_code="USA",  # sets only the emission factor, which is not used
+                country_iso_code="USA",  # of its own CO2e, which is not used
                 tracking_mode="process",
-                gpu_ids=_gpu_ids(device),
+                gpu_ids=_gpu_ids(self._device),
                 save_to_file=False,
                 output_handlers=[self._keep],
                 log_level="critical",
@@ -64,31 +142,75 @@ class EnergyMeter:
         self._tracker.start()
 
     def read(self) -> dict[str, Any]:
-        """Energy so far: `kwh`, `seconds`, and by component `kwh` and `source`."""
+        """What the run has used so far, as energy.json has it.
+
+        Returns:
+            "seconds"; "components", by name with "kwh" and "source"; their sum "kwh" with its
+            "source"; "tool"; "co2e" with "kg", "source", "country", "grams_per_kwh"; "cost" with
+            "value", the sum of "by_kwh" and "by_hour", its "source", and the prices. "kwh",
+            "co2e" and "by_kwh" are None where a part of the run was not metered; so are prices
+            that are not given, what follows from them, and "cost" where nothing does.
+        """
+        if self._tracker is None:
+            return self._sum(None)
         self._tracker.flush()
         return self._sum(self._keep.totals)
 
     def stop(self) -> dict[str, Any]:
         """The last `read`; the meter cannot be used after it."""
+        if self._tracker is None:
+            return self._sum(None)
         self._tracker.stop()
         return self._sum(getattr(self._tracker, "final_emissions_data", self._keep.totals))
 
     def _sum(self, totals: Any) -> dict[str, Any]:
-        before = self._before or {"seconds": 0.0, "components": {}}
+        before = self._before
+        seconds = before["seconds"] + time.perf_counter() - self._started
+        energy: dict[str, Any] = {
+            "seconds": seconds, "components": {}, "kwh": None, "source": "none", "tool": None,
+            "co2e": None,
+        }  # fmt: skip
+        # codecarbon's errors are silent; all it does then is to give no totals.
+        if totals is not None and before["kwh"] is not None:
+            components = self._components(totals)
+            energy["components"] = components
+            energy["kwh"] = sum(c["kwh"] for c in components.values())
+            energy["source"] = source_of_sum(c["source"] for c in components.values())
+            energy["tool"] = f"codecarbon {getattr(totals, 'codecarbon_version', 'unknown')}"
+            energy["co2e"] = {
+                "kg": energy["kwh"] * self._grams / 1000,
+                "source": "estimated",
+                "country": self._country,
+                "grams_per_kwh": self._grams,
+            }
+        energy["cost"] = self._cost(energy)
+        return energy
+
+    def _components(self, totals: Any) -> dict[str, dict[str, Any]]:
         components = {}
         for name in COMPONENTS:
             source = self._source(name)
             used = 0.0 if source == "none" else getattr(totals, f"{name}_energy", 0.0)
-            earlier = before["components"].get(name, {"kwh": 0.0, "source": source})
-            if earlier["source"] != source:
-                # A sum is measured only if all of it is.
-                source = "estimated"
-            components[name] = {"kwh": earlier["kwh"] + used, "source": source}
+            earlier = self._before["components"].get(name, {"kwh": 0.0, "source": "none"})
+            components[name] = {
+                "kwh": earlier["kwh"] + used,
+                "source": source_of_sum((earlier["source"], source)),
+            }
+        return components
+
+    def _cost(self, energy: dict[str, Any]) -> dict[str, Any] | None:
+        price_kwh, price_hour = self._prices
+        by_kwh = None if price_kwh is None or energy["kwh"] is None else price_kwh * energy["kwh"]
+        by_hour = None if price_hour is None else price_hour * energy["seconds"] / 3600
+        if by_kwh is None and by_hour is None:
+            return None
         return {
-            "kwh": sum(c["kwh"] for c in components.values()),
-            "seconds": before["seconds"] + getattr(totals, "duration", 0.0),
-            "components": components,
-            "tool": f"codecarbon {getattr(totals, 'codecarbon_version', 'unknown')}",
+            "value": (by_kwh or 0.0) + (by_hour or 0.0),
+            "source": "measured" if by_kwh is None else energy["source"],
+            "by_kwh": by_kwh,
+            "by_hour": by_hour,
+            "price_kwh": price_kwh,
+            "price_hour": price_hour,
         }
 
     def _source(self, component: str) -> str:

@@ -23,12 +23,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import cpfast
-from cpfast.train import batches, models
+from cpfast.train import batches, energy, models, optimizers
 from cpfast.train.batches import AUTOCAST
 from cpfast.train.clock import Clock
 from cpfast.train.config import ENVIRONMENT, Config
 from cpfast.train.data import ImageData
-from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import CHECKPOINT, RunFolder
 from cpfast.train.step import Step
@@ -79,12 +78,7 @@ class Training:
         # torch's annotations leave this form out
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model.to(self.device)
-        self.optimizer = torch.optim.SGD(
-            _parameter_groups(self.model, config.weight_decay),
-            lr=config.lr,
-            momentum=0.9,
-            nesterov=True,
-        )
+        self.optimizer = optimizers.build(config, self.model)
         self.schedule = cpfast.schedules.FractionSchedule(
             self.optimizer, getattr(cpfast.schedules, config.schedule)()
         )
@@ -114,6 +108,14 @@ class Training:
         self.clock = Clock(self.device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         compiled, self.captured = "compile" in config.step, "graph" in config.step
+        if self.captured and not optimizers.can_capture(
+            self.optimizer, scaled=self.scaler.is_enabled()
+        ):
+            raise UserError(
+                f"--step {config.step}: torch {torch.__version__} cannot capture --optimizer "
+                f"{config.optimizer} with --precision {config.precision} in a CUDA graph; "
+                "use --step eager or compile"
+            )
         self.forward = torch.compile(self.model) if compiled else self.model
         self.run_step = Step(self.step, self.device, graph=self.captured, compiled=compiled)
 
@@ -240,27 +242,25 @@ def run(
             folder.fork(into, settings)
     if until is not None and training.epoch > 0 and until(training):
         return training
-    meter = EnergyMeter(training.device, folder.energy()) if config.energy else None
+    meter = energy.start(config, folder)
     try:
         energy_read = time.monotonic()
         while training.epoch < last:
             metrics = train_epoch(training, progress)
             folder.append_metrics(metrics)
             folder.save_checkpoint(training.state_dict())
-            if meter is not None and time.monotonic() - energy_read > ENERGY_EVERY:
+            if time.monotonic() - energy_read > ENERGY_EVERY:
                 folder.save_energy(meter.read())
                 energy_read = time.monotonic()
             if progress is not None:
                 progress.epoch(metrics)
             for into, settings in forks(training) if forks is not None else ():
-                if meter is not None:
-                    folder.save_energy(meter.read())
+                folder.save_energy(meter.read())
                 folder.fork(into, settings)
             if until is not None and until(training):
                 break
     finally:
-        if meter is not None:
-            folder.save_energy(meter.stop())
+        folder.save_energy(meter.stop())
     return training
 
 
@@ -368,18 +368,6 @@ def _anneal(config: Config) -> tuple[float, float | None]:
 
 def _settings(config: dict[str, Any]) -> set[tuple[str, Any]]:
     return {(name, value) for name, value in config.items() if name not in ENVIRONMENT}
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on convolution and dense kernels only, as in the paper."""
-    kernels: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (kernels if cpfast.is_weight(name, parameter) else others).append(parameter)
-    return [
-        {"params": kernels, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
 
 
 def _check_finite(what: str, value: float, epoch: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpfast.train.config import Config
+from cpfast.train.energy import source_of_sum
 from cpfast.train.errors import UserError
 from cpfast.train.runfolder import METRICS, RunFolder
 
@@ -90,7 +91,7 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
             + (f" and preparation {_time(seconds['preparation'])}" * (seconds["preparation"] > 0)),
         )
     )
-    rows.append(("energy", _energy_text(summary["energy"])))
+    rows += _energy_rows(summary["energy"])
     for part in PARTS:
         share = "within the captured step, not timed on its own"
         if seconds[part] is not None:
@@ -163,15 +164,35 @@ def _period_text(summary: dict[str, Any]) -> str:
     return f"ended after epoch {summary['period_end']} ({summary['period_end_reason']}){acted}"
 
 
-def _energy_text(energy: dict[str, Any] | None) -> str:
+def _energy_rows(energy: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Energy, and CO2e and cost where they are known: an earlier version counted neither."""
     if energy is None:
-        return "not measured"
-    parts = ", ".join(
-        f"{name.upper()} {1000 * part['kwh']:.3g} {part['source']}"
-        for name, part in energy["components"].items()
-        if part["source"] != "none"
-    )
-    return f"{watt_hours(energy):.3g} Wh, evaluation included ({parts})"
+        return [("energy", "not measured")]
+    rows = [("energy", "not measured")]
+    if energy["kwh"] is not None:
+        used = {n: p for n, p in energy["components"].items() if p["source"] != "none"}
+        parts = ", ".join(
+            f"{name.upper()} {1000 * part['kwh']:.3g} {part['source']}"
+            for name, part in used.items()
+        )
+        source = source_of_sum(part["source"] for part in used.values())
+        rows = [("energy", f"{source} {watt_hours(energy):.3g} Wh, evaluation included ({parts})")]
+    co2e, cost = energy.get("co2e"), energy.get("cost")
+    if co2e is not None:
+        grid = "the world's mean" if co2e["country"] is None else f"the mean of {co2e['country']}"
+        grams = f"{co2e['source']} {1000 * co2e['kg']:.3g} g"
+        rows.append(("CO2e", f"{grams} ({co2e['grams_per_kwh']:.0f} g a kWh, {grid})"))
+    if cost is not None:
+        prices = []
+        for unit, per in (("kwh", "a kWh"), ("hour", "an hour")):
+            price, part = cost[f"price_{unit}"], cost[f"by_{unit}"]
+            if price is not None:
+                prices.append(
+                    f"{price:g} {per}" + (" left out: not measured" if part is None else "")
+                )
+        shown = f"{cost['source']} {cost['value']:.3g}, evaluation included"
+        rows.append(("cost", f"{shown} ({', '.join(prices)})"))
+    return rows
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

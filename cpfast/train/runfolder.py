@@ -173,8 +173,22 @@ class RunFolder:
         write_json(self.path / ENERGY, energy)
 
     def energy(self) -> dict[str, Any] | None:
+        """What `save_energy` stored, of this version or an earlier one, without CO2e and cost.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         source = self.path / ENERGY
-        return read_json(source) if source.exists() else None
+        if not source.exists():
+            return None
+        energy = read_json(source)
+        components = energy.get("components")
+        parts = components.values() if isinstance(components, dict) else [None]
+        if not {"kwh", "seconds"} <= energy.keys() or not all(
+            isinstance(part, dict) and {"kwh", "source"} <= part.keys() for part in parts
+        ):
+            raise UserError(f"{source}: damaged, or not the energy of a cpfast run")
+        return energy
 
     def fork(self, into: RunFolder, config: Config) -> None:
         """Copy what was done so far into another folder, to be continued with `config`.

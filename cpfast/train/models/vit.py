@@ -1,0 +1,50 @@
+"""ViT-Tiny (2012.12877, DeiT-Ti)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cpfast.train.errors import UserError
+from cpfast.train.models.attention import Block, init_transformer
+
+WIDTH, DEPTH, HEADS = 192, 12, 3
+
+
+class ViTTiny(nn.Module):
+    """Patches and a class token through 12 blocks, with learned positions.
+
+    Args:
+        shape: (height, width, channels) of the images; no other size fits the positions.
+        patch: side of a patch in pixels.
+
+    Raises:
+        UserError: the images cannot be cut into whole patches.
+    """
+
+    def __init__(self, shape: tuple[int, ...], outputs: int, patch: int) -> None:
+        super().__init__()
+        height, width, channels = shape
+        if height % patch or width % patch:
+            raise UserError(
+                f"--model vit-tiny cuts images into patches of {patch}x{patch}, which do not fill "
+                f"{height}x{width}; use images of a multiple of {patch} pixels or another --model"
+            )
+        tokens = 1 + (height // patch) * (width // patch)
+        self.patches = nn.Conv2d(channels, WIDTH, patch, patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
+        self.positions = nn.Parameter(torch.zeros(1, tokens, WIDTH))
+        self.blocks = nn.Sequential(*(Block(WIDTH, HEADS, causal=False) for _ in range(DEPTH)))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, outputs)
+        init_transformer(self, DEPTH)
+        nn.init.normal_(self.class_token, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+        nn.init.normal_(self.patches.weight, std=1 / math.sqrt(channels * patch * patch))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat((self.class_token.expand(len(x), -1, -1), x), 1) + self.positions
+        return self.head(self.norm(self.blocks(x))[:, 0])
