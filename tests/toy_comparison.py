@@ -73,7 +73,7 @@ def assert_same_run(a, b):
 
 def essence(results):
     """What does not depend on the machine."""
-    times = {"seconds", "evaluation_seconds", "detection_seconds", "curve"}
+    times = {"seconds", "evaluation_seconds", "detection_seconds", "curve", "energy"}
     return [{k: v for k, v in e.items() if k not in times} for e in results["runs"]]
 
 
