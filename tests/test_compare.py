@@ -546,7 +546,7 @@ def test_energy_and_cost_are_shown_where_they_are_known():
 def test_energy_json_is_kept_whole(tmp_path):
     config = make_config(epochs=1, at=1)
     folder = scratch(tmp_path / "run", config)
-    energy = {"kwh": None, "components": {}, "co2e": {"kg": 0.5}, "cost": None}
+    energy = {"seconds": 1.0, "kwh": None, "components": {}, "co2e": {"kg": 0.5}, "cost": None}
     folder.save_energy(energy)
     made = plan.entry_of(folder, 0, None)
     assert (made["kwh"], made["co2e_kg"], made["cost"]) == (None, 0.5, None)
