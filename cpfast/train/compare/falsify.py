@@ -30,8 +30,8 @@ from cpfast.train.runfolder import RunFolder
 
 FACTORS = (0.5, 1.0, 2.0)
 MOMENTUM = 0.9
-# What lr * wd is multiplied by, an optimizer's step averaged over its momentum: (1 - momentum)
-# is AdamW's own. Of the others' rates nothing is known here.
+# Of D per step, over lr * wd. SGD's decay is part of the gradient, and so passes through the
+# momentum; AdamW's shrinks the weight itself. Nothing is known here of the others.
 NULL_RATES = {"sgd": 1 / (1 - MOMENTUM), "adamw": 1.0}
 SCHEDULE_POINTS = 100  # of an epoch stand for all of its steps, of which there may be thousands
 

@@ -255,7 +255,7 @@ def _falsify_notes(results: Results, config: Config, found: list[falsify.Cell]) 
         notes.append(
             f"With random labels it fired {abs(estimate.mean):.1f} epochs "
             f"{'later' if estimate.mean >= 0 else 'earlier'} than with true ones, in the mean of "
-            f"{pairs} pairs of a setting and a seed"
+            f"{pairs} pairs of a setting and a seed in which both fired"
             + (
                 f" (paired difference {estimate.text(1, sign=True)}, 95 % interval over seeds)."
                 if estimate.half is not None
