@@ -134,6 +134,11 @@ def find(results: Mapping[str, Any], **key: Any) -> Entry | None:
     return None
 
 
+def begun_seeds(results: Mapping[str, Any]) -> list[int]:
+    """The seeds of which a run is stored."""
+    return sorted({entry["seed"] for entry in results["runs"]})
+
+
 def entry_of(
     folder: RunFolder | None, seed: int, diverged: str | None, charged: bool = False
 ) -> Entry:

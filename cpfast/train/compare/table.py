@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cpfast.detection import CriticalPeriodDetector
 from cpfast.train import report
 from cpfast.train.compare import falsify, oracle
-from cpfast.train.compare.plan import RESULTS
+from cpfast.train.compare.plan import RESULTS, begun_seeds
 from cpfast.train.compare.statistics import Estimate, Summary, interval, summarise, verdict
 from cpfast.train.config import LABELS, Config
 
@@ -337,7 +337,7 @@ def _oracle_notes(results: Results, config: Config) -> list[str]:
                 f"{criterion}: regret {estimate.text(sign=True, unit=' points')} in the mean over "
                 f"settings{', at no more samples than the pick used' if cheap else ''}."
             )
-    if len(results["seeds"]) > 1:
+    if len(begun_seeds(results)) > 1:
         notes.append(
             "A seed's oracle is the switch epoch that is best in the mean over the other seeds: "
             "the best of noisy means would be too good. Regrets are paired by seed, and negative "
@@ -353,7 +353,7 @@ def _oracle_notes(results: Results, config: Config) -> list[str]:
         notes.append(f"{e['setting']}, switch {e['switch']}, seed {e['seed']}: {e['diverged']}.")
     notes.append("Accuracy is that of the last epoch, on the test data.")
     notes.append("Epochs of picks and oracles are given by seed where the seeds differ.")
-    if len(results["seeds"]) > 1:
+    if len(begun_seeds(results)) > 1:
         notes.append(_seeds_note(results))
     if config.data == "digits":
         notes.append("On digits this shows the mechanism, not a benefit.")
@@ -372,7 +372,7 @@ def _title(config: Config) -> str:
 
 
 def _seeds_note(results: Results) -> str:
-    seeds = len(results["seeds"])
+    seeds = len(begun_seeds(results))
     if seeds == 1:
         return NO_SEEDS
     return (

@@ -11,6 +11,7 @@ from typing import Any
 from cpfast.pruning import POLICIES
 from cpfast.train import report
 from cpfast.train.compare import arms
+from cpfast.train.compare.plan import begun_seeds
 from cpfast.train.compare.statistics import Summary, summarise
 from cpfast.train.config import Config
 from cpfast.train.plots.style import (
@@ -57,7 +58,7 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
     drawn = {arm: s for arm, s in summaries.items() if s.entries}
     own = {arm: s for arm, s in drawn.items() if "@" not in arm}
     texts = {a.name: a.text for a in arms.known(results["at"], results["budgets"]).values()}
-    several = len(results["seeds"]) > 1
+    several = len(begun_seeds(results)) > 1
     panels = 3 if len(own) < len(drawn) else 2
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(

@@ -10,6 +10,7 @@ from typing import Any
 from cpfast.train import report
 from cpfast.train.compare import falsify
 from cpfast.train.compare.falsify import Cell, Falsification
+from cpfast.train.compare.plan import begun_seeds
 from cpfast.train.config import LABELS, Config
 from cpfast.train.plots.style import (
     BLACK,
@@ -40,7 +41,7 @@ def draw_falsification(results: Mapping[str, Any], path: Path) -> None:
             grid(axes)
         figure.suptitle(
             f"{report.data_name(plan.config)}, {plan.config.model}, {plan.config.criterion}, "
-            f"{seeds_text(len(plan.seeds))}: true labels, random labels, and no data at all"
+            f"{seeds_text(len(begun_seeds(results)))}: true labels, random labels, no data at all"
         )
         save(figure, path)
         pyplot.close(figure)

@@ -11,6 +11,7 @@ from typing import Any
 from cpfast.train import report
 from cpfast.train.compare import oracle
 from cpfast.train.compare.oracle import Oracle, Sweep
+from cpfast.train.compare.plan import begun_seeds
 from cpfast.train.compare.statistics import interval
 from cpfast.train.plots.style import (
     BLACK,
@@ -54,7 +55,7 @@ def draw_oracle(results: Mapping[str, Any], path: Path) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         figure.suptitle(
             f"{report.data_name(plan.config)}, {plan.config.model}: k = {plan.config.repeats}, "
-            f"then 1 from an epoch on; {seeds_text(len(plan.seeds))}"
+            f"then 1 from an epoch on; {seeds_text(len(begun_seeds(results)))}"
         )
         save(figure, path)
         pyplot.close(figure)
@@ -69,7 +70,7 @@ def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: lis
         for switch in switches
     ]
     runs = [(_place(x), 100 * e["test_accuracy"]) for x in switches for e in sweep.runs[x].values()]
-    several = len(plan.seeds) > 1
+    several = any(len(sweep.runs[x]) > 1 for x in switches)
     top.errorbar(
         places, [a.mean for a in accuracies], yerr=[a.half or 0 for a in accuracies] if several
         else None, color=BLACK, marker="o", markersize=4, linewidth=1.3, capsize=2,
