@@ -81,7 +81,7 @@ def known(at: int, budgets: Sequence[int] = ()) -> dict[str, Arm]:
             repeated=True),
         Arm("k1_matched", "k = 1, detector's samples",
             lambda c, n, s: _lasting(c, s / n, repeats=1), needs="detector", repeated=True),
-        Arm("fixed", f"k = {{k}}, after epoch {at} 1",
+        Arm("fixed", f"k = {{k}}, and 1 after epoch {at}",
             lambda c, n, s: c.replace(method="detector", criterion="fixed", at=at),
             needs="full", fork=lambda epoch, end: epoch == at, repeated=True),
         Arm("shortened", "k = {k}, fewer epochs, detector's samples",
