@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import torch
 
 from cpfast.train import compare, loop
@@ -16,9 +17,8 @@ END = 2
 if not hasattr(ImageData, "with_random_labels"):
 
     def with_random_labels(data, seed):
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.randint(data.outputs, (data.train_size,), generator=generator)
-        return dataclasses.replace(data, train_labels=labels)
+        labels = np.random.default_rng(seed).integers(data.outputs, size=data.train_size)
+        return dataclasses.replace(data, train_labels=torch.from_numpy(labels))
 
     ImageData.with_random_labels = with_random_labels
 
