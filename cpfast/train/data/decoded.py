@@ -30,6 +30,7 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 CACHE = ".cpfast-cache"
 FORMAT = "cpfast-decoded-1"
 TOGETHER = 64  # images a thread decodes at a time
+SMALL = 64 * 64  # pixels
 
 
 class Files(NamedTuple):
@@ -192,7 +193,11 @@ def _decode(paths: list[str], progress: bool) -> tuple[np.ndarray, np.ndarray]:
             images[position] = pixels if is_colour[position] else pixels[..., None]
         return len(part)
 
-    with bar, ThreadPoolExecutor() as pool:
+    # Small images are decoded with the interpreter's lock changing hands all the time: on two
+    # cores one of 32x32 takes 135 us on one thread and 195 us on six, one of 224x224 takes 350 us
+    # on one thread, 190 us on two and 290 us on six.
+    threads = 1 if height * width <= SMALL else os.cpu_count()
+    with bar, ThreadPoolExecutor(threads) as pool:
         try:
             for count in pool.map(place, range(0, len(paths), TOGETHER)):
                 bar.update(count)
