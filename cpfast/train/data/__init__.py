@@ -16,7 +16,7 @@ from cpfast.train.data import (
     npz,
     text,
     tiny_imagenet,
-)  # fmt: skip
+)
 from cpfast.train.data.download import locate
 from cpfast.train.data.sets import ImageData, TextData
 from cpfast.train.data.split import stratified
