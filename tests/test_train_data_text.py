@@ -1,5 +1,6 @@
 """Text for next-token prediction: what is in it, how it is split, what is refused."""
 
+import functools
 import importlib
 import sys
 import types
@@ -10,6 +11,13 @@ import torch
 from cpfast.train import data
 from cpfast.train.data import text
 from cpfast.train.errors import UserError
+
+parsed = functools.cache(text._docstrings)
+
+
+@pytest.fixture(autouse=True)
+def each_module_is_parsed_once(monkeypatch):
+    monkeypatch.setattr(text, "_docstrings", parsed)
 
 
 @pytest.fixture(scope="module")

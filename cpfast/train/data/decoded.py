@@ -135,15 +135,16 @@ def _stored(path: Path, count: int, keep: np.ndarray | slice = slice(None)) -> n
 def _store(path: Path, images: np.ndarray, is_colour: np.ndarray) -> None:
     """Keep images in place of those that were kept under an earlier key."""
     try:
+        path.parent.mkdir(exist_ok=True)
         with RunFolder(path.parent).locked():
             write_atomically(path, lambda file: np.savez(file, images=images, is_colour=is_colour))
             for other in path.parent.glob(f"{path.name.split('-')[0]}-*.npz"):
                 if other != path:
                     other.unlink(missing_ok=True)
     except (OSError, UserError) as error:
+        reason = f"{path.parent}: {error.strerror}" if isinstance(error, OSError) else str(error)
         print(
-            f"cpfast: note: the decoded images are not kept for the next time: "
-            f"{path.parent}: {getattr(error, 'strerror', None) or error}",
+            f"cpfast: note: the decoded images are not kept for the next time: {reason}",
             file=sys.stderr,
         )
 

@@ -242,6 +242,8 @@ def _download(remote: Remote, file: Path, progress: bool) -> None:
         raise UserError(f"{url}: cannot be reached ({first_line(error.reason)})") from error
     except (HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
         broken = f"{remote.size:,} bytes: {first_line(error)}"
+    if got > remote.size:
+        raise UserError(f"{url}: more than the {remote.size:,} bytes that were published")
     if broken:
         raise UserError(f"{url}: broke off after {got:,} of {broken}")
     if digest.hexdigest() != remote.sha256:
