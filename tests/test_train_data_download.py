@@ -271,9 +271,15 @@ def test_a_connection_that_breaks_off(home, server, offer):
     refused(home, rf"broke off after {remote.size // 2:,} of {remote.size:,} bytes")
 
 
-def test_a_wrong_checksum(home, server, offer):
-    remote = offer(tar(cifar10()))
-    server.files["cifar.tar.gz"] = tar({**cifar10(), f"{FOLDER}/more": b"x"})
+@pytest.mark.parametrize("change", ["bit", "shorter"])
+def test_a_wrong_checksum(home, server, offer, change):
+    content = bytearray(tar(cifar10()))
+    remote = offer(bytes(content))
+    if change == "bit":
+        content[len(content) // 2] ^= 1
+    else:  # and complete, as a page that says so is
+        del content[1000:]
+    server.files["cifar.tar.gz"] = bytes(content)
     refused(home, f"wrong checksum; SHA-256 is [0-9a-f]{{64}}, expected {remote.sha256}")
 
 
