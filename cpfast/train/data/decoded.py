@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,8 +100,8 @@ def _key(root: Path, paths: list[str]) -> str:
     digest = hashlib.sha256(FORMAT.encode())
     for path in paths:
         status = os.stat(path)
-        name = os.path.relpath(path, root)
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        digest.update(os.fsencode(path.removeprefix(str(root)).lstrip("/")))
+        digest.update(b"\0%d\0%d\0" % (status.st_size, status.st_mtime_ns))
     return digest.hexdigest()[:16]
 
 
@@ -114,19 +112,17 @@ def _stored(path: Path, count: int, keep: np.ndarray | slice = slice(None)) -> n
     try:
         with np.load(path, allow_pickle=False) as archive:
             images, is_colour = archive["images"], archive["is_colour"]
-        if (
-            images.dtype != np.uint8
-            or images.ndim != 4
-            or images.shape[-1] != (3 if is_colour.any() else 1)
-            or len(images) != count
-            or is_colour.shape != (count,)
-        ):
-            return None
-    # MemoryError: of a size that is damaged
-    except (
-        OSError, ValueError, TypeError, EOFError, KeyError, MemoryError, zipfile.BadZipFile,
-        zlib.error, AttributeError, NotImplementedError,
-    ):  # fmt: skip
+    # numpy and zipfile have many for a damaged file, and a size that is damaged is a MemoryError
+    except Exception:
+        return None
+    if (
+        images.dtype != np.uint8
+        or is_colour.dtype != bool
+        or images.shape[:1] != (count,)
+        or is_colour.shape != (count,)
+        or images.ndim != 4
+        or images.shape[-1] != (3 if is_colour.any() else 1)
+    ):
         return None
     # As if these alone had been decoded.
     return _channels(images[keep], is_colour[keep])
