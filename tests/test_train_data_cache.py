@@ -47,6 +47,22 @@ def test_the_second_time_nothing_is_decoded(folder, count_decoded):
     assert torch.equal(second.test_images, first.test_images)
 
 
+def test_names_that_are_no_text(folder, count_decoded):
+    path = folder / "train" / "cat" / os.fsdecode(b"\xff.png")
+    write_images(path.parent, 1)
+    (path.parent / "0.png").rename(path)
+    assert data.load(str(folder)).fingerprint() == data.load(str(folder)).fingerprint()
+    assert count_decoded == [16]
+
+
+def test_the_path_may_be_written_in_another_way(folder, count_decoded, monkeypatch):
+    data.load(str(folder))
+    monkeypatch.chdir(folder)
+    for source in (".", "train/.."):
+        data.load(source)
+    assert count_decoded == [16]
+
+
 def test_arrays_are_readable_without_pickle_and_not_compressed(folder):
     images = data.load(str(folder))
     (path,) = (folder / decoded.CACHE).glob("*.npz")

@@ -41,8 +41,6 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
         UserError: naming the folder or file and what is wrong with it.
     """
     classes = class_names(root)
-    if len(classes) == 1:
-        raise UserError(f"{root}: only one class, {classes[0]!r}; two at least are needed")
     paths, labels = list_classes(root, classes)
     sizes = np.bincount(labels)
     if sizes.min() < 2:

@@ -62,99 +62,63 @@ class Source:
     files: tuple[Remote, ...]
 
 
-def _idx(address: str, *files: tuple[str, int, str]) -> Source:
+IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+
+
+def _archive(folder: str, url: str, size: int, sha256: str) -> Source:
+    return Source(folder, (Remote(url, size, sha256),))
+
+
+def _idx(address: str, *files: tuple[int, str]) -> Source:
+    """Size and SHA-256 of the files `IDX` at an address."""
     return Source(
-        "idx", tuple(Remote(f"{address}/{name}-ubyte.gz", size, sha) for name, size, sha in files)
+        "idx",
+        tuple(
+            Remote(f"{address}/{name}-ubyte.gz", size, sha256)
+            for name, (size, sha256) in zip(IDX, files, strict=True)
+        ),
     )
 
 
 SOURCES = {
-    "cifar10": Source(
+    "cifar10": _archive(
         "cifar-10-batches-bin",
-        (
-            Remote(
-                "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-                170_052_171,
-                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-            ),
-        ),
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        170_052_171,
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     ),
-    "cifar100": Source(
+    "cifar100": _archive(
         "cifar-100-binary",
-        (
-            Remote(
-                "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-                168_513_733,
-                "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-            ),
-        ),
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        168_513_733,
+        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
     ),
-    # The first address, yann.lecun.com, has refused automatic access for years.
+    # the mirror that torchvision uses of yann.lecun.com
     "mnist": _idx(
         "https://ossci-datasets.s3.amazonaws.com/mnist",
-        (
-            "train-images-idx3",
-            9_912_422,
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        ),
-        (
-            "train-labels-idx1",
-            28_881,
-            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-        ),
-        (
-            "t10k-images-idx3",
-            1_648_877,
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        ),
-        (
-            "t10k-labels-idx1",
-            4_542,
-            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        ),
+        (9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+        (28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+        (1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+        (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
     ),
     "fashion-mnist": _idx(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-        (
-            "train-images-idx3",
-            26_421_880,
-            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-        ),
-        (
-            "train-labels-idx1",
-            29_515,
-            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-        ),
-        (
-            "t10k-images-idx3",
-            4_422_102,
-            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-        ),
-        (
-            "t10k-labels-idx1",
-            5_148,
-            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-        ),
+        (26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+        (29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+        (4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+        (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
     ),
-    "eurosat": Source(
+    "eurosat": _archive(
         "EuroSAT_RGB",
-        (
-            Remote(
-                "https://zenodo.org/records/7711810/files/EuroSAT_RGB.zip",
-                94_658_721,
-                "b4f5b234ecb7d7ff9c6cddb046543b4717c53fd6e9815be6c0e80cc614f51b90",
-            ),
-        ),
+        "https://zenodo.org/records/7711810/files/EuroSAT_RGB.zip",
+        94_658_721,
+        "b4f5b234ecb7d7ff9c6cddb046543b4717c53fd6e9815be6c0e80cc614f51b90",
     ),
-    "tiny-imagenet": Source(
+    "tiny-imagenet": _archive(
         "tiny-imagenet-200",
-        (
-            Remote(
-                "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-                248_100_043,
-                "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
-            ),
-        ),
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        248_100_043,
+        "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
     ),
 }
 

@@ -27,11 +27,7 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
     if not (root / "test").is_dir():
         raise UserError(f"{root}: no test/ beside train/; expected test/<class>/<image>")
     classes = class_names(root / "train")
-    if len(classes) == 1:
-        raise UserError(
-            f"{root / 'train'}: only one class, {classes[0]!r}; two at least are needed"
-        )
-    unknown = sorted(set(class_names(root / "test")) - set(classes))
+    unknown = sorted(set(class_names(root / "test", least=1)) - set(classes))
     if unknown:
         raise UserError(f"{root / 'test'}: class {unknown[0]!r} is not in {root / 'train'}")
     train = list_classes(root / "train", classes)
@@ -41,11 +37,13 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
     return decoded.load(root, train, test, classes, limit, progress)
 
 
-def class_names(split: Path) -> tuple[str, ...]:
-    """Names of the class folders in `split`, sorted: one at least."""
+def class_names(split: Path, least: int = 2) -> tuple[str, ...]:
+    """Names of the class folders in `split`, sorted."""
     names = sorted(p.name for p in split.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise UserError(f"{split}: no class folders; expected {split.name}/<class>/<image>")
+    if len(names) < least:
+        raise UserError(f"{split}: only one class, {names[0]!r}; two at least are needed")
     return tuple(names)
 
 

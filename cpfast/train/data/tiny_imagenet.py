@@ -31,10 +31,6 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
         UserError: naming the folder, file or line and what is wrong with it.
     """
     classes = class_names(root / "train")
-    if len(classes) == 1:
-        raise UserError(
-            f"{root / 'train'}: only one class, {classes[0]!r}; two at least are needed"
-        )
     train = list_classes(root / "train", classes, inner="images")
     test = _validation(root / "val", classes)
     return decoded.load(root, train, test, classes, limit, progress, "tested on val/")
