@@ -150,7 +150,7 @@ def locate(name: str, download: bool, progress: bool) -> Path:
         size = sum(file.size for file in source.files)
         raise UserError(
             f"--data {name}: not in {path}; add --download to fetch it from {host} "
-            f"({size / 1e6:.0f} MB)"
+            f"({size / 1e6:.0f} MB), or put it there"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
