@@ -22,6 +22,7 @@ from cpfast.train.config import (
     LABELS,
     METHODS,
     MODELS,
+    NAMED,
     OPTIMIZERS,
     POLICIES,
     PRECISIONS,
@@ -91,6 +92,7 @@ def _fail(message: str) -> int:
 
 def _train(options: dict[str, Any]) -> None:
     out, resume = options.pop("out"), options.pop("resume")
+    download = options.pop("download")
     folder = None if out is None else RunFolder(out)
     if resume:
         if folder is None:
@@ -101,7 +103,7 @@ def _train(options: dict[str, Any]) -> None:
             folder.check_free()
         config = Config.from_options({**options, "device": _device(options["device"])})
     _prepare(config)
-    images = data.load(config.data, config.limit, progress=True)
+    images = data.load(config.data, config.limit, progress=True, download=download)
     if folder is None:
         name = f"{report.data_name(config.replace(limit=None))}-{config.model}-{config.method}"
         folder = RunFolder(new_folder(Path("runs"), name))
@@ -135,6 +137,7 @@ def _resumed_config(folder: RunFolder, options: dict[str, Any]) -> Config:
 
 def _compare(options: dict[str, Any], arguments: list[str]) -> None:
     out, count = options.pop("out"), options.pop("seeds")
+    download = options.pop("download")
     if count < 1:
         raise UserError(f"--seeds must be at least 1, got {count}")
     config = Config.from_options(
@@ -146,14 +149,21 @@ def _compare(options: dict[str, Any], arguments: list[str]) -> None:
     path = Path(out) if out is not None else compare.default_folder(config, seeds)
     folder = RunFolder(path)
     compare.check_folder(path)
-    images = data.load(config.data, config.limit, progress=True)
+    images = data.load(config.data, config.limit, progress=True, download=download)
     with folder.locked():
         results = compare.open_results(path, config, seeds)
         _print_header(config, images)
         done, wanted = len(results["runs"]), len(compare.ARMS) * count
         print(f"comparison in {path}" + (f", {done} of {wanted} runs done" if done else ""))
         try:
-            results = compare.compare(config, images, path, seeds, ProgressBar, _print_arm)
+            results = compare.compare(
+                config,
+                images,  # type: ignore[arg-type]
+                path,
+                seeds,
+                ProgressBar,
+                _print_arm,
+            )
         except KeyboardInterrupt:
             raise Interrupted(
                 "interrupted; what is done is kept; continue with the same command: "
@@ -256,13 +266,9 @@ def _no_cuda() -> str:
     return "torch finds no CUDA device; check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
 
 
-def _print_header(config: Config, images: data.ImageData) -> None:
-    height, width, channels = images.shape
+def _print_header(config: Config, images: data.ImageData | data.TextData) -> None:
     model = models.build(config.model, images.shape, images.outputs, 0)
-    print(
-        f"{images.name}: {len(images.train_labels):,} training and {len(images.test_labels):,} "
-        f"test images of {height}x{width}x{channels}, {len(images.classes)} classes"
-    )
+    print(images.describe())
     threads = f" ({_counted(torch.get_num_threads(), 'thread')})" if config.device == "cpu" else ""
     print(
         f"{config.model}, {models.count_parameters(model):,} parameters; {config.epochs} epochs; "
@@ -352,8 +358,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     """Options of train and compare. None means not given: the default depends on the data."""
     add = parser.add_argument
-    add("--data", help="digits (default), a folder with train/ and test/, or an .npz")
-    add("--limit", type=int, help="train on so many images, stratified")
+    add("--data", help=f"{', '.join(NAMED)}; or a folder or file of images; default: digits")
+    add("--download", action="store_true", help="fetch --data if it is missing")
+    add("--limit", type=int, help="train on so many images, stratified, or sequences")
     add("--model", choices=MODELS, help="default: cnn for digits, else resnet20")
     add("--epochs", type=int, help="default: 120 for digits, else 200")
     add("--repeats", type=int, help="augmented passes an epoch in the period (k); default: 3")
@@ -365,7 +372,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--criterion", choices=CRITERIA, help="of the period's end; default: slope45")
     add("--at", type=int, help="epoch of --criterion fixed")
     add("--labels", choices=LABELS, help="random: a control with nothing to learn; default: true")
-    add("--flip", action=argparse.BooleanOptionalAction, help="default: not for digits")
+    add(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="mirror images; default: not for digits and mnist",
+    )
     add("--seed", type=int, help="default: 0")
     add("--eval-every", type=int, help="epochs between evaluations; default: a tenth of all")
     add("--device", help="cpu, cuda or cuda:N; default: cuda if there is one")
