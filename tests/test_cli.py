@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from cpfast.train import cli
-from cpfast.train.data import ImageData
 from cpfast.train.runfolder import RunFolder
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -277,11 +276,7 @@ def test_compare_end_to_end(npz, tmp_path, capsys):
         ("--oracle", ["--oracle-settings", "base", "--switch-epochs", "2"], 3, "oracle.png"),
     ],
 )  # fmt: skip
-def test_other_comparisons_end_to_end(npz, tmp_path, capsys, monkeypatch, kind, options, runs,
-                                      picture):  # fmt: skip
-    labels = "with_random_labels"
-    monkeypatch.setattr(ImageData, labels, getattr(ImageData, labels, lambda data, seed: data),
-                        raising=False)  # fmt: skip
+def test_other_comparisons_end_to_end(npz, tmp_path, capsys, kind, options, runs, picture):
     out = tmp_path / "out"
     command = ["compare", kind, *options, "--data", npz, *QUICK, "--epochs", "4", "--seeds", "1",
                "--out", str(out)]  # fmt: skip

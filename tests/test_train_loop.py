@@ -11,7 +11,7 @@ import torch
 from cpfast import ops
 from cpfast.train import loop, report
 from cpfast.train.config import METHODS, Config
-from cpfast.train.data import ImageData
+from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
 
@@ -478,6 +478,54 @@ def test_until_stops_at_a_stored_epoch_and_stays_stopped(tmp_path):
         assert folder.checkpoint()["epoch"] == len(folder.metrics()) == 3
     loop.run(config, data, folder)
     assert folder.checkpoint()["epoch"] == 4
+
+
+def toy_text():
+    """Sequences that count on, from anywhere, in a circle of five characters."""
+
+    def make(count):
+        return ((torch.arange(count)[:, None] + torch.arange(9)) % 5).to(torch.uint8)
+
+    return TextData(make(20), make(10), "abcde", "toy")
+
+
+def text_config(**options):
+    base = {
+        "data": "python-docs", "epochs": 3, "batch_size": 8, "method": "prune", "energy": False
+    }  # fmt: skip
+    return Config.from_options({**base, **options})
+
+
+def test_text_is_learned_scored_by_sequence_and_resumed_to_the_bit(tmp_path):
+    config, data = text_config(), toy_text()
+    whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
+    training = loop.run(config, data, whole)
+    assert training.pruner.scores.shape == (20,) and training.pruner.scores.isfinite().all()
+    lines = whole.metrics()
+    assert lines[-1]["test_loss"] < lines[0]["train_loss"]
+    for epochs in (1, 2, 3):
+        loop.run(config, data, parts, epochs=epochs)
+    assert_same(whole.checkpoint(), parts.checkpoint())
+
+
+def test_the_loss_of_text_is_that_of_the_next_character(tmp_path):
+    training = loop.Training(text_config(), toy_text())
+    tokens = training.data.test_tokens.long()
+    training.model.eval()
+    with torch.no_grad():
+        logits = training.model(tokens[:, :-1])
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    loss, accuracy = loop.evaluate(training)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert accuracy == (logits.argmax(-1) == tokens[:, 1:]).double().mean().item()
+
+
+def test_random_labels_are_those_of_training_alone(tmp_path):
+    data = toy_data()
+    training = loop.Training(make_config(labels="random"), data)
+    assert not torch.equal(training.data.train_labels, data.train_labels)
+    assert torch.equal(training.data.test_labels, data.test_labels)
+    assert training.fingerprint == loop.Training(make_config(), data).fingerprint
 
 
 @pytest.mark.cuda

@@ -1,8 +1,5 @@
 """What the tests of comparisons share: tiny data, settings, and how a run is looked at."""
 
-import dataclasses
-
-import numpy as np
 import torch
 
 from cpfast.train import compare, loop
@@ -13,14 +10,6 @@ from cpfast.train.runfolder import RunFolder
 TRAIN = 24
 EPOCHS = 6
 END = 2
-
-if not hasattr(ImageData, "with_random_labels"):
-
-    def with_random_labels(data, seed):
-        labels = np.random.default_rng(seed).integers(data.outputs, size=data.train_size)
-        return dataclasses.replace(data, train_labels=torch.from_numpy(labels))
-
-    ImageData.with_random_labels = with_random_labels
 
 
 def toy_data():

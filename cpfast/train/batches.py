@@ -1,4 +1,4 @@
-"""What a step reads: a batch gathered by index, augmented, in the precision of the run."""
+"""What a step reads: a batch gathered by index; images augmented, in the precision of the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 import cpfast
 from cpfast.train.config import Config
-from cpfast.train.data import ImageData
+from cpfast.train.data import ImageData, TextData
 
 # The paper's augmentation (2506.15954).
 ROTATION = 15.0  # degrees
@@ -15,9 +15,9 @@ SHIFT = 0.1  # of the height and of the width
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def of(config: Config, data: ImageData) -> ImageBatches:
+def of(config: Config, data: ImageData | TextData) -> ImageBatches | TextBatches:
     """The batches of a data set."""
-    return ImageBatches(config, data)
+    return ImageBatches(config, data) if isinstance(data, ImageData) else TextBatches(data)
 
 
 class ImageBatches:
@@ -55,3 +55,21 @@ class ImageBatches:
             self._data.test_images, index, seed=0, epoch=0, mean=self._mean, dtype=self._dtype
         )
         return images, self._data.test_labels[index]
+
+
+class TextBatches:
+    """Tokens [B, T] int64, and at each position the one that follows. Nothing is augmented."""
+
+    def __init__(self, data: TextData) -> None:
+        self._data = data
+
+    def train(self, index: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+        return self._next_tokens(self._data.train_tokens[index])
+
+    def test(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self._next_tokens(self._data.test_tokens[index])
+
+    @staticmethod
+    def _next_tokens(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = tokens.long()
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()

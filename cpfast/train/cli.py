@@ -24,6 +24,7 @@ from cpfast.train.config import (
     LABELS,
     METHODS,
     MODELS,
+    NAMED,
     OPTIMIZERS,
     POLICIES,
     PRECISIONS,
@@ -92,6 +93,7 @@ def _fail(message: str) -> int:
 
 def _train(options: dict[str, Any]) -> None:
     out, resume = options.pop("out"), options.pop("resume")
+    download = options.pop("download")
     folder = None if out is None else RunFolder(out)
     if resume:
         if folder is None:
@@ -102,7 +104,7 @@ def _train(options: dict[str, Any]) -> None:
             folder.check_free()
         config = Config.from_options({**options, "device": _device(options["device"])})
     _prepare(config)
-    images = data.load(config.data, config.limit, progress=True)
+    images = data.load(config.data, config.limit, progress=True, download=download)
     if folder is None:
         name = f"{report.data_name(config.replace(limit=None))}-{config.model}-{config.method}"
         folder = RunFolder(new_folder(Path("runs"), name))
@@ -135,14 +137,14 @@ def _resumed_config(folder: RunFolder, options: dict[str, Any]) -> Config:
 
 
 def _compare(options: dict[str, Any], arguments: list[str]) -> None:
-    out = options.pop("out")
+    out, download = options.pop("out"), options.pop("download")
     plan = plan_from({**options, "device": _device(options["device"])})
     config = plan.config
     _prepare(config)
     path = Path(out) if out is not None else compare.default_folder(plan)
     folder = RunFolder(path)
     compare.check_folder(path)
-    images = data.load(config.data, config.limit, progress=True)
+    images = data.load(config.data, config.limit, progress=True, download=download)
     with folder.locked():
         results = compare.open_results(plan, images.train_size, path)
         _print_header(config, images)
@@ -252,13 +254,9 @@ def _no_cuda() -> str:
     return "torch finds no CUDA device; check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
 
 
-def _print_header(config: Config, images: data.ImageData) -> None:
-    height, width, channels = images.shape
+def _print_header(config: Config, images: data.ImageData | data.TextData) -> None:
     model = models.build(config.model, images.shape, images.outputs, 0)
-    print(
-        f"{images.name}: {len(images.train_labels):,} training and {len(images.test_labels):,} "
-        f"test images of {height}x{width}x{channels}, {len(images.classes)} classes"
-    )
+    print(images.describe())
     threads = f" ({_counted(torch.get_num_threads(), 'thread')})" if config.device == "cpu" else ""
     print(
         f"{config.model}, {models.count_parameters(model):,} parameters; {config.epochs} epochs; "
@@ -334,8 +332,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     """Options of train and compare. None means not given: the default depends on the data."""
     add = parser.add_argument
-    add("--data", help="digits (default), a folder with train/ and test/, or an .npz")
-    add("--limit", type=int, help="train on so many images, stratified")
+    add("--data", help=f"{', '.join(NAMED)}; or a folder or file of images; default: digits")
+    add("--download", action="store_true", help="fetch --data if it is missing")
+    add("--limit", type=int, help="train on so many images, stratified, or sequences")
     add("--model", choices=MODELS, help="default: cnn for digits, else resnet20")
     add("--epochs", type=int, help="default: 120 for digits, else 200")
     add("--repeats", type=int, help="augmented passes an epoch in the period (k); default: 3")
@@ -351,7 +350,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="epoch of --criterion fixed; of the arm fixed, default: an eighth of all",
     )
     add("--labels", choices=LABELS, help="random: a control with nothing to learn; default: true")
-    add("--flip", action=argparse.BooleanOptionalAction, help="default: not for digits")
+    add(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="mirror images; default: not for digits and mnist",
+    )
     add("--seed", type=int, help="default: 0")
     add("--eval-every", type=int, help="epochs between evaluations; default: a tenth of all")
     add("--device", help="cpu, cuda or cuda:N; default: cuda if there is one")

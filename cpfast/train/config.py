@@ -39,7 +39,7 @@ DEFAULTS_OF: dict[str, dict[str, Any]] = {
     "digits": {"model": "cnn", "epochs": 120, "batch_size": 32, "flip": False},
     "mnist": {"model": "cnn", "epochs": 20, "flip": False},
     "python-docs": {
-        "model": "transformer", "epochs": 20, "batch_size": 32, "optimizer": "adamw",
+        "model": "transformer", "epochs": 5, "batch_size": 32, "optimizer": "adamw",
         "weight_decay": 0.1, "schedule": "cosine", "repeats": 1, "flip": False,
     },
 }  # fmt: skip
@@ -59,9 +59,9 @@ class Config:
     """Settings of one run. Fractions are in [0, 1], `lr` is per step at `batch_size`.
 
     Attributes:
-        data: "digits", or the absolute path of an image folder or an .npz file.
+        data: one of `NAMED`, or an absolute path, see `cpfast.train.data.load`.
         method: what is cut once the period has ended, see `cpfast.Recipe.from_method`.
-        limit: number of training images, stratified; None for all.
+        limit: number of training samples, of images stratified; None for all.
         repeats: augmented passes over the data in an epoch of the critical period (k).
         keep: share of the below-average samples that pruning keeps.
         anneal: share after which all is spent again: in methods with a detector, of the epochs

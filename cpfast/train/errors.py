@@ -28,3 +28,8 @@ def require(module: str, purpose: str, otherwise: str = "") -> ModuleType:
             f"{purpose} needs {top}, which cannot be imported ({error}): install the extra "
             f"cpfast[train], by pip install '.[train]' in a checkout{otherwise}"
         ) from error
+
+
+def first_line(error: object) -> str:
+    """What a library's error says, without what it adds below."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

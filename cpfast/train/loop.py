@@ -27,7 +27,7 @@ from cpfast.train import batches, energy, models, optimizers
 from cpfast.train.batches import AUTOCAST
 from cpfast.train.clock import Clock
 from cpfast.train.config import ENVIRONMENT, Config
-from cpfast.train.data import ImageData
+from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import CHECKPOINT, RunFolder
 from cpfast.train.step import Step
@@ -60,7 +60,7 @@ class Training:
         epoch: number of epochs completed.
     """
 
-    def __init__(self, config: Config, data: ImageData) -> None:
+    def __init__(self, config: Config, data: ImageData | TextData) -> None:
         if config.batch_size > data.train_size:
             raise UserError(
                 f"--batch-size {config.batch_size}: there are only {data.train_size} samples to "
@@ -195,7 +195,7 @@ class Training:
 
 def run(
     config: Config,
-    data: ImageData,
+    data: ImageData | TextData,
     folder: RunFolder,
     *,
     progress: Progress | None = None,

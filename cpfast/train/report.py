@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpfast.train.config import Config
+from cpfast.train.config import TEXTS, Config
 from cpfast.train.energy import source_of_sum
 from cpfast.train.errors import UserError
 from cpfast.train.runfolder import METRICS, RunFolder
@@ -115,8 +115,10 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
 
 
 def data_name(config: Config) -> str:
-    name = config.data if config.data == "digits" else Path(config.data).name
-    return name if config.limit is None else f"{name} ({config.limit:,} images)"
+    """The last part of a path, or the name; with the limit, if there is one."""
+    samples = "sequences" if config.data in TEXTS else "images"
+    limit = "" if config.limit is None else f" ({config.limit:,} {samples})"
+    return Path(config.data).name + limit
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cpfast.train import loop, report
 from cpfast.train.config import Config
-from cpfast.train.data import ImageData
+from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import Diverged
 from cpfast.train.loop import Progress
 from cpfast.train.runfolder import CONFIG, RunFolder, write_json
@@ -91,7 +91,7 @@ class Runner:
     def __init__(
         self,
         out: Path,
-        data: ImageData,
+        data: ImageData | TextData,
         results: dict[str, Any],
         progress: MakeProgress | None = None,
         finished: Callable[[Entry], None] | None = None,

@@ -14,7 +14,7 @@ from cpfast.train.compare.falsify import Falsification
 from cpfast.train.compare.oracle import Oracle
 from cpfast.train.compare.plan import ENTRY, RESULTS, Entry, MakeProgress, Plan, Runner
 from cpfast.train.config import ENVIRONMENT, Config, changes
-from cpfast.train.data import ImageData
+from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import UserError
 from cpfast.train.runfolder import RunFolder, read_json, write_json
 
@@ -24,7 +24,7 @@ KINDS: dict[str, type[Plan]] = {kind.KIND: kind for kind in (Comparison, Falsifi
 
 def run(
     plan: Plan,
-    data: ImageData,
+    data: ImageData | TextData,
     out: Path,
     progress: MakeProgress | None = None,
     finished: Callable[[Entry], None] | None = None,

@@ -1,0 +1,57 @@
+"""A folder of class folders without a split, as EuroSAT is published: 2750/<class>/<image>.
+
+EuroSAT: Helber et al. 2019 (1709.00029); 2750/ is the top folder of EuroSAT.zip, EuroSAT_RGB/
+that of the archive at Zenodo (record 7711810).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from cpfast.train.data import decoded
+from cpfast.train.data.decoded import Files
+from cpfast.train.data.folder import class_names, list_classes
+from cpfast.train.data.sets import ImageData
+from cpfast.train.data.split import stratified
+from cpfast.train.errors import UserError
+
+LAYOUT = "<class>/<image>"
+HELD_OUT = 5  # one in so many
+NOTE = "a fifth of each class, drawn by a fixed seed, is held out for testing"
+
+
+def holds(root: Path) -> bool:
+    """Whether a folder in `root` directly holds images."""
+    with os.scandir(root) as folders:
+        for folder in folders:
+            if folder.is_dir() and not folder.name.startswith("."):
+                with os.scandir(folder) as files:
+                    if any(decoded.is_image(file.name) for file in files):
+                        return True
+    return False
+
+
+def load(root: Path, limit: int | None, progress: bool) -> ImageData:
+    """Classes are the folders, in the order of their names; see `NOTE` for the split.
+
+    Raises:
+        UserError: naming the folder or file and what is wrong with it.
+    """
+    classes = class_names(root)
+    paths, labels = list_classes(root, classes)
+    sizes = np.bincount(labels)
+    if sizes.min() < 2:
+        raise UserError(
+            f"{root / classes[int(sizes.argmin())]}: only one image; two at least are needed, "
+            "one of them for testing"
+        )
+    held = np.zeros(len(labels), dtype=bool)
+    held[stratified(labels, max(len(labels) // HELD_OUT, len(classes)))] = True
+    train, test = (
+        Files([path for path, chosen in zip(paths, part, strict=True) if chosen], labels[part])
+        for part in (~held, held)
+    )
+    return decoded.load(root, train, test, classes, limit, progress, NOTE)

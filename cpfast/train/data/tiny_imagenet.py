@@ -1,0 +1,60 @@
+"""Tiny-ImageNet as it is published (cs231n.stanford.edu/tiny-imagenet-200.zip).
+
+train/<wnid>/images/*.JPEG and val/images/*.JPEG with val/val_annotations.txt, tab-separated: file,
+wnid, bounding box. The labels of its test/ were never published: val/ is the test set here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from cpfast.train.data import decoded
+from cpfast.train.data.decoded import Files
+from cpfast.train.data.folder import class_names, list_classes
+from cpfast.train.data.sets import ImageData
+from cpfast.train.errors import UserError
+
+LAYOUT = "Tiny-ImageNet's train/<wnid>/images/ and val/val_annotations.txt"
+
+
+def holds(root: Path) -> bool:
+    return (root / "train").is_dir() and (root / "val" / "val_annotations.txt").is_file()
+
+
+def load(root: Path, limit: int | None, progress: bool) -> ImageData:
+    """Classes are the folders of train/, in the order of their names (of wnids.txt, sorted).
+
+    Raises:
+        UserError: naming the folder, file or line and what is wrong with it.
+    """
+    classes = class_names(root / "train")
+    train = list_classes(root / "train", classes, inner="images")
+    test = _validation(root / "val", classes)
+    return decoded.load(root, train, test, classes, limit, progress, "tested on val/")
+
+
+def _validation(folder: Path, classes: tuple[str, ...]) -> Files:
+    annotations = folder / "val_annotations.txt"
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels: dict[str, int] = {}
+    lines = annotations.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        fields = line.split("\t")
+        if len(fields) < 2 or fields[1] not in label_of:
+            raise UserError(
+                f"{annotations}, line {number}: expected a file, a tab and a class of train/, "
+                f"got {line!r}"
+            )
+        labels[fields[0]] = label_of[fields[1]]
+    images = folder / "images"
+    paths = {os.path.basename(p): p for p in decoded.list_images(images)} if images.is_dir() else {}
+    for name in labels.keys() ^ paths.keys():
+        if name in paths:
+            raise UserError(f"{paths[name]}: no class in {annotations}")
+        raise UserError(f"{annotations}: {name} is not in {images}")
+    if not paths:
+        raise UserError(f"{images}: no images")
+    return Files(list(paths.values()), np.array([labels[name] for name in paths], dtype=np.int64))
