@@ -93,6 +93,7 @@ def _draw_curves(axes: Any, results: Mapping[str, Any], cell: Cell, config: Conf
             axes.plot(end, curve[end], color=GREY, marker="o", markersize=7, linestyle="none")
     axes.plot([], [], color=BLACK, marker="o", markersize=6, linestyle="none", label="rule fires")
     axes.set_xlim(0, last)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean layer rotation (cosine distance)")
