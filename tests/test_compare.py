@@ -586,6 +586,8 @@ def test_a_plan_from_options():
     assert made.arms[:3] == ("full", "k1", "fixed") and "rs2@60" in made.arms
     assert (made.at, made.budgets, made.config.keep) == (7, arms.BUDGETS, 0.3)
     assert made.config.criterion == "slope45" and made.config.at is None
+    made = plan_from(options(repeats=1))
+    assert set(made.arms) == {"full", "infobatch", "detector+infobatch", "detector+rs2"}
     made = plan_from(options(criterion="fixed", at=7))
     assert (made.config.at, made.at) == (7, 7)
     made = plan_from(options(kind="oracle", oracle_settings="base,epochs-half", switch_epochs=[4]))
@@ -611,7 +613,7 @@ def test_a_plan_from_options():
         ({"kind": "oracle", "oracle_settings": "lr"}, "--oracle-settings: must be of base, decay-"),
         ({"kind": "oracle", "switch_epochs": [21]}, "--switch-epochs must be in 0 .. 20"),
         ({"kind": "oracle", "repeats": 1}, "--oracle: with --repeats 1 there is nothing to switch"),
-        ({"repeats": 1}, "with --repeats 1 no other than the rest; choose from full, infobatch"),
+        ({"repeats": 1, "arms": "k1"}, "--repeats 1 no other than the rest; choose from full, info"),
     ],
 )
 def test_bad_options(given, message):

@@ -36,7 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="sweep the epoch of the switch from k to 1 instead, and show each criterion's regret",
     )  # fmt: skip
     add("--seeds", type=int, help="how many, from --seed on; default: 3")
-    add("--arms", help=f"comma separated, or all; default: {','.join(arms.DEFAULT)}")
+    add(
+        "--arms",
+        help=f"comma separated, or all; default: {','.join(arms.DEFAULT)}; with --repeats 1 all",
+    )
     add("--budgets", type=int, nargs="*", metavar="PERCENT",
         help="also arms that use so much of full's samples; without a number: "
         f"{' '.join(map(str, arms.BUDGETS))}")  # fmt: skip
@@ -97,7 +100,9 @@ def _comparison(config: Config, seeds: tuple[int, ...], own: dict[str, Any]) -> 
         if not 1 <= budget <= 100:
             raise UserError(f"--budgets must be in 1 .. 100 (percent), got {budget}")
     known = arms.known(at, budgets)
-    named = ",".join(arms.DEFAULT) if own["arms"] is None else own["arms"]
+    # With k = 1 most of the default ones are full all over again.
+    default = ",".join(arms.DEFAULT) if config.repeats > 1 else "all"
+    named = default if own["arms"] is None else own["arms"]
     wanted = [name for name in named.split(",") if name]
     of_budgets = [
         n for n, a in known.items() if "@" in n and (config.repeats > 1 or not a.repeated)
