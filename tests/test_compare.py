@@ -613,7 +613,10 @@ def test_a_plan_from_options():
         ({"kind": "oracle", "oracle_settings": "lr"}, "--oracle-settings: must be of base, decay-"),
         ({"kind": "oracle", "switch_epochs": [21]}, "--switch-epochs must be in 0 .. 20"),
         ({"kind": "oracle", "repeats": 1}, "--oracle: with --repeats 1 there is nothing to switch"),
-        ({"repeats": 1, "arms": "k1"}, "--repeats 1 no other than the rest; choose from full, info"),
+        (
+            {"repeats": 1, "arms": "k1"},
+            "--repeats 1 no other than the rest; choose from full, info",
+        ),
     ],
 )
 def test_bad_options(given, message):

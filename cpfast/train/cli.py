@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 import cpfast
-from cpfast.train import compare, data, energy, loop, models, plots, report
+from cpfast.train import compare, data, energy, loop, models, plots, process, report
 from cpfast.train.compare.options import add_options, plan_from
 from cpfast.train.compare.show import show
 from cpfast.train.config import (
@@ -203,17 +203,13 @@ def _env() -> None:
 
 
 def _prepare(config: Config) -> None:
-    """Fail for a missing library before anything is read or written; set the threads."""
+    """Fail for a missing library before anything is read or written; set up the process."""
     require("tqdm", "the progress bar")
     if config.energy:
         energy.grams_per_kwh(config.country)
     if config.plot:
         require("matplotlib", "a picture", ", or pass --no-plot")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    # Without these a resumed run on CUDA is not the same to the bit.
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
+    process.prepare(config)
 
 
 def _device(name: str | None) -> str:
