@@ -1,6 +1,5 @@
 """What a run sets for its whole process."""
 
-import ctypes
 import sys
 
 import pytest
@@ -26,14 +25,26 @@ def test_threads_and_determinism(restored):
     assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
 
 
-def test_the_allocator_takes_the_settings_and_goes_on_working():
+@pytest.mark.parametrize("largest", [2**30, 2**25])
+def test_the_largest_threshold_that_is_taken(monkeypatch, largest):
+    calls = []
+
+    class Glibc:
+        @staticmethod
+        def mallopt(option, value):
+            calls.append((option, value))
+            return int(option != process._MMAP_THRESHOLD or value <= largest)
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: Glibc)
     process.keep_memory()
-    if sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt"):
-        # as it was asked: 1 is success
-        libc = ctypes.CDLL(None)
-        assert libc.mallopt(process._MMAP_THRESHOLD, process._LARGEST_THRESHOLD) == 1
-        assert libc.mallopt(process._MMAP_THRESHOLD, 2 * process._LARGEST_THRESHOLD) == 0
-        assert libc.mallopt(process._TRIM_THRESHOLD, process._NEVER) == 1
+    tried = [value for option, value in calls if option == process._MMAP_THRESHOLD]
+    assert tried == [size for size in (2**30, 2**25) if size >= largest]
+    assert calls[-1] == (process._TRIM_THRESHOLD, process._NEVER)
+
+
+def test_the_allocator_goes_on_working():
+    process.keep_memory()
     sizes = (1 << 10, 1 << 20, 40 << 20)
     assert [torch.ones(size, dtype=torch.uint8).sum().item() for size in sizes] == list(sizes)
 

@@ -11,7 +11,7 @@ from cpfast.train.config import Config
 
 # Of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST_THRESHOLD = 32 << 20  # that mallopt takes
+_THRESHOLDS = 1 << 30, 32 << 20  # the second is the most that older versions take
 _NEVER = 2**31 - 1
 
 
@@ -36,5 +36,5 @@ def keep_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+        any(mallopt(_MMAP_THRESHOLD, size) for size in _THRESHOLDS)
         mallopt(_TRIM_THRESHOLD, _NEVER)
