@@ -1,5 +1,7 @@
 """Passes over the data by `cpfast train`'s loop, against the loop that most people write."""
 
+import contextlib
+import functools
 import multiprocessing
 import os
 
@@ -45,13 +47,12 @@ def lean(model, data, batch, device, **options):
         }
     )  # fmt: skip
     training = loop.Training(config, data.to(torch.device(device)))
-    return lambda: loop.train_epoch(training)
+    return training
 
 
 def bare(*arguments, **options):
     """The same loop without detection, scores and selection."""
-    one_pass = lean(*arguments, **options, detect=False)
-    training = one_pass.__closure__[0].cell_contents
+    training = lean(*arguments, **options, detect=False)
     size, device = training.data.train_size, training.device
     generator = torch.Generator(device).manual_seed(0)
     ones = torch.ones(size, device=device)
@@ -67,7 +68,7 @@ def bare(*arguments, **options):
             return F.cross_entropy(logits.float(), target)
 
     training.pruner = Unscored()
-    return one_pass
+    return training
 
 
 class Augmented(Dataset):
@@ -137,6 +138,7 @@ class Elsewhere:
         arguments = (other, which, device, workers, amp, torch.get_num_threads())
         self._process = context.Process(target=_serve, args=arguments)
         self._process.start()
+        other.close()  # so that a child that dies is noticed
 
     def __call__(self):
         self._end.send("go")
@@ -146,7 +148,8 @@ class Elsewhere:
         return loss
 
     def close(self):
-        self._end.send(None)
+        with contextlib.suppress(OSError):  # of one that has ended
+            self._end.send(None)
         self._process.join()
 
 
@@ -168,18 +171,20 @@ def case_of(which, device):
 def contenders_of(model, data, batch, device):
     arguments = (model, data, batch, device)
     if device == "cuda":
-        contenders = {
+        trainings = {
             "cpfast": lean(*arguments, step="graph"),
             "cpfast, compiled": lean(*arguments, step="compile+graph"),
             "cpfast, eager": lean(*arguments, step="eager"),
         }
     else:
-        contenders = {
+        trainings = {
             "cpfast": lean(*arguments),
             "cpfast, bf16": lean(*arguments, precision="bf16"),
         }
-    contenders["cpfast without detection, scores, selection"] = bare(*arguments)
-    return contenders
+    trainings["cpfast without detection, scores, selection"] = bare(*arguments)
+    return {
+        name: functools.partial(loop.train_epoch, training) for name, training in trainings.items()
+    }
 
 
 def rivals_of(which, device):
@@ -231,6 +236,7 @@ def bench_training_loop(race, device, threads_of, which, threads):
             budget=SECONDS[device],
             graphs=False,
             aim=0,
+            patience=60,
         )
     finally:
         for rival in rivals.values():

@@ -295,8 +295,8 @@ class Race:
     """Contenders of one case: warmed up, checked against each other, calibrated, then timed.
 
     A value that is a string says why that contender is not here. A rival that raises or takes
-    longer than PATIENCE is left out, with the reason; cpfast's must not. Of one whose result
-    differs, that is noted.
+    longer than `patience` seconds is left out, with the reason; cpfast's must not. Of one whose
+    result differs, that is noted.
     """
 
     def __init__(
@@ -311,9 +311,11 @@ class Race:
         graphs: bool = True,
         aim: float = BLOCK,
         budget: float | None = None,
+        patience: float | None = None,
         brief: bool = False,
     ) -> None:
         self.device = device
+        self.patience = PATIENCE[device] if patience is None else patience
         self.left_out: dict[str, str] = {}
         self.differs: dict[str, str] = {}
         self.running: dict[str, Contender] = {}
@@ -361,7 +363,7 @@ class Race:
         once = 0.0
         if not brief:
             once = runner.block()
-            if once > PATIENCE[self.device] and not name.startswith("cpfast"):
+            if once > self.patience and not name.startswith("cpfast"):
                 self.left_out[name] = f"one call took {once:.2g} s"
                 return
             self.peak[name] = runner.peak_bytes()

@@ -27,7 +27,7 @@ run() {
   if [ -n "${TOTAL:-}" ]; then
     local left=$((TOTAL - SECONDS))
     ((left > 0)) || { echo "== $name: no time left"; return; }
-    limit=(timeout --signal=INT "$left")
+    limit=(timeout --foreground --signal=INT "$left")
   fi
   echo "== $name"
   "${limit[@]}" cpfast compare "${common[@]}" "$@" --out "$out/$name" || code=$?

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -150,6 +151,38 @@ def test_interrupt_says_how_to_go_on(npz, tmp_path, capsys):
     # and the lock is gone
     with RunFolder(out).locked():
         pass
+
+
+def test_a_disk_that_fills_up_is_named_and_nothing_stored_is_lost(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--data", npz, *QUICK, "--no-plot", "--epochs", "4", "--out", str(out)]
+    assert cli.main(["train", *options]) == 0
+    last, metrics = (out / "last.pt").read_bytes(), (out / "metrics.jsonl").read_text()
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "epochs": 6}))
+    state = RunFolder(out).checkpoint()
+    RunFolder(out).save_checkpoint({**state, "config": {**state["config"], "epochs": 6}})
+
+    def no_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(last) // 2,) * 2)
+
+    command = [sys.executable, "-m", "cpfast", "train", "--resume", "--out", str(out)]
+    done = subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, preexec_fn=no_room
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"cpfast: error: {out}/last.pt: File too large"
+    assert RunFolder(out).epochs() == 4
+    assert cli.main(command[3:]) == 0
+    assert (out / "metrics.jsonl").read_text().startswith(metrics)
+    assert RunFolder(out).epochs() == 6
+
+
+def test_what_cannot_be_trained_leaves_no_folder_behind(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    for wrong in (["--batch-size", "25"], ["--model", "vit-tiny"]):
+        message = fails(capsys, "train", "--data", npz, *QUICK, "--out", str(out), *wrong)
+        assert wrong[-1] in message and not out.exists()
 
 
 @pytest.mark.parametrize("stop", [1, 3])

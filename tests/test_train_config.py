@@ -31,6 +31,10 @@ def test_other_data_defaults(tmp_path, monkeypatch):
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"batch_size": -1}, "--batch-size must be at least 1, got -1"),
         ({"repeats": 0}, "--repeats must be at least 1, got 0"),
+        ({"repeats": 10**10}, "--repeats must be at most 1,000,000,000, got 10000000000"),
+        ({"threads": 5000}, "--threads must be in 1 .. 1024, got 5000"),
+        ({"threads": 0}, "--threads must be in 1 .. 1024, got 0"),
+        ({"data": "~nobody-of-this-name/x"}, "--data ~nobody-of-this-name/x: "),
         ({"limit": 0}, "--limit must be at least 1, got 0"),
         ({"lr": 0.0}, "--lr must be positive, got 0.0"),
         ({"lr": float("nan")}, "--lr must be positive, got nan"),
@@ -63,8 +67,14 @@ def test_dict_round_trip_and_foreign_dicts():
     assert Config.from_dict(config.to_dict(), source) == config
     with pytest.raises(UserError, match=r"config.json: not a configuration of this version"):
         Config.from_dict({**config.to_dict(), "colour": "red"}, source)
-    with pytest.raises(UserError, match=r"config.json: a setting has the wrong type"):
-        Config.from_dict({**config.to_dict(), "epochs": "many"}, source)
+    for name, value in (
+        ("epochs", "many"), ("epochs", None), ("epochs", 2.5), ("data", 5), ("flip", "yes"),
+        ("batch_size", True), ("limit", "all"),
+    ):  # fmt: skip
+        message = rf"config.json: a setting has the wrong type \({name}: {value!r}, expected"
+        with pytest.raises(UserError, match=message):
+            Config.from_dict({**config.to_dict(), name: value}, source)
+    assert Config.from_dict({**config.to_dict(), "lr": 1}, source).lr == 1
 
 
 def test_differences_name_option_and_both_values():

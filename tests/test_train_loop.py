@@ -1,8 +1,10 @@
 """The loop: what each method spends, resume to the bit, divergence, unfit checkpoints."""
 
 import dataclasses
+import gc
 import math
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -263,6 +265,36 @@ def test_a_compiled_step_does_what_an_eager_one_does():
         assert training.pruner.scores.isfinite().sum() == 16
     for eager, compiled in zip(weights["eager"], weights["compile"], strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_that_has_ended_leaves_no_memory_behind():
+    training = loop.Training(make_config(), toy_data())
+    loop.train_epoch(training)
+    left = weakref.ref(training)
+    gc.disable()
+    try:
+        del training
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 7},
+        {"epoch": -1},
+        {"stream": {"index": torch.tensor([30]), "draw": torch.tensor([0]),
+                    "weight": torch.ones(1)}},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_out_of_range_is_named(tmp_path, change):
+    config, data = make_config(), toy_data()
+    folder = start(tmp_path / "run", config)
+    loop.run(config, data, folder, epochs=1)
+    folder.save_checkpoint({**folder.checkpoint(), **change})
+    with pytest.raises(UserError, match=r"last.pt: does not fit the run"):
+        loop.run(config, data, folder)
 
 
 def test_compiling_is_no_training_time(tmp_path):
@@ -569,16 +601,11 @@ def test_cuda_steps_never_wait_for_the_device(how):
     training = loop.Training(config, toy_data().to(torch.device("cuda:0")))
     loop.train_epoch(training)
     assert training.run_step.ready
+    epoch = (torch.arange(TRAIN), torch.ones(TRAIN).long(), torch.ones(TRAIN))
+    steps = training.stream.extend(*(x.cuda() for x in epoch))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(
-            training.stream.extend(
-                *(
-                    x.cuda()
-                    for x in (torch.arange(TRAIN), torch.ones(TRAIN).long(), torch.ones(TRAIN))
-                )
-            )
-        ):
+        for _ in range(steps):
             training.schedule.step(0.5)
             training.run_step()
     finally:

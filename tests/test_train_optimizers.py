@@ -20,7 +20,8 @@ PLAIN = {
 
 
 def make(name, device="cpu", weight_decay=1e-2):
-    config = Config.from_options({"optimizer": name, "weight_decay": weight_decay})
+    options = {} if device == "cpu" else {"device": "cuda:0", "step": "graph"}
+    config = Config.from_options({"optimizer": name, "weight_decay": weight_decay, **options})
     model = models.build("cnn", (8, 8, 1), 3, seed=0).to(memory_format=torch.channels_last)
     model = model.to(device)
     return model, optimizers.build(config, model)

@@ -11,17 +11,21 @@ from cpfast.train.config import Config
 
 @pytest.fixture
 def restored():
-    before = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    cudnn = torch.backends.cudnn
+    before = torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic
     yield
     torch.set_num_threads(before[0])
-    torch.backends.cudnn.benchmark = before[1]
-    torch.backends.cudnn.deterministic = False
+    cudnn.benchmark, cudnn.deterministic = before[1:]
 
 
-def test_threads_and_determinism(restored):
-    torch.backends.cudnn.benchmark = True
+def test_threads(restored):
     process.prepare(Config.from_options({"threads": 2}))
     assert torch.get_num_threads() == 2
+
+
+def test_no_algorithm_is_chosen_by_its_time(restored):
+    torch.backends.cudnn.benchmark = True
+    process.repeat_to_the_bit()
     assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
 
 

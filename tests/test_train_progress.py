@@ -88,3 +88,21 @@ def test_a_bar_ends_between_two_steps():
             if step == 1:
                 press()
     assert steps == [0, 1]
+
+
+def test_what_runs_in_the_background_goes_on_ignoring_it():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            press()
+            interrupt.check()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_epoch_without_a_step_is_shown():
+    with ProgressBar(2) as bar:
+        bar.epoch(
+            {"epoch": 1, "train_loss": None, "test_accuracy": None, "repeats": 1, "period_end": 1}
+        )

@@ -40,6 +40,9 @@ from cpfast.train.runfolder import CONFIG, RunFolder, new_folder
 ROTATION_PICTURE = "rotation.png"
 
 
+OUT_OF_MEMORY = "out of memory: use a smaller --limit, --batch-size or --model"
+
+
 class Interrupted(Exception):
     """Ctrl-C, with a line that says how to go on."""
 
@@ -67,7 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except torch.OutOfMemoryError:
         return _fail("the device is out of memory: use a smaller --batch-size or --model")
     except MemoryError:
-        return _fail("out of memory: use a smaller --limit, --batch-size or --model")
+        return _fail(OUT_OF_MEMORY)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # as torch's allocator for the CPU says it
+            raise
+        return _fail(OUT_OF_MEMORY)
     except BrokenPipeError:
         # As `head` leaves it. What is still buffered must not fail at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -104,20 +111,22 @@ def _train(options: dict[str, Any]) -> None:
             folder.check_free()
         config = Config.from_options({**options, "device": _device(options["device"])})
     _prepare(config)
-    images = data.load(config.data, config.limit, progress=True, download=download)
+    dataset = data.load(config.data, config.limit, progress=True, download=download)
+    loop.check(config, dataset)
+    header = _header(config, dataset)  # it builds the model, and so checks that too
     if folder is None:
         name = f"{report.data_name(config.replace(limit=None))}-{config.model}-{config.method}"
         folder = RunFolder(new_folder(Path("runs"), name))
     with folder.locked():
         if not resume:
             folder.create(config)
-        _print_header(config, images)
+        print(header)
         done = folder.epochs()
         state = ", finished" if done == config.epochs else f", after epoch {done}"
         print(f"run folder {folder.path}{state if done else ''}", flush=True)
         try:
             with ProgressBar(config.epochs, done) as bar:
-                loop.run(config, images, folder, progress=bar)
+                loop.run(config, dataset, folder, progress=bar)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted after epoch {folder.epochs()} of {config.epochs}; continue "
@@ -144,14 +153,15 @@ def _compare(options: dict[str, Any], arguments: list[str]) -> None:
     path = Path(out) if out is not None else compare.default_folder(plan)
     folder = RunFolder(path)
     compare.check_folder(path)
-    images = data.load(config.data, config.limit, progress=True, download=download)
+    dataset = data.load(config.data, config.limit, progress=True, download=download)
+    header = _header(config, dataset)
     with folder.locked():
-        results = compare.open_results(plan, images.train_size, path)
-        _print_header(config, images)
+        results = compare.open_results(plan, dataset.train_size, path)
+        print(header)
         done, wanted = len(results["runs"]), plan.wanted()
         print(f"comparison in {path}" + (f", {done} of {wanted} runs done" if done else ""))
         try:
-            results = compare.run(plan, images, path, ProgressBar, _print_entry)
+            results = compare.run(plan, dataset, path, ProgressBar, _print_entry)
         except KeyboardInterrupt:
             raise Interrupted(
                 "interrupted; what is done is kept; continue with the same command: "
@@ -250,11 +260,11 @@ def _no_cuda() -> str:
     return "torch finds no CUDA device; check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
 
 
-def _print_header(config: Config, images: data.ImageData | data.TextData) -> None:
-    model = models.build(config.model, images.shape, images.outputs, 0)
-    print(images.describe())
+def _header(config: Config, dataset: data.ImageData | data.TextData) -> str:
+    model = models.build(config.model, dataset.shape, dataset.outputs, 0)
     threads = f" ({_counted(torch.get_num_threads(), 'thread')})" if config.device == "cpu" else ""
-    print(
+    return (
+        f"{dataset.describe()}\n"
         f"{config.model}, {models.count_parameters(model):,} parameters; {config.epochs} epochs; "
         f"{config.precision} on {config.device}{threads}; ops: {cpfast.backend()}"
     )
@@ -331,14 +341,24 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--data", help=f"{', '.join(NAMED)}; or a folder or file of images; default: digits")
     add("--download", action="store_true", help="fetch --data if it is missing")
     add("--limit", type=int, help="train on so many images, stratified, or sequences")
-    add("--model", choices=MODELS, help="default: cnn for digits, else resnet20")
-    add("--epochs", type=int, help="default: 120 for digits, else 200")
-    add("--repeats", type=int, help="augmented passes an epoch in the period (k); default: 3")
-    add("--batch-size", type=int, help="default: 32 for digits, else 128")
+    add(
+        "--model",
+        choices=MODELS,
+        help="default: cnn for digits and mnist, transformer for text, else resnet20",
+    )
+    add("--epochs", type=int, help="default: 200; digits 120, mnist 20, text 5")
+    add(
+        "--repeats",
+        type=int,
+        help="augmented passes an epoch in the period (k); default: 3, for text 1",
+    )
+    add("--batch-size", type=int, help="default: 128; for digits and text 32")
     add("--optimizer", choices=OPTIMIZERS, help="default: sgd, for text adamw")
     add("--lr", type=float, help="default: of sgd, batch size / 32 x 0.01 (cnn: x 0.1); else fixed")
-    add("--weight-decay", type=float, help="of kernels only; default: 2e-4")
-    add("--schedule", choices=SCHEDULES, help="of the learning rate; default: step")
+    add("--weight-decay", type=float, help="of kernels only; default: 2e-4, for text 0.1")
+    add(
+        "--schedule", choices=SCHEDULES, help="of the learning rate; default: step, for text cosine"
+    )
     add("--criterion", choices=CRITERIA, help="of the period's end; default: slope45")
     add(
         "--at",

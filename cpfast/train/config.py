@@ -27,6 +27,8 @@ TEXTS = ("python-docs",)
 SCHEDULES = ("step", "cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
+MOST_THREADS = 1024
+LARGEST = 10**9  # of all counts; few things fit in memory by then
 DOWNLOADS = ("cifar10", "cifar100", "mnist", "fashion-mnist", "eurosat", "tiny-imagenet")
 NAMED = ("digits", *TEXTS, *DOWNLOADS)
 
@@ -46,6 +48,13 @@ DEFAULTS_OF: dict[str, dict[str, Any]] = {
 # The paper's .01 at batch 32, scaled linearly: it keeps the rotation per epoch the same.
 LEARNING_RATES = {
     "sgd": (0.01, 32), "adamw": (1e-3, None), "rmsprop": (1e-3, None), "adagrad": (1e-2, None)
+}  # fmt: skip
+
+# By a setting's annotation, the types of what JSON makes of it.
+_TYPES = {
+    "bool": ("bool",), "str": ("str",), "int": ("int",), "float": ("int", "float"),
+    "str | None": ("str", "NoneType"), "int | None": ("int", "NoneType"),
+    "float | None": ("int", "float", "NoneType"),
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
@@ -132,10 +141,13 @@ class Config:
             ("--repeats", self.repeats),
             ("--eval-every", self.eval_every),
             ("--limit", self.limit),
-            ("--threads", self.threads),
         ):
             if value is not None and value < 1:
                 raise UserError(f"{option} must be at least 1, got {value}")
+            if value is not None and value > LARGEST:
+                raise UserError(f"{option} must be at most {LARGEST:,}, got {value}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UserError(f"--threads must be in 1 .. {MOST_THREADS}, got {self.threads}")
         for option, price in (("--price-kwh", self.price_kwh), ("--price-hour", self.price_hour)):
             if price is not None and not (math.isfinite(price) and price >= 0):
                 raise UserError(f"{option} must not be negative, got {price}")
@@ -179,7 +191,7 @@ class Config:
         given.setdefault("data", "digits")
         name = given["data"]
         if name not in NAMED:
-            given["data"] = str(Path(name).expanduser().resolve())
+            given["data"] = _absolute(name)
         for key, value in {**DEFAULTS, **DEFAULTS_OF.get(name, {})}.items():
             given.setdefault(key, value)
         _choice("--optimizer", given["optimizer"], OPTIMIZERS)
@@ -210,10 +222,14 @@ class Config:
         if set(values) != names:
             odd = sorted(set(values) ^ names)
             raise UserError(f"{source}: not a configuration of this version (fields {odd})")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"{source}: a setting has the wrong type ({error})") from error
+        for field in dataclasses.fields(cls):
+            value = values[field.name]
+            if type(value).__name__ not in _TYPES[str(field.type)]:
+                raise UserError(
+                    f"{source}: a setting has the wrong type ({field.name}: {value!r}, "
+                    f"expected {field.type})"
+                )
+        return cls(**values)
 
     def replace(self, **changes: Any) -> Config:
         return dataclasses.replace(self, **changes)
@@ -223,7 +239,7 @@ def differences(options: dict[str, Any], stored: Config) -> list[str]:
     """Options of the command line that contradict a stored run, as 'name given (stored)'."""
     given = {key: value for key, value in options.items() if value is not None}
     if given.get("data", "digits") not in NAMED:
-        given["data"] = str(Path(given["data"]).expanduser().resolve())
+        given["data"] = _absolute(given["data"])
     return changes(given, stored)
 
 
@@ -235,6 +251,13 @@ def changes(settings: dict[str, Any], stored: Config) -> list[str]:
         for key, value in settings.items()
         if key not in ENVIRONMENT and values[key] != value
     ]
+
+
+def _absolute(path: str) -> str:
+    try:
+        return str(Path(path).expanduser().resolve())
+    except (RuntimeError, OSError, ValueError) as error:  # an unknown user, a loop of links
+        raise UserError(f"--data {path}: {error}") from error
 
 
 def _default_threads(model: str) -> int:

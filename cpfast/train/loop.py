@@ -7,13 +7,15 @@ so that it can be compiled, or captured once as a CUDA graph and replayed; what 
 changes how many steps an epoch has. At an epoch's end the host reads one small tensor: the loss
 and the layers' rotation, from which the detector and the next epoch's recipe follow. All
 randomness comes from the seed, the epoch and what it is drawn for, so a resumed run equals an
-uninterrupted one to the bit.
+uninterrupted one to the bit; on CUDA but for attention, whose backward adds in any order, and for
+compiled steps, whose kernels are chosen by their time.
 """
 
 from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -23,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import cpfast
-from cpfast.train import batches, energy, models, optimizers
+from cpfast.train import batches, energy, models, optimizers, process
 from cpfast.train.batches import AUTOCAST
 from cpfast.train.clock import Clock
 from cpfast.train.config import ENVIRONMENT, Config
@@ -36,6 +38,12 @@ from cpfast.train.stream import SampleStream
 EVALUATION_BATCH = 512
 ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the counters is not free
 PRUNING_ANNEAL = 0.875
+
+
+# Of a Training: what has a state that a checkpoint holds.
+_STATEFUL = (
+    "model", "optimizer", "schedule", "scaler", "rotation", "detector", "pruner", "stream"
+)  # fmt: skip
 
 
 class Progress(Protocol):
@@ -61,13 +69,11 @@ class Training:
     """
 
     def __init__(self, config: Config, data: ImageData | TextData) -> None:
-        if config.batch_size > data.train_size:
-            raise UserError(
-                f"--batch-size {config.batch_size}: there are only {data.train_size} samples to "
-                "train on"
-            )
+        check(config, data)
         self.config = config
         self.device = torch.device(config.device)
+        if self.device.type == "cuda":
+            process.repeat_to_the_bit()
         self.epoch = 0
         self.fingerprint = data.fingerprint()  # once: it reads all of the data
         if config.labels == "random":
@@ -116,8 +122,18 @@ class Training:
                 f"{config.optimizer} with --precision {config.precision} in a CUDA graph; "
                 "use --step eager or compile"
             )
-        self.forward = torch.compile(self.model) if compiled else self.model
-        self.run_step = Step(self.step, self.device, graph=self.captured, compiled=compiled)
+        # Each batch size is compiled for itself: kernels for any size would be others.
+        self.forward = (
+            torch.compile(self.model, dynamic=False, fullgraph=True) if compiled else self.model
+        )
+        # Held as it is, the method would keep this object, and its memory on the device, alive.
+        step = weakref.WeakMethod(self.step)
+        self.run_step = Step(
+            lambda: step()(),  # type: ignore[misc]
+            self.device,
+            graph=self.captured,
+            compiled=compiled,
+        )
 
     def step(self) -> None:
         """One batch, forward and backward, and the update of the weights."""
@@ -145,7 +161,7 @@ class Training:
             "epoch": self.epoch,
             "config": self.config.to_dict(),
             "data": self.fingerprint,
-            **{name: getattr(self, name).state_dict() for name in self._stateful()},
+            **{name: getattr(self, name).state_dict() for name in _STATEFUL},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -164,7 +180,12 @@ class Training:
                     f"of other data: the run began with {state['data']}, and {self.config.data} "
                     f"is now {self.fingerprint}"
                 )
-            for name in self._stateful():
+            if not 0 <= state["epoch"] <= self.config.epochs:
+                raise ValueError(f"epoch {state['epoch']}")
+            left = state["stream"]["index"]
+            if len(left) and not 0 <= int(left.min()) <= int(left.max()) < self.data.train_size:
+                raise ValueError("samples that there are not")
+            for name in _STATEFUL:
                 if name not in ("detector", "pruner"):
                     getattr(self, name).load_state_dict(state[name])
             # A fork may prune by other rules than the run that it comes from.
@@ -180,16 +201,17 @@ class Training:
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise _Unfit(f"does not fit the run ({error!r})") from error
 
-    def _stateful(self) -> tuple[str, ...]:
-        return (
-            "model",
-            "optimizer",
-            "schedule",
-            "scaler",
-            "rotation",
-            "detector",
-            "pruner",
-            "stream",
+
+def check(config: Config, data: ImageData | TextData) -> None:
+    """Whether these settings and these data go together, before anything is written.
+
+    Raises:
+        UserError: they do not.
+    """
+    if config.batch_size > data.train_size:
+        raise UserError(
+            f"--batch-size {config.batch_size}: there are only {data.train_size} samples to train "
+            "on"
         )
 
 
@@ -236,16 +258,20 @@ def run(
     last = config.epochs if epochs is None else min(epochs, config.epochs)
     if training.epoch >= last:
         return training
-    if forks is not None and training.epoch > 0:
-        # The stop may have come between storing that epoch and its forks.
-        for into, settings in forks(training):
-            folder.fork(into, settings)
-    if until is not None and training.epoch > 0 and until(training):
-        return training
     meter = energy.start(config, folder)
+
+    def stored() -> bool:
+        """What follows an epoch once it is stored; whether to go on."""
+        for into, settings in forks(training) if forks is not None else ():
+            folder.save_energy(meter.read())
+            folder.fork(into, settings)
+        return until is None or not until(training)
+
     try:
         energy_read = time.monotonic()
-        while training.epoch < last:
+        # A stop may have come between storing an epoch and what follows it.
+        go_on = training.epoch == 0 or stored()
+        while go_on and training.epoch < last:
             metrics = train_epoch(training, progress)
             folder.append_metrics(metrics)
             folder.save_checkpoint(training.state_dict())
@@ -254,11 +280,7 @@ def run(
                 energy_read = time.monotonic()
             if progress is not None:
                 progress.epoch(metrics)
-            for into, settings in forks(training) if forks is not None else ():
-                folder.save_energy(meter.read())
-                folder.fork(into, settings)
-            if until is not None and until(training):
-                break
+            go_on = stored()
     finally:
         folder.save_energy(meter.stop())
     return training
@@ -269,8 +291,8 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
 
     Times are in seconds: "train" is synchronised wall time, and "detection", "scoring" and
     "selection" are parts of it. Scoring is the whole call of the scored loss, the loss itself
-    included: an upper bound; None where the step is a CUDA graph. "evaluation", and "preparation"
-    (compiling and capturing the step), are not part of "train".
+    included: an upper bound; None where the step is a CUDA graph. "evaluation" is not part of
+    "train", nor is "preparation": the first few steps of a process, which compile and capture.
     """
     t, config = training, training.config
     phase = t.recipe.phase(t.epoch, t.detector.end_epoch)
@@ -304,7 +326,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
     test_loss = accuracy = None
     if t.epoch % config.eval_every == 0 or t.epoch == config.epochs:
         with t.clock.whole("evaluation"):
-            test_loss, accuracy = evaluate(t)
+            test_loss, accuracy = evaluate(t, progress)
     slopes = t.detector.slopes
     parts: dict[str, float | None] = {
         "evaluation": 0.0, "preparation": 0.0, "detection": 0.0,
@@ -340,8 +362,11 @@ def _plan(t: Training, phase: cpfast.recipes.Phase) -> tuple[int, int]:
     return len(order), t.stream.extend(order, draw, t.pruner.weights(order))
 
 
-def evaluate(training: Training) -> tuple[float, float]:
-    """Mean cross-entropy and share of the test samples classified correctly, un-augmented."""
+def evaluate(training: Training, progress: Progress | None = None) -> tuple[float, float]:
+    """Mean cross-entropy and share of the test samples classified correctly, un-augmented.
+
+    Of text, of its characters.
+    """
     t = training
     t.model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=t.device)
@@ -352,10 +377,12 @@ def evaluate(training: Training) -> tuple[float, float]:
             inputs, targets = t.batches.test(index)
             with t.autocast():
                 logits = t.model(inputs)
-            # classes of [B, C] or [B, T, C] to the second place
-            loss += F.cross_entropy(logits.float().movedim(-1, 1), targets, reduction="sum")
-            correct += (logits.argmax(-1) == targets).sum()
-            count += targets.numel()
+            logits, targets = logits.float().flatten(0, -2), targets.flatten()
+            loss += F.cross_entropy(logits, targets, reduction="sum")
+            correct += (logits.argmax(1) == targets).sum()
+            count += len(targets)
+            if progress is not None:
+                progress.step(0.0)  # where Ctrl-C is noticed
     return loss.item() / count, correct.item() / count
 
 

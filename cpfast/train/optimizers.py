@@ -34,13 +34,14 @@ _EXECUTION = ("foreach", "fused", "capturable")
 def build(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of `config` over the parameters of `model`, which is on its device already.
 
-    On CUDA its learning rates are tensors there, where a captured step reads them; write them in
-    place, as `cpfast.schedules.FractionSchedule` does. They remain the same tensors when a state
-    is loaded, and the step remains executed as on this device, whatever device the state is of.
+    For a step that is captured in a CUDA graph its learning rates are tensors on the device, which
+    a replay reads; write them in place, as `cpfast.schedules.FractionSchedule` does. They remain
+    the same tensors when a state is loaded, and the step remains executed as it is here, whatever
+    device the state is of.
     """
-    device = next(model.parameters()).device
-    execution = _execution(config.optimizer, device)
-    captured = device.type == "cuda" and (execution.get("fused") or execution.get("capturable"))
+    device, graph = next(model.parameters()).device, "graph" in config.step
+    execution = _execution(config.optimizer, device, graph)
+    captured = graph and (execution.get("fused") or execution.get("capturable"))
     lr = torch.tensor(config.lr, device=device) if captured else config.lr
     optimizer = _CLASSES[config.optimizer](
         _parameter_groups(model, config.weight_decay), lr=lr, **execution
@@ -70,21 +71,21 @@ def can_capture(optimizer: torch.optim.Optimizer, *, scaled: bool = False) -> bo
     return on_device and (not scaled or getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
-def _execution(name: str, device: torch.device) -> dict[str, Any]:
-    """The fastest way, and on CUDA one that can be captured.
+def _execution(name: str, device: torch.device, graph: bool) -> dict[str, Any]:
+    """The fastest way, and for a graph one that can be captured.
 
     us a step on one CPU thread, torch 2.13, default / foreach / fused: ResNet-8 with sgd
     310 / 221 / 146, adamw 752 / 568 / 272, adagrad 475 / 420 / 228, rmsprop 536 / 393.
     """
     if name == "rmsprop":
-        return {"foreach": True, "capturable": device.type == "cuda"}
+        return {"foreach": True, "capturable": graph}
     if name == "adagrad" and not torch._C._dispatch_has_kernel_for_dispatch_key(
         "aten::_fused_adagrad_", device.type.upper()
     ):
         return {"foreach": True}
     if name == "adamw":
-        # On CUDA it refuses to be captured unless both are set.
-        return {"fused": True, "capturable": device.type == "cuda"}
+        # It refuses to be captured unless both are set.
+        return {"fused": True, "capturable": graph}
     return {"fused": True}
 
 

@@ -1,4 +1,4 @@
-"""What a run sets for its whole process: threads, determinism, and memory that is kept."""
+"""What a run sets for its whole process: threads, memory that is kept, determinism."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ def prepare(config: Config) -> None:
     """To be called before the first step."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    # Without these a resumed run on CUDA is not the same to the bit.
+    keep_memory()
+
+
+def repeat_to_the_bit() -> None:
+    """Have convolutions on CUDA add in a fixed order, by algorithms that no timing chooses."""
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    keep_memory()
 
 
 def keep_memory() -> None:

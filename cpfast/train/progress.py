@@ -27,8 +27,11 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def __enter__(self) -> Interrupt:
-        # Only the main thread may set handlers, and only its interrupts are ours.
-        if threading.current_thread() is threading.main_thread():
+        # Only the main thread may set handlers; and what runs in the background ignores Ctrl-C.
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+        ):
             self._before = signal.signal(signal.SIGINT, self._press)
         return self
 
@@ -67,7 +70,8 @@ class ProgressBar:
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         self._bar.n = metrics["epoch"]  # sums of fractions drift
-        shown = [f"loss {metrics['train_loss']:.3f}"]
+        loss = metrics["train_loss"]
+        shown = [] if loss is None else [f"loss {loss:.3f}"]
         if metrics["test_accuracy"] is not None:
             self._accuracy = metrics["test_accuracy"]
         if self._accuracy is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -52,11 +54,14 @@ class Step:
         current = torch.cuda.current_stream(self._device)
         self._side = self._side or torch.cuda.Stream(self._device)
         self._side.wait_stream(current)
-        with torch.cuda.stream(self._side):
+        with torch.cuda.stream(self._side), warnings.catch_warnings():
+            # "capturable=True ... can impair performance": these few steps alone
+            warnings.filterwarnings("ignore", message=".*capturable")
             self._function()
         current.wait_stream(self._side)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
+        gc.collect()  # graphs of earlier runs, which hold memory; and none is to go meanwhile
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._device), torch.cuda.graph(graph):
             self._function()
