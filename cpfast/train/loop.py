@@ -323,25 +323,18 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
             with t.clock.part("detection"):
                 t.detector.step(mean_rotation, t.epoch + 1)
     t.epoch += 1
-    test_loss = accuracy = None
+    test_loss = test_accuracy = None
     if t.epoch % config.eval_every == 0 or t.epoch == config.epochs:
         with t.clock.whole("evaluation"):
-            test_loss, accuracy = evaluate(t, progress)
-    slopes = t.detector.slopes
-    parts: dict[str, float | None] = {
-        "evaluation": 0.0, "preparation": 0.0, "detection": 0.0,
-        "scoring": None if t.captured else 0.0,
-    }  # fmt: skip
+            test_loss, test_accuracy = evaluate(t, progress)
     return {
         "epoch": t.epoch,
         "train_loss": train_loss if steps else None,
         "test_loss": test_loss,
-        "test_accuracy": accuracy,
+        "test_accuracy": test_accuracy,
         "rotation_mean": mean_rotation,
         "rotation": dict(zip(t.rotation.names, rotation, strict=False)),
-        "slope": slopes[-1][1] if slopes and slopes[-1][0] == t.epoch else None,
-        "period_end": t.detector.end_epoch,
-        "period_end_reason": t.detector.reason,
+        **_period(t),
         "repeats": phase.repeats,
         "prune": phase.prune,
         "planned_samples": planned,
@@ -349,8 +342,23 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
         "backward_samples": steps * config.batch_size,
         "full_samples": config.repeats * t.data.train_size,
         "lr": float(t.optimizer.param_groups[0]["lr"]),
-        "seconds": {**parts, **t.clock.read()},
+        "seconds": _seconds(t),
     }
+
+
+def _period(t: Training) -> dict[str, Any]:
+    slopes = t.detector.slopes
+    return {
+        "slope": slopes[-1][1] if slopes and slopes[-1][0] == t.epoch else None,
+        "period_end": t.detector.end_epoch,
+        "period_end_reason": t.detector.reason,
+    }
+
+
+def _seconds(t: Training) -> dict[str, float | None]:
+    scoring = None if t.captured else 0.0
+    parts = {"evaluation": 0.0, "preparation": 0.0, "detection": 0.0, "scoring": scoring}
+    return {**parts, **t.clock.read()}
 
 
 def _plan(t: Training, phase: cpfast.recipes.Phase) -> tuple[int, int]:
