@@ -148,8 +148,10 @@ def _compare(options: dict[str, Any], arguments: list[str]) -> None:
     with folder.locked():
         results = compare.open_results(plan, images.train_size, path)
         _print_header(config, images)
-        done, wanted = len(results["runs"]), plan.wanted()
+        done, wanted = len(results["runs"]), plan.wanted(results)
         print(f"comparison in {path}" + (f", {done} of {wanted} runs done" if done else ""))
+        for note in compare.environment_notes(results["environments"])[1:]:
+            print(note)
         try:
             results = compare.run(plan, images, path, ProgressBar, _print_entry)
         except KeyboardInterrupt:

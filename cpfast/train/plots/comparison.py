@@ -11,7 +11,7 @@ from typing import Any
 from cpfast.pruning import POLICIES
 from cpfast.train import report
 from cpfast.train.compare import arms
-from cpfast.train.compare.plan import begun_seeds
+from cpfast.train.compare.runner import begun_seeds
 from cpfast.train.compare.statistics import Summary, summarise
 from cpfast.train.config import Config
 from cpfast.train.plots.style import (
@@ -37,7 +37,6 @@ BASE_STYLE = {
 }  # fmt: skip
 # of a policy's arms; their markers are hollow but for that which prunes alone
 POLICY_COLOURS = (GREY, PURPLE, BLUE, GREEN, ORANGE, VERMILION, BLACK)
-BUDGETED = ("shortened", "k1", "rs2")
 
 
 def style_of(arm: str) -> tuple[str, str, bool]:
@@ -57,7 +56,7 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
     summaries, _ = summarise(results)
     drawn = {arm: s for arm, s in summaries.items() if s.entries}
     own = {arm: s for arm, s in drawn.items() if "@" not in arm}
-    texts = {a.name: a.text for a in arms.known(results["at"], results["budgets"]).values()}
+    known = arms.known(results["at"], results["budgets"])
     several = len(begun_seeds(results)) > 1
     panels = 3 if len(own) < len(drawn) else 2
     with pyplot.rc_context(STYLE):
@@ -73,7 +72,7 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
                 times, values, color=colour, marker=marker, markersize=4, linewidth=1.3, **face
             )
             handles.append(_point(axes[1], summary, colour, marker, **face))
-        labels = [f"{arm}: {texts[arm].format(k=config.repeats)}" for arm in own]
+        labels = [f"{a}: {known[a].describe(config.repeats, results['at'])}" for a in own]
         finals = [s.accuracy.mean for s in own.values() if s.accuracy is not None]
         if finals:
             # The climb to where the arms differ is the same for all.
@@ -138,7 +137,7 @@ def _draw_budgets(axes: Any, drawn: Mapping[str, Summary]) -> dict[str, Any]:
     handles = {}
     if "full" in drawn:
         _point(axes, drawn["full"], *BASE_STYLE["full"])
-    for base in BUDGETED:
+    for base in arms.BUDGETED:
         points = {int(a.split("@")[1]): s for a, s in drawn.items() if a.startswith(f"{base}@")}
         if not points:
             continue

@@ -10,7 +10,7 @@ from typing import Any
 from cpfast.train import report
 from cpfast.train.compare import falsify
 from cpfast.train.compare.falsify import Cell, Falsification
-from cpfast.train.compare.plan import begun_seeds
+from cpfast.train.compare.runner import begun_seeds
 from cpfast.train.config import LABELS, Config
 from cpfast.train.plots.style import (
     BLACK,

@@ -11,7 +11,7 @@ from typing import Any
 from cpfast.train import report
 from cpfast.train.compare import oracle
 from cpfast.train.compare.oracle import Oracle, Sweep
-from cpfast.train.compare.plan import begun_seeds
+from cpfast.train.compare.runner import begun_seeds
 from cpfast.train.compare.statistics import interval
 from cpfast.train.plots.style import (
     BLACK,
