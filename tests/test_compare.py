@@ -1,5 +1,6 @@
 """The comparison: shared beginnings, equal budgets, resumed arm by arm, statistics."""
 
+import argparse
 import errno
 import json
 import math
@@ -26,8 +27,8 @@ from toy_comparison import (
 
 from cpfast import pruning
 from cpfast.train import compare, loop, plots, report
-from cpfast.train.compare import arms, runner, statistics
-from cpfast.train.compare.options import plan_from
+from cpfast.train.compare import arms, runner, show, statistics
+from cpfast.train.compare.options import add_options, plan_from
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
 
@@ -51,6 +52,14 @@ def finished(tmp_path_factory):
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("compare")
     return out, compare.run(make_plan(["all"], (0, 1), (50, 100)), toy_data(), out)
+
+
+def drawn(monkeypatch):
+    """The figures that will be closed."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    return figures
 
 
 def entry_of(results, arm, seed=0):
@@ -779,7 +788,85 @@ def test_pictures(finished, tmp_path):
     check_picture(tmp_path / "rotation.png", "#D55E00", "#000000")
 
 
+@pytest.mark.parametrize(
+    ("seeds", "spread", "title"),
+    [
+        (1, 0.0, ""),
+        (2, 0.01, " (mean and single runs)"),
+        (3, 0.01, " (95 % intervals, cut at the frame)"),
+        (5, 0.01, " (95 % intervals)"),
+    ],
+)
+def test_a_picture_says_what_its_bars_are(tmp_path, monkeypatch, seeds, spread, title):
+    figures = drawn(monkeypatch)
+    runs = [entry(arm, s, 0.9 + spread * (s % 2), 10.0 + 0.01 * s, curve=[[10.0, 0.9]])
+            for s in range(seeds) for arm in ("full", "k1")]  # fmt: skip
+    results = {**made_up(("full", "k1"), runs), "seeds": list(range(9))}
+    plots.draw_comparison(results, tmp_path / "accuracy.png")
+    (figure,) = figures
+    assert figure.axes[1].get_title() == f"After the last epoch{title}"
+    assert f"{seeds} seeds" in figure.get_suptitle() or seeds == 1
+    bars = [c for c in figure.axes[1].containers if c.has_yerr]
+    assert len(bars) == (2 if seeds > 2 else 0)
+
+
+def test_the_picture_of_rotation_names_each_epoch_once(tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    runs = [entry("full", s, rotation=[0.1, 0.2, 0.3], period_end=end, epochs=3)
+            for s, end in enumerate((2, 3, 2))]  # fmt: skip
+    plots.draw_rotation(made_up(("full",), runs), tmp_path / "rotation.png")
+    axes = figures[0].axes[0]
+    assert axes.get_legend().get_texts()[-1].get_text().endswith("ends after epoch 2, 3")
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+# --- the folder
+
+
+def test_a_folder_that_cannot_be_written_to_still_shows_its_table(tmp_path, monkeypatch):
+    results = made_up(("full", "k1"), [entry("full", 0), entry("k1", 0)])
+    (tmp_path / "accuracy.png").touch()
+
+    def refuse(path, write):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for module in (show, plots.style):
+        monkeypatch.setattr(module, "write_atomically", refuse)
+    lines = show.show(tmp_path, results, plot=True).splitlines()
+    assert lines[0].startswith("digits, cnn")
+    assert lines[-3:] == [
+        f"{what} not written: {tmp_path / name}: Permission denied"
+        for what, name in (("table", "table.md"), ("picture", "accuracy.png"),
+                           ("picture", "rotation.png"))
+    ]  # fmt: skip
+
+    def full(path, write):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(show, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        show.show(tmp_path, results, plot=False)
+
+
+def test_a_report_without_pictures_keeps_links_to_those_there_are(tmp_path):
+    results = made_up(("full", "k1"), [entry("full", 0), entry("k1", 0)])
+    (tmp_path / "accuracy.png").touch()
+    show.show(tmp_path, results, plot=False)
+    text = (tmp_path / "table.md").read_text()
+    assert "![accuracy.png](accuracy.png)" in text and "rotation.png" not in text
+
+
 # --- options
+
+
+def test_help_lists_the_arms():
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    text = parser.format_help()
+    for name, arm in arms.known(0, (50,)).items():
+        assert re.search(rf"^  {re.escape(name)} +\S", text, flags=re.MULTILINE), arm
+    assert "\n  detector            k, then 1\n" in text
+    assert "k, and 1 after epoch --at" in text
 
 
 def test_a_batch_larger_than_the_data_is_told_before_anything_is_run(tmp_path):

@@ -278,6 +278,26 @@ def test_table_of_a_real_run(finished):
     assert "1 of 16 runs, unfinished" in told(part)
 
 
+def test_the_right_picture_has_ticks_and_legend_of_one_size(tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    ends = {(s, labels, 0): 5 for s in GRID for labels in ("true", "random")}
+    results = made_up(ends, seeds=(0,))
+    for e in results["runs"]:
+        e |= {"rotation": [0.1, 0.2, 0.3, 0.35, 0.37], "epochs": 5}
+    plots.draw_falsification(results, tmp_path / "falsify.png")
+    left, right = figures[0].axes
+    assert list(right.get_xticks()) == [4, 5, 6] == list(right.get_yticks())
+    marks = [line.get_markersize() for line in right.get_legend().get_lines()[1:]]
+    assert len(set(marks)) == 1
+    assert "<= 5: not told apart" in [t.get_text() for t in right.get_legend().get_texts()]
+    # each line is marked where it fires, by its own marker
+    assert [(line.get_marker(), line.get_markevery()) for line in left.get_lines()] == [
+        ("D", [5]), ("s", [5]), ("o", [5])
+    ]  # fmt: skip
+
+
 def test_picture(finished, tmp_path):
     plots.draw_falsification(finished[1], tmp_path / "falsify.png")
     check_picture(tmp_path / "falsify.png", "#D55E00", "#0072B2", "#7F7F7F")

@@ -216,9 +216,9 @@ def against_control(summaries: Mapping[str, Summary], control: str | None) -> st
     difference = detector.to_control
     if difference is None:
         return f"detector and {control}, the best control, have no seed in common.{lacks}"
-    if difference.half is None:
-        result = "one seed, so no difference shown"
-    elif abs(difference.mean) <= difference.half:
+    if len(detector.entries.keys() & summaries[control].entries.keys()) < LEAST_SEEDS:
+        result = f"fewer than {LEAST_SEEDS} seeds, so no difference shown"
+    elif difference.half is None or abs(difference.mean) <= difference.half:
         result = "no difference shown"
     else:
         result = "better" if difference.mean > 0 else "worse"

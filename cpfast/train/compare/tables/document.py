@@ -14,7 +14,9 @@ from cpfast.train.compare.statistics import Estimate
 from cpfast.train.config import Config
 
 Results = Mapping[str, Any]
-WIDTH = 100
+WRAP = textwrap.TextWrapper(
+    width=100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+)
 ONE_SEED = "One seed: no interval, and no conclusion from small differences."
 
 
@@ -32,12 +34,8 @@ class Document(NamedTuple):
 
     def text(self) -> str:
         tables = [report.text_table(t.header, t.rows) for t in self.tables]
-        notes = [
-            textwrap.fill(
-                note, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-            )
-            for note in self.notes
-        ]
+        # A number stays with its percent sign.
+        notes = [WRAP.fill(n.replace(" %", "\xa0%")).replace("\xa0", " ") for n in self.notes]
         return "\n".join([self.title, "\n\n".join(tables), *notes])
 
     def markdown(self) -> str:

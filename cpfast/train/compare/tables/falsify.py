@@ -73,7 +73,8 @@ def _notes(results: Results, config: Config, found: list[falsify.Cell], first: i
     if early:
         notes.append(
             f"{early} of these fired after epoch {first}, the first that fills the rule's window, "
-            f"and are shown as <= {first}: when they would have fired is not known."
+            f"and are shown as <= {first} and counted as {first} in means: when they would have "
+            "fired is not known."
         )
     notes += _difference_notes(falsify.paired_difference(found, first), first)
     for by, what in (("random", "random labels"), ("null", "the diffusion null")):
@@ -131,8 +132,6 @@ def _match_notes(matched: falsify.Match, by: str, what: str, first: int) -> list
             f"r^2 of logarithms {matched.shared:.2f} and a rank correlation of {matched.rank:.2f} "
             "say. T, batch and decay move both, so this is no agreement in the epoch:"
         )
+    settings = f"{matched.settings} setting{'s' * (matched.settings > 1)}"
     left = f" ({matched.censored} left out, both <= {first})" if matched.censored else ""
-    return [
-        f"Over {matched.settings} settings{left}{orders} the median ratio, {by} / true, is "
-        f"{matched.ratio:.2f}."
-    ]
+    return [f"Over {settings}{left}{orders} the median ratio, {by} / true, is {matched.ratio:.2f}."]
