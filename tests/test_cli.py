@@ -378,7 +378,7 @@ def test_env(capsys):
         (["train", "--device", "tpu"], "--device must be cpu, cuda or cuda:N; got 'tpu'"),
         (["train", "--precision", "fp16", "--device", "cpu"], "use bf16 or fp32"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["compare", "--seed", "4294967295", "--seeds", "2"], "--seed must be in"),
+        (["compare", "--seed", "4294967295", "--seeds", "2"], "they leave 0 .. 2**32 - 1"),
         (["report", "/nowhere"], "/nowhere: no run and no comparison here"),
         (["report"], "the following arguments are required: RUN"),
     ],

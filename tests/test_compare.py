@@ -1,13 +1,16 @@
 """The comparison: shared beginnings, equal budgets, resumed arm by arm, statistics."""
 
+import argparse
 import errno
 import json
 import math
+import re
 
 import pytest
 import torch
 from toy_comparison import (
     END,
+    ENVIRONMENT,
     EPOCHS,
     TRAIN,
     assert_same_run,
@@ -18,13 +21,14 @@ from toy_comparison import (
     metrics,
     run_with_stops,
     scratch,
+    told,
     toy_data,
 )
 
 from cpfast import pruning
 from cpfast.train import compare, loop, plots, report
-from cpfast.train.compare import arms, plan, statistics, table
-from cpfast.train.compare.options import plan_from
+from cpfast.train.compare import arms, runner, show, statistics
+from cpfast.train.compare.options import add_options, plan_from
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
 
@@ -50,13 +54,21 @@ def finished(tmp_path_factory):
     return out, compare.run(make_plan(["all"], (0, 1), (50, 100)), toy_data(), out)
 
 
+def drawn(monkeypatch):
+    """The figures that will be closed."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    return figures
+
+
 def entry_of(results, arm, seed=0):
     return compare.find(results, arm=arm, seed=seed)
 
 
 def entry(arm, seed, accuracy=0.9, seconds=1.0, **changes):
     """Of a run that never was."""
-    made = plan.entry_of(None, seed, None)
+    made = runner.entry_of(None, seed, None)
     return {
         "arm": arm, **made, "test_accuracy": accuracy, "seconds": seconds, "epochs": 1, **changes
     }  # fmt: skip
@@ -67,7 +79,7 @@ def made_up(names, runs, **changes):
     seeds = sorted({e["seed"] for e in runs})
     return {
         "kind": "arms", "config": config, "seeds": seeds, "arms": list(names), "at": AT,
-        "budgets": [], "train_size": TRAIN, "runs": runs, **changes,
+        "budgets": [], "train_size": TRAIN, "environments": [ENVIRONMENT], "runs": runs, **changes,
     }  # fmt: skip
 
 
@@ -302,8 +314,8 @@ def test_a_diverged_arm_does_not_end_the_comparison(tmp_path, monkeypatch):
     assert after["epochs"] == after["forward_samples"] == 0
     assert entry_of(results, "k1")["diverged"] is None
     assert compare.read_results(tmp_path) == results
-    text = compare.document(results, made.wanted()).text()
-    assert "\ndetector    " in text and " diverged" in text
+    text = told(results)
+    assert " detector diverged" in text and " diverged" in text
     assert "detector, seed 0: training diverged: the training loss of epoch 4." in text
     for draw in (plots.draw_comparison, plots.draw_rotation):
         draw(results, tmp_path / "picture.png")
@@ -317,8 +329,8 @@ def test_a_full_arm_that_diverges(tmp_path, monkeypatch, epoch, forked):
     reason = entry_of(results, "detector")["diverged"]
     assert reason is None if forked else reason.startswith("not run: full")
     assert entry_of(results, "k1")["test_accuracy"] is not None
-    text = compare.document(results, 3).text()
-    assert "Nothing to judge a saving by yet" in text
+    text = told(results)
+    assert "Nothing to judge a saving by: full or all others lack a run that ended." in text
     plots.draw_comparison(results, tmp_path / "a.png")
     plots.draw_rotation(results, tmp_path / "b.png")
 
@@ -335,7 +347,7 @@ def test_a_period_that_does_not_end_makes_the_detector_arms_full(tmp_path):
         assert same["period_end"] is None
         assert same["forward_samples"] == full["forward_samples"]
         assert same["test_accuracy"] == full["test_accuracy"]
-    text = compare.document(results, made.wanted()).text()
+    text = told(results)
     assert "The critical period ended after epoch: not." in text
     assert entry_of(results, "k1_matched")["epochs"] == 9
     plots.draw_rotation(results, tmp_path / "rotation.png")
@@ -358,15 +370,101 @@ def test_a_limit_taken_away_is_another_comparison(tmp_path):
     compare.open_results(make_plan(limit=12), 12, tmp_path)
     with pytest.raises(UserError, match=r"--limit None .the run has 12"):
         compare.open_results(make_plan(), 12, tmp_path)
-    # where it runs does not matter
+    # before the first run, where it runs does not matter
     compare.open_results(make_plan(limit=12, plot=False, threads=3), 12, tmp_path)
+    assert compare.read_results(tmp_path)["config"]["threads"] == 3
     with pytest.raises(UserError, match=r"train_size 24 .it has 12"):
         compare.open_results(make_plan(limit=12), 24, tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"threads": 3}, "--threads 1, now 3: times"),
+        ({"step": "compile"}, "--step eager, now compile: times"),
+        (
+            {"device": "cuda:0", "precision": "fp32", "step": "eager"},
+            "--device cpu, now cuda:0: times",
+        ),
+        ({"country": "BRA"}, "--country None, now BRA: CO2e"),
+        ({"price_hour": 2.0}, "--price-hour None, now 2.0: costs"),
+    ],
+)
+def test_runs_that_could_not_be_compared_are_refused(finished, tmp_path, monkeypatch, change, what):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
+    path = tmp_path / "results.json"
+    made = make_plan(["k1"], threads=1)
+    full = entry_of(finished[1], "full")
+    for begun in ([full], []):
+        compare.open_results(made, TRAIN, tmp_path)
+        path.write_text(json.dumps({**compare.read_results(tmp_path), "runs": begun}))
+        # a run under way has none in results.json
+        RunFolder(tmp_path / "seed0/full").path.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "seed0/full/config.json").touch()
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=f"begun with {what} would not be comparable"):
+            compare.open_results(make_plan(["k1"], **{"threads": 1, **change}), TRAIN, tmp_path)
+        assert path.read_bytes() == before
+        compare.open_results(make_plan(["k1"], threads=1, plot=False), TRAIN, tmp_path)
+
+
+def test_seeds_may_be_added(tmp_path):
+    compare.run(make_plan(["k1"], (0,), epochs=2), toy_data(), tmp_path)
+    results = compare.run(make_plan(["k1"], (0, 1), epochs=2), toy_data(), tmp_path)
+    assert [(e["seed"], e["arm"]) for e in results["runs"]] == [
+        (0, "full"), (0, "k1"), (1, "k1"), (1, "full")
+    ]  # fmt: skip
+    assert compare.read_results(tmp_path) == results and results["seeds"] == [0, 1]
+    with pytest.raises(UserError, match=r"seeds \[1, 2\] .it has \[0, 1\]"):
+        compare.run(make_plan(["k1"], (1, 2), epochs=2), toy_data(), tmp_path)
+
+
+def test_the_machine_is_stored_and_a_change_is_told(finished, tmp_path):
+    (place,) = finished[1]["environments"]
+    assert place["torch"] == torch.__version__ and place["gpu"] is None
+    assert place["begun"].endswith("+00:00") and place["processors"] >= 1 and place["cpu"]
+    other = {**place, "torch": "1.0", "begun": "2020-02-03T04:05:06+00:00"}
+    made, path = make_plan(["all"], (0, 1), (50, 100)), tmp_path / "results.json"
+    for runs, places in ((finished[1]["runs"], 1), (finished[1]["runs"][:-1], 2)):
+        path.write_text(json.dumps({**finished[1], "environments": [other], "runs": runs}))
+        opened = compare.open_results(made, TRAIN, tmp_path)
+        assert opened == compare.read_results(tmp_path)
+        assert len(opened["environments"]) == places  # nothing more is run where all is done
+    text = told(opened)
+    assert f"Begun on 2020-02-03: CPU {place['cpu']}" in text
+    assert f"with torch {torch.__version__} (was 1.0): compare samples, not times" in text
+
+
+def test_a_fork_that_is_missing_is_not_made_of_another_epoch(finished, tmp_path):
+    full = entry_of(finished[1], "full")
+    made = make_plan(["detector", "fixed"])
+    RunFolder(finished[0] / "seed0/full").fork(RunFolder(tmp_path / "seed0/full"), make_config())
+    results = compare.open_results(made, TRAIN, tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({**results, "runs": [full]}))
+    with pytest.raises(UserError, match=r"seed0/detector: missing, though full was forked into it"):
+        compare.run(made, toy_data(), tmp_path)
+
+
+def test_a_single_run_is_no_folder_for_a_comparison(finished):
+    with pytest.raises(UserError, match="holds a single run, not a comparison; choose another"):
+        compare.check_folder(finished[0] / "seed0/full")
+
+
+@pytest.mark.parametrize(
     "key",
-    ["kind", "config", "seeds", "arms", "at", "budgets", "train_size", "runs", "arm", *plan.ENTRY],
+    [
+        "environments",
+        "kind",
+        "config",
+        "seeds",
+        "arms",
+        "at",
+        "budgets",
+        "train_size",
+        "runs",
+        "arm",
+        *runner.ENTRY,
+    ],
 )
 def test_results_that_lack_something_are_named(finished, tmp_path, key):
     path = tmp_path / "results.json"
@@ -377,13 +475,48 @@ def test_results_that_lack_something_are_named(finished, tmp_path, key):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("test_accuracy", "high"), ("curve", None), ("seconds", None), ("rotation", 3), ("epochs", 0)],
+    [
+        ("test_accuracy", "high"),
+        ("curve", None),
+        ("seconds", None),
+        ("rotation", 3),
+        ("epochs", 0),
+        ("test_accuracy", None),
+        ("seconds", 0),
+        ("curve", [[1.0]]),
+        ("curve", [1.0, 0.5]),
+        ("rotation", ["x"]),
+        ("arm", "k2"),
+        ("seed", 7),
+        ("period_end", 99),
+        ("kwh", "x"),
+        ("energy", {"components": {"cpu": {}}}),
+    ],
 )
 def test_results_with_a_wrong_value_are_named(finished, tmp_path, key, value):
     changed = {**finished[1]["runs"][0], key: value}
     path = tmp_path / "results.json"
     path.write_text(json.dumps({**finished[1], "runs": [changed]}))
     with pytest.raises(UserError, match=r"damaged .entry 1 of 'runs'"):
+        compare.read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"arms": ["k1"]}, {"arms": ["full", "k2"]}, {"arms": [[]]}, {"budgets": ["x"]},
+     {"environments": []}, {"environments": [{"torch": "2"}]}],
+)  # fmt: skip
+def test_results_with_a_wrong_head_are_named(finished, tmp_path, change):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({**finished[1], **change, "runs": []}))
+    with pytest.raises(UserError, match=f"{path}: damaged"):
+        compare.read_results(tmp_path)
+
+
+def test_a_run_stored_twice_is_named(finished, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({**finished[1], "runs": [finished[1]["runs"][0]] * 2}))
+    with pytest.raises(UserError, match=r"entry 2 of 'runs': a second one of .'full', 0."):
         compare.read_results(tmp_path)
 
 
@@ -406,15 +539,15 @@ def test_default_folder_depends_on_the_settings_that_matter():
 
 def test_an_epoch_without_a_step_has_the_rotation_of_the_one_before():
     lines = [{"rotation_mean": value} for value in (None, 0.25, None, 0.5)]
-    assert plan._rotations(lines) == [0.0, 0.25, 0.25, 0.5]
+    assert runner._rotations(lines) == [0.0, 0.25, 0.25, 0.5]
 
 
 def test_a_machine_that_is_not_quiet_is_told():
-    for seconds, told in ((14.0, False), (16.0, True)):
+    for seconds, noisy in ((14.0, False), (16.0, True)):
         runs = [entry("full", 0, seconds=10.0, forward_samples=1000),
                 entry("k1", 0, seconds=seconds, forward_samples=1000)]  # fmt: skip
-        text = compare.document(made_up(("full", "k1"), runs), 2).text()
-        assert ("differs by up to 1.6x between runs" in text) == told
+        text = told(made_up(("full", "k1"), runs))
+        assert ("differs by up to 1.6x between runs" in text) == noisy
 
 
 def test_interval_is_that_of_the_t_distribution():
@@ -450,10 +583,10 @@ def test_differences_are_paired_and_to_the_best_control():
     scipy = pytest.importorskip("scipy.stats")
     half = scipy.t.ppf(0.975, 2) * scipy.sem([4, -22, -3])
     assert summaries["shortened"].to_control == pytest.approx((-7.0, half))
-    text = compare.document(results, 9).text()
+    text = compare.document(results).text()
     row = next(line for line in text.splitlines() if line.startswith("k1 "))
     assert "+2.00 ± 2.48" in row and "50.0 ± 24.8" in row
-    assert "to k1, points" in text and "k1 is the control of the highest mean" in text
+    assert "  to k1  " in text and "k1 is the control of the highest mean" in text
 
 
 def test_pairs_need_both():
@@ -470,7 +603,8 @@ def judged(**arms_runs):
         for arm, (seconds, accuracies) in arms_runs.items()
         for seed, accuracy in enumerate(accuracies)
     ]
-    return statistics.verdict(statistics.summarise(made_up(arms_runs, runs))[0])
+    summaries, _ = statistics.summarise(made_up(arms_runs, runs))
+    return statistics.verdict(summaries, finished=True)
 
 
 def test_verdict_by_time_and_by_the_lower_end():
@@ -479,21 +613,109 @@ def test_verdict_by_time_and_by_the_lower_end():
     text = judged(full=full, k1=(3.0, [0.900, 0.901, 0.902]))
     assert text.startswith("None of the arms run here saves at least 60 % of full's time")
     assert "The nearest is k1: it saves 70.0 %, and its lower end is 0.05 points too low." in text
-    text = judged(full=full, k1=(3.0, [0.901, 0.902, 0.903]))
-    assert (
-        text.startswith("Saving at least 60 %") and "k1 (70.0 % saved, lower end 89.95 %)" in text
-    )
+    text = judged(full=full, k1=(3.0, [0.901, 0.902, 0.903]), fixed=(9.0, [0.9, 0.9, 0.9]))
+    assert text.startswith("Saving at least 60 %")
+    assert "k1 (70.0 % saved, lower end 89.95 %)" in text
+    assert "2 arms were judged, each by its own interval: with so many, one may get there" in text
+    assert text.endswith("Full's mean is taken as known.")
     text = judged(full=full, k1=(5.0, [0.901, 0.902, 0.903]), fixed=(4.5, [0.5, 0.6, 0.7]))
     assert text.endswith("The nearest is k1: it saves 50.0 %.")
     text = judged(full=full, fixed=(4.5, [0.5, 0.6, 0.7]))
     assert "The nearest is fixed: it saves 55.0 %, and its lower end is" in text
     assert judged(full=(1.0, [0.9]), k1=(0.1, [0.9])).startswith("One seed: whether an arm saves")
-    assert judged(full=full).startswith("Nothing to judge")
+    two = judged(full=(1.0, [0.9, 0.9]), k1=(0.1, [0.9, 0.9]))
+    assert two.startswith("Fewer than 3 seeds: whether an arm saves at least 60 %")
+    assert judged(full=full).startswith("Nothing to judge a saving by: full or")
+
+
+def test_numbers_of_the_verdict_are_rounded_down():
+    full = (10.0, [0.9, 0.9, 0.9])
+    text = judged(full=full, k1=(4.003, [0.902, 0.902, 0.902]))
+    assert text.endswith("The nearest is k1: it saves 59.9 %.")
+    # exactly 60 %, though 100 * (1 - 4 / 10) is a little less
+    assert judged(full=full, k1=(4.0, [0.9, 0.9, 0.9])).startswith("Saving at least 60 %")
+    text = judged(full=full, k1=(3.0, [0.89899] * 3))
+    assert "its lower end is 0.01 points too low" in text
+
+
+def test_only_arms_of_fulls_seeds_are_judged_and_the_best_control():
+    full = (10.0, [0.9] * 4)
+    text = judged(full=full, k1=(1.0, [0.95] * 3), shortened=(5.0, [0.9] * 4))
+    assert "The nearest is shortened: it saves 50.0 %." in text
+    assert text.endswith(
+        "Not judged, for other seeds than full's (seeds 0, 1, 2, 3): k1 (seeds 0, 1, 2)."
+    )
+    text = judged(full=full, k1=(1.0, [0.95]))
+    assert text.startswith("Fewer than two common seeds: whether") and "k1 (seed 0)" in text
+    text = judged(full=full, k1=(1.0, [0.95] * 3))
+    assert "cannot be said: none has the seeds of full. Not judged" in text
+    runs = [entry("full", s) for s in (0, 1)] + [entry("k1", 0, 0.99), entry("shortened", 0, 0.8),
+            entry("shortened", 1, 0.8)]  # fmt: skip
+    results = made_up(("full", "k1", "shortened"), runs)
+    assert statistics.summarise(results)[1] == "shortened"
+    assert "over 2 seeds (k1: 1); differences are paired" in told(results)
+    # full alone, and more to come
+    text = told(made_up(("full", "k1"), runs[:2]))
+    assert "Nothing to judge a saving by yet" in text and "2 of 4 runs, unfinished" in text
+
+
+@pytest.mark.parametrize(
+    ("detector", "result"),
+    [([0.95, 0.951, 0.952], "+6.00 ± 0.00 points, paired by seed: better"),
+     ([0.85, 0.851, 0.852], "-4.00 ± 0.00 points, paired by seed: worse"),
+     ([0.88, 0.891, 0.902], "+0.00 ± 2.48 points, paired by seed: no difference shown")],
+)  # fmt: skip
+def test_the_detector_is_held_against_the_best_control(detector, result):
+    accuracies = {"full": [0.9] * 3, "detector": detector, "k1": [0.89, 0.891, 0.892]}
+    runs = [entry(a, seed, v) for a, values in accuracies.items() for seed, v in enumerate(values)]
+    summaries, control = statistics.summarise(made_up(tuple(accuracies), runs))
+    assert statistics.against_control(summaries, control) == (
+        f"detector against k1, the best control: {result}. Without k1_matched, shortened, the "
+        "comparison is not complete."
+    )
+    del summaries["k1"]
+    assert "no control that ended in the same seeds as full. Without k1, k1_matched, sh" in str(
+        statistics.against_control(summaries, None)
+    )
+    del summaries["detector"]
+    assert statistics.against_control(summaries, None) is None
+
+
+def test_preparation_is_told_and_not_part_of_the_time(tmp_path):
+    runs = [entry("full", seed, preparation_seconds=s) for seed, s in ((0, 10.0), (1, 14.0))]
+    text = told(made_up(("full",), runs))
+    assert "without evaluation, checkpoints, and compiling and capturing the step (12 s a run)" in (
+        text
+    )
+    folder = scratch(tmp_path / "run", make_config(epochs=1, at=1))
+    (line,) = folder.metrics()
+    line["seconds"]["preparation"] = 2.5
+    (folder.path / "metrics.jsonl").write_text(json.dumps(line))
+    made = runner.entry_of(folder, 0, None)
+    assert made["preparation_seconds"] == 2.5
+    assert made["seconds"] == pytest.approx(line["seconds"]["train"] - line["seconds"]["detection"])
+
+
+def test_text_is_at_most_100_columns_wide():
+    known = arms.known(AT, (50,))
+    energy = {"components": {"cpu": {"source": "estimated"}}}
+    runs = [
+        entry(arm, seed, 0.9 + 0.003 * seed, 12345.6 + 100 * seed, forward_samples=30_000_000,
+              backward_samples=30_000_000, kwh=123.4, energy=energy)
+        for arm in known for seed in range(5)
+    ]  # fmt: skip
+    runs[0] = entry("full", 0, None, diverged="training diverged: the training loss of epoch 1")
+    text = compare.document(made_up(tuple(known), runs, budgets=[50])).text()
+    assert max(map(len, text.splitlines())) <= 100
+    row = next(line for line in text.splitlines() if line.startswith("full "))
+    assert re.match(r"full +90\.75 ± 0\.62 \* ", row) and "12,596 ± " in row
+    assert "123,400" in text and "energy, Wh (estimated)" in text
+    assert "* Over the seeds in which it did not diverge." in text
 
 
 def test_table_shows_all_and_does_not_overclaim(finished):
     results = finished[1]
-    made = compare.document(results, len(results["runs"]))
+    made = compare.document(results)
     text = made.text()
     for arm in results["arms"]:
         assert f"\n{arm} " in text
@@ -502,14 +724,14 @@ def test_table_shows_all_and_does_not_overclaim(finished):
     assert "95 % intervals (t distribution) over 2 seeds" in text and "±" in text
     assert "fixed switches after epoch 3." in text
     one = {**results, "seeds": [0], "runs": [e for e in results["runs"] if e["seed"] == 0]}
-    shown = compare.document(one, len(one["runs"])).text()
-    assert "±" not in shown and table.NO_SEEDS in shown
+    shown = told(one)
+    assert "±" not in shown and "One seed: no interval, and no conclusion" in shown
     part = {**results, "runs": results["runs"][:3]}
-    assert "3 of 32 runs, unfinished" in compare.document(part, 32).text()
+    assert "3 of 32 runs, unfinished" in told(part)
 
 
 def test_markdown_has_the_same_cells(finished):
-    made = compare.document(finished[1], 0)
+    made = compare.document(finished[1])
     lines = made.markdown().splitlines()
     assert lines[0] == f"# {made.title}"
     rows = [line for line in lines if line.startswith("| ")]
@@ -520,10 +742,10 @@ def test_markdown_has_the_same_cells(finished):
 
 def test_forward_and_backward_are_told_apart_where_they_differ():
     runs = [entry("full", 0, forward_samples=1000, backward_samples=400)]
-    made = compare.document(made_up(("full",), runs), 1)
+    made = compare.document(made_up(("full",), runs))
     header, (row,) = made.tables[0]
     cells = dict(zip(header, row, strict=True))
-    assert cells["samples forward"] == "1,000" and cells["samples backward"] == "400"
+    assert cells["forward"] == "1,000" and cells["backward"] == "400"
 
 
 def test_energy_and_cost_are_shown_where_they_are_known():
@@ -534,13 +756,19 @@ def test_energy_and_cost_are_shown_where_they_are_known():
         "cost": {"value": 0.6, "source": "estimated", "price_kwh": 0.3, "price_hour": None},
     }
     runs = [entry("full", 0, kwh=2.0, energy=energy, co2e_kg=0.25, cost=0.6)]
-    made = compare.document(made_up(("full",), runs), 1)
-    header, (row,) = made.tables[0]
-    cells = dict(zip(header, row, strict=True))
-    assert (cells["energy Wh"], cells["CO2e g"], cells["cost"]) == ("2e+03", "250", "0.6")
-    assert "Energy includes evaluation (CPU estimated, GPU measured)." in made.text()
+    made = compare.document(made_up(("full",), runs))
+    header, (row,) = made.tables[1]
+    # the parts disagree, so the header says of none that it was measured
+    assert (header, row) == (
+        ("arm", "energy, Wh", "CO2e, g", "cost"), ("full", "2,000", "250", "0.6")
+    )  # fmt: skip
+    assert "compiling and capturing (CPU estimated, GPU measured)." in made.notes[-5]
     assert "CO2e is estimated, by 125 g a kWh (ESP)." in made.notes
     assert "Cost is estimated, at 0.3 a kWh." in made.notes
+    parts["cpu"]["source"] = "measured"
+    assert compare.document(made_up(("full",), runs)).tables[1].header[1] == (
+        "energy, Wh (measured)"
+    )
 
 
 def test_energy_json_is_kept_whole(tmp_path):
@@ -548,7 +776,7 @@ def test_energy_json_is_kept_whole(tmp_path):
     folder = scratch(tmp_path / "run", config)
     energy = {"seconds": 1.0, "kwh": None, "components": {}, "co2e": {"kg": 0.5}, "cost": None}
     folder.save_energy(energy)
-    made = plan.entry_of(folder, 0, None)
+    made = runner.entry_of(folder, 0, None)
     assert (made["kwh"], made["co2e_kg"], made["cost"]) == (None, 0.5, None)
     assert made["energy"] == energy
 
@@ -560,7 +788,85 @@ def test_pictures(finished, tmp_path):
     check_picture(tmp_path / "rotation.png", "#D55E00", "#000000")
 
 
+@pytest.mark.parametrize(
+    ("seeds", "spread", "title"),
+    [
+        (1, 0.0, ""),
+        (2, 0.01, " (mean and single runs)"),
+        (3, 0.01, " (95 % intervals, cut at the frame)"),
+        (5, 0.01, " (95 % intervals)"),
+    ],
+)
+def test_a_picture_says_what_its_bars_are(tmp_path, monkeypatch, seeds, spread, title):
+    figures = drawn(monkeypatch)
+    runs = [entry(arm, s, 0.9 + spread * (s % 2), 10.0 + 0.01 * s, curve=[[10.0, 0.9]])
+            for s in range(seeds) for arm in ("full", "k1")]  # fmt: skip
+    results = {**made_up(("full", "k1"), runs), "seeds": list(range(9))}
+    plots.draw_comparison(results, tmp_path / "accuracy.png")
+    (figure,) = figures
+    assert figure.axes[1].get_title() == f"After the last epoch{title}"
+    assert f"{seeds} seeds" in figure.get_suptitle() or seeds == 1
+    bars = [c for c in figure.axes[1].containers if c.has_yerr]
+    assert len(bars) == (2 if seeds > 2 else 0)
+
+
+def test_the_picture_of_rotation_names_each_epoch_once(tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    runs = [entry("full", s, rotation=[0.1, 0.2, 0.3], period_end=end, epochs=3)
+            for s, end in enumerate((2, 3, 2))]  # fmt: skip
+    plots.draw_rotation(made_up(("full",), runs), tmp_path / "rotation.png")
+    axes = figures[0].axes[0]
+    assert axes.get_legend().get_texts()[-1].get_text().endswith("ends after epoch 2, 3")
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+# --- the folder
+
+
+def test_a_folder_that_cannot_be_written_to_still_shows_its_table(tmp_path, monkeypatch):
+    results = made_up(("full", "k1"), [entry("full", 0), entry("k1", 0)])
+    (tmp_path / "accuracy.png").touch()
+
+    def refuse(path, write):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for module in (show, plots.style):
+        monkeypatch.setattr(module, "write_atomically", refuse)
+    lines = show.show(tmp_path, results, plot=True).splitlines()
+    assert lines[0].startswith("digits, cnn")
+    assert lines[-3:] == [
+        f"{what} not written: {tmp_path / name}: Permission denied"
+        for what, name in (("table", "table.md"), ("picture", "accuracy.png"),
+                           ("picture", "rotation.png"))
+    ]  # fmt: skip
+
+    def full(path, write):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(show, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        show.show(tmp_path, results, plot=False)
+
+
+def test_a_report_without_pictures_keeps_links_to_those_there_are(tmp_path):
+    results = made_up(("full", "k1"), [entry("full", 0), entry("k1", 0)])
+    (tmp_path / "accuracy.png").touch()
+    show.show(tmp_path, results, plot=False)
+    text = (tmp_path / "table.md").read_text()
+    assert "![accuracy.png](accuracy.png)" in text and "rotation.png" not in text
+
+
 # --- options
+
+
+def test_help_lists_the_arms():
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    text = parser.format_help()
+    for name, arm in arms.known(0, (50,)).items():
+        assert re.search(rf"^  {re.escape(name)} +\S", text, flags=re.MULTILINE), arm
+    assert "\n  detector            k, then 1\n" in text
+    assert "k, and 1 after epoch --at" in text
 
 
 def test_a_batch_larger_than_the_data_is_told_before_anything_is_run(tmp_path):
@@ -582,7 +888,9 @@ def options(**given):
 def test_a_plan_from_options():
     made = plan_from(options())
     assert (made.arms, made.at, made.seeds, made.budgets) == (arms.DEFAULT, 3, (0, 1, 2), ())
-    made = plan_from(options(seeds=1, arms="k1,fixed", at=7, budgets=[], keep=0.3))
+    made = plan_from(options(kind="oracle", oracle_settings="base, base"))
+    assert made.setting_names == ("base",)
+    made = plan_from(options(seeds=1, arms="k1, fixed,", at=7, budgets=[], keep=0.3))
     assert made.arms[:3] == ("full", "k1", "fixed") and "rs2@60" in made.arms
     assert (made.at, made.budgets, made.config.keep) == (7, arms.BUDGETS, 0.3)
     assert made.config.criterion == "slope45" and made.config.at is None
@@ -601,15 +909,26 @@ def test_a_plan_from_options():
     [
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
         ({"arms": "k3"}, "--arms: no arm 'k3'"),
+        ({"arms": " , "}, "--arms: no name in ' , '"),
+        ({"arms": ""}, "--arms: no name in ''"),
+        ({"arms": "k1@50"}, "no arm 'k1@50'; --budgets 50 makes it; there are full,"),
+        ({"seeds": 2**33}, "--seeds 8589934592: from --seed 0 on they leave 0 .. 2**32 - 1"),
+        ({"kind": "falsify", "epoch_factors": [1e308]}, "positive, and 1000 at most; got 1e+308"),
+        ({"kind": "falsify", "decay_factors": [math.nan]}, "1000 at most; got nan"),
+        ({"kind": "falsify", "labels": "random"}, "--falsify has both labels; leave --labels ran"),
+        ({"kind": "oracle", "criterion": "fixed"}, "--oracle: --criterion fixed looks at no rot"),
         ({"at": 21}, "--at must be in 1 .. 20 (--epochs), got 21"),
         ({"budgets": [0]}, "--budgets must be in 1 .. 100 (percent), got 0"),
         ({"kind": "falsify", "arms": "k1"}, "--arms goes with the comparison of arms, not with"),
         ({"switch_epochs": [3]}, "--switch-epochs goes with --oracle, not with"),
         (
             {"kind": "falsify", "criterion": "fixed", "at": 3},
-            "--at goes with the comparison of arms",
+            "--falsify: --criterion fixed looks at no rotation",
         ),
-        ({"kind": "falsify", "batch_factors": [0.0]}, "--batch-factors must be positive, got 0.0"),
+        (
+            {"kind": "falsify", "batch_factors": [0.0]},
+            "--batch-factors must be positive, and 1000 at most; got 0.0",
+        ),
         ({"kind": "oracle", "oracle_settings": "lr"}, "--oracle-settings: must be of base, decay-"),
         ({"kind": "oracle", "switch_epochs": [21]}, "--switch-epochs must be in 0 .. 20"),
         ({"kind": "oracle", "repeats": 1}, "--oracle: with --repeats 1 there is nothing to switch"),

@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 import torch
 from toy_comparison import (
+    ENVIRONMENT,
     TRAIN,
     check_picture,
     damage,
@@ -14,11 +15,12 @@ from toy_comparison import (
     make_config,
     metrics,
     run_with_stops,
+    told,
     toy_data,
 )
 
 from cpfast.train import compare, loop, plots
-from cpfast.train.compare import falsify, plan
+from cpfast.train.compare import falsify, runner
 from cpfast.train.compare.falsify import Setting
 from cpfast.train.config import Config
 from cpfast.train.errors import Diverged, UserError
@@ -49,10 +51,11 @@ def made_up(ends, seeds=(0, 1), **factors):
     base = make_plan(seeds, **factors)
     runs = []
     for (setting, labels, seed), end in ends.items():
-        entry = plan.entry_of(None, seed, None)
+        entry = runner.entry_of(None, seed, None)
         runs.append({"labels": labels, **setting._asdict(), **entry, "period_end": end})
     head = {"kind": "falsify", "config": base.config.to_dict(), "seeds": list(seeds)}
-    return {**head, "train_size": TRAIN, **base.settings(), "runs": runs}
+    head |= {"train_size": TRAIN, "environments": [ENVIRONMENT]}
+    return {**head, **base.settings(), "runs": runs}
 
 
 # --- the null
@@ -97,7 +100,7 @@ def test_each_setting_seed_and_labels_once(finished):
     out, results = finished
     keys = [(e["seed"], e["batch_size"], e["total_epochs"], e["labels"]) for e in results["runs"]]
     assert keys == list(product((0, 1), (8, 16), (4, 8), ("true", "random")))
-    assert len(keys) == make_plan((0, 1)).wanted()
+    assert len(keys) == make_plan((0, 1)).wanted({"runs": []})
     assert json.loads((out / "results.json").read_text()) == results == compare.read_results(out)
 
 
@@ -168,7 +171,7 @@ def test_a_diverged_run_does_not_end_it(tmp_path, monkeypatch):
     made = make_plan()
     results = compare.run(made, toy_data(), tmp_path)
     assert [e["diverged"] for e in results["runs"]] == [None, "training diverged: epoch 3"] * 4
-    text = compare.document(results, made.wanted()).text()
+    text = told(results)
     assert "4 runs diverged, and are left out." in text
     plots.draw_falsification(results, tmp_path / "falsify.png")
 
@@ -176,7 +179,7 @@ def test_a_diverged_run_does_not_end_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "key",
     ["batch_factors", "decay_factors", "epoch_factors", "train_size", "labels", "batch_size",
-     "weight_decay", "total_epochs", *plan.ENTRY],
+     "weight_decay", "total_epochs", *runner.ENTRY],
 )  # fmt: skip
 def test_results_that_lack_something_are_named(finished, tmp_path, key):
     path = tmp_path / "results.json"
@@ -200,15 +203,15 @@ def test_the_difference_is_paired_and_its_interval_over_seeds():
             ends[setting, "random", seed] = 11 + number + 2 * seed
     ends[GRID[3], "random", 1] = None  # never: no pair
     found = falsify.cells(made_up(ends))
-    estimate, pairs = falsify.paired_difference(found)
-    assert pairs == 7
+    estimate, pairs, censored = falsify.paired_difference(found, 5)
+    assert (pairs, censored) == (7, 0)
     # t(0.975; 1) = 12.706, and the seeds' means are 1 and 3
     assert estimate == pytest.approx((2.0, 12.706 * math.sqrt(2) / math.sqrt(2)), rel=1e-3)
-    assert falsify.paired_difference([]) == (None, 0)
-    text = compare.document(made_up(ends), 16).text()
+    assert falsify.paired_difference([], 5) == (None, 0, 0)
+    text = told(made_up(ends))
     assert "fired 2.0 epochs later than with true ones, in the mean of 7 pairs" in text
     assert "With random labels the rule fired in 7 of 8 runs" in text
-    assert "(never in 1 of 2)" in text
+    assert "(1 never)" in text
 
 
 def test_match_is_of_logarithms_and_of_ranks():
@@ -218,26 +221,81 @@ def test_match_is_of_logarithms_and_of_ranks():
     for setting, a, b in zip(GRID, true, random, strict=True):
         ends[setting, "true", 0], ends[setting, "random", 0] = a, b
     found = falsify.cells(made_up(ends, seeds=(0,)))
-    matched = falsify.match(found, "random")
+    matched = falsify.match(found, "random", 5)
     r = scipy.pearsonr([math.log(v) for v in true], [math.log(v) for v in random]).statistic
-    assert matched == (4, pytest.approx(r**2), pytest.approx(0.8))
-    assert falsify.match(found[:2], "random") == (2, None, None)
+    # the ratios are 1.2, 0.9, 1.5, 0.725
+    assert matched == (
+        4, pytest.approx(r**2), pytest.approx(0.8), pytest.approx(1.05), 0
+    )  # fmt: skip
+    assert falsify.match(found[:2], "random", 5)[:3] == (2, None, None)
     # each null of these fires at one and the same epoch, or never
-    assert falsify.match(found, "null").shared is None
-    text = compare.document(made_up(ends, seeds=(0,)), 8).text()
-    assert f"match {100 * r**2:.0f} % of the variance" in text and "rank correlation 0.80" in text
+    assert falsify.match(found, "null", 5).shared is None
+    text = told(made_up(ends, seeds=(0,)))
+    assert f"r^2 of logarithms {r**2:.2f} and a rank correlation of 0.80" in text
+    assert "so this is no agreement in the epoch: the median ratio, random / true, is 1.05." in text
     assert "one seed, so no interval" in text
-    assert "1 of these fired after epoch 5, the first that fills the rule's window" in text
+    assert "1 of these fired after epoch 5, the first that fills the rule's window, and" in text
+
+
+def test_what_fired_as_early_as_it_can_is_no_measurement():
+    ends = {}
+    for setting, seeds in zip(GRID, ([(5, 5), (5, 5)], [(5, 5), (5, 7)], [(9, 9), (6, 6)],
+                                     [(8, 8), (9, 9)]), strict=True):  # fmt: skip
+        for seed, (true, random) in enumerate(seeds):
+            ends[setting, "true", seed], ends[setting, "random", seed] = true, random
+    found = falsify.cells(made_up(ends))
+    assert falsify.earliest("slope45") == 5 and falsify.earliest("fixed") == 0
+    estimate, pairs, censored = falsify.paired_difference(found, 5)
+    assert (pairs, censored, estimate.mean) == (5, 3, pytest.approx((0 + 2 / 3) / 2))
+    assert falsify.match(found, "random", 5)[-1] == 1
+    made = compare.document(made_up(ends))
+    cells = [row[3:6] for row in made.tables[0].rows]
+    assert cells[0] == ("<= 5", "<= 5", "")
+    assert cells[1][0] == "<= 5" and cells[1][1].endswith("(1 <= 5)") and cells[1][2] == "+2.0"
+    text = told(made_up(ends))
+    assert "Left out of that: 3 pairs of which both fired after epoch 5 at the latest." in text
+    assert "Over 3 settings (1 left out, both <= 5)" in text
+    # a null as early as it can be is marked as well
+    nulls = {row[6] for row in made.tables[0].rows}
+    assert nulls <= {"<= 5", "never"} and "<= 5" in nulls
+    same = {key: end if key[1] == "true" else ends[key[0], "true", key[2]]
+            for key, end in ends.items()}  # fmt: skip
+    assert "fired as late as with true ones" in told(made_up(same))
+
+
+def test_decays_that_print_alike_have_folders_of_their_own():
+    made = make_plan(decay_factors=(1.0, 1.0000001), batch_factors=(1.0,), epoch_factors=(1.0,))
+    assert len({setting.name for setting in made.grid()}) == 2
 
 
 def test_table_of_a_real_run(finished):
-    made = compare.document(finished[1], 16)
-    text = made.text()
+    made = compare.document(finished[1])
+    text = told(finished[1])
     assert len(made.tables[0].rows) == 4
     assert "scale-invariant layers in equilibrium, which a fresh network is not in" in text
     assert made.markdown().count("\n| ") == 2 + 4
     part = {**finished[1], "runs": finished[1]["runs"][:1]}
-    assert "1 of 16 runs, unfinished" in compare.document(part, 16).text()
+    assert "1 of 16 runs, unfinished" in told(part)
+
+
+def test_the_right_picture_has_ticks_and_legend_of_one_size(tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    ends = {(s, labels, 0): 5 for s in GRID for labels in ("true", "random")}
+    results = made_up(ends, seeds=(0,))
+    for e in results["runs"]:
+        e |= {"rotation": [0.1, 0.2, 0.3, 0.35, 0.37], "epochs": 5}
+    plots.draw_falsification(results, tmp_path / "falsify.png")
+    left, right = figures[0].axes
+    assert list(right.get_xticks()) == [4, 5, 6] == list(right.get_yticks())
+    marks = [line.get_markersize() for line in right.get_legend().get_lines()[1:]]
+    assert len(set(marks)) == 1
+    assert "<= 5: not told apart" in [t.get_text() for t in right.get_legend().get_texts()]
+    # each line is marked where it fires, by its own marker
+    assert [(line.get_marker(), line.get_markevery()) for line in left.get_lines()] == [
+        ("D", [5]), ("s", [5]), ("o", [5])
+    ]  # fmt: skip
 
 
 def test_picture(finished, tmp_path):

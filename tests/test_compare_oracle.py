@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from toy_comparison import (
+    ENVIRONMENT,
     assert_same_run,
     check_picture,
     damage,
@@ -13,12 +14,13 @@ from toy_comparison import (
     metrics,
     run_with_stops,
     scratch,
+    told,
     toy_data,
 )
 
 from cpfast.detection import CriticalPeriodDetector
 from cpfast.train import compare, loop, plots
-from cpfast.train.compare import oracle, plan
+from cpfast.train.compare import oracle, runner
 from cpfast.train.compare.oracle import SETTINGS
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
@@ -46,13 +48,14 @@ def made_up(accuracies, picks, total=EPOCHS):
     runs = []
     for switch, by_seed in accuracies.items():
         for seed, accuracy in by_seed.items():
-            entry = plan.entry_of(None, seed, None)
+            entry = runner.entry_of(None, seed, None)
             entry |= {"test_accuracy": accuracy, "epochs": total}
             entry["forward_samples"] = TRAIN * (total + 2 * switch)
             picked = {"slope45": picks[seed]} if switch == total else None
             runs.append({"setting": "base", "switch": switch, "picks": picked, **entry})
     head = {"kind": "oracle", "config": base.config.to_dict(), "seeds": list(base.seeds)}
-    return {**head, "train_size": TRAIN, **base.settings(), "runs": runs}
+    head |= {"train_size": TRAIN, "environments": [ENVIRONMENT]}
+    return {**head, **base.settings(), "runs": runs}
 
 
 # --- the runs
@@ -90,7 +93,13 @@ def test_each_switch_and_pick_once(finished):
             assert full["picks"].keys() == {"slope45"}
             picks = {e for e in full["picks"].values() if e is not None}
             assert {k[2] for k in keys if k[:2] == (seed, setting)} == grid | picks
-    assert make_plan((0, 1)).wanted() == 12 <= len(keys)
+    assert make_plan((0, 1)).wanted({"runs": []}) == 12 <= len(keys)
+    assert make_plan((0, 1)).wanted(results) == len(keys)
+    assert "unfinished" not in compare.document(results).title
+    # a pick off the grid does not stand for a switch epoch that is missing
+    part = [e for e in results["runs"] if (e["seed"], e["setting"], e["switch"]) != (1, "base", 2)]
+    title = compare.document({**results, "runs": part}).title
+    assert title.endswith(f": {len(keys) - 1} of {len(keys)} runs, unfinished")
     assert json.loads((out / "results.json").read_text()) == results == compare.read_results(out)
 
 
@@ -176,13 +185,39 @@ def test_a_full_run_that_diverges_keeps_the_switches_before(tmp_path, monkeypatc
         8: "training diverged: epoch 4", 0: None, 2: None,
         4: "not run: full diverged before epoch 4",
     }  # fmt: skip
-    text = compare.document(results, 4).text()
+    text = told(results)
     assert "base, switch 8, seed 0: training diverged: epoch 4." in text
     plots.draw_oracle(results, tmp_path / "oracle.png")
 
 
+def test_a_fork_that_is_missing_is_named(finished, tmp_path):
+    out, results = finished
+    made = make_plan((0, 1))
+    compare.open_results(made, TRAIN, tmp_path)
+    full = compare.find(results, setting="base", switch=EPOCHS, seed=0)
+    (tmp_path / "results.json").write_text(json.dumps({**results, "runs": [full]}))
+    RunFolder(out / "seed0/base/switch0").fork(
+        RunFolder(tmp_path / "seed0/base/switch0"), RunFolder(out / "seed0/base/switch0").config()
+    )
+    with pytest.raises(UserError, match=r"base/switch\d: missing, though full was forked into it"):
+        compare.run(made, toy_data(), tmp_path)
+
+
 @pytest.mark.parametrize(
-    "key", ["setting_names", "switches", "setting", "switch", "picks", *plan.ENTRY]
+    "change",
+    [{"setting": "base2"}, {"switch": 99}, {"picks": {"slope45": "x"}}, {"picks": None},
+     {"forward_samples": 0}],
+)  # fmt: skip
+def test_results_with_a_wrong_value_are_named(finished, tmp_path, change):
+    full = compare.find(finished[1], setting="base", switch=EPOCHS, seed=0)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({**finished[1], "runs": [{**full, **change}]}))
+    with pytest.raises(UserError, match=r"damaged .entry 1 of 'runs'"):
+        compare.read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key", ["setting_names", "switches", "setting", "switch", "picks", *runner.ENTRY]
 )
 def test_results_that_lack_something_are_named(finished, tmp_path, key):
     path = tmp_path / "results.json"
@@ -211,9 +246,9 @@ def test_a_seeds_oracle_is_chosen_by_the_others():
     assert regret.regrets == pytest.approx([11.0, 10.0, 0.0])
     assert regret.accuracies == pytest.approx([60.0, 70.0, 66.0])
     assert regret.shares == pytest.approx([100 * 16 / 24, 100 * 16 / 24, 50.0])
-    mean = oracle.overall(made_up(accuracies, picks))["slope45"]
+    mean, settings = oracle.overall(made_up(accuracies, picks))["slope45"]
     # t(0.975; 2) = 4.303, and the values 11, 10, 0 have the deviation 6.083
-    assert mean == pytest.approx((7.0, 4.3027 * 6.0828 / 3**0.5), rel=1e-3)
+    assert settings == 1 and mean == pytest.approx((7.0, 4.3027 * 6.0828 / 3**0.5), rel=1e-3)
 
 
 def test_no_more_samples_than_the_pick():
@@ -242,8 +277,21 @@ def test_with_one_seed_it_is_the_plain_maximum_and_said():
     (regret,) = oracle.regrets(oracle.sweeps(results)[0])
     assert (regret.picks, regret.oracles) == ([8], [2])  # it never fired: full
     assert regret.regrets == pytest.approx([30.0])
-    text = compare.document(results, 3).text()
+    text = told(results)
     assert "One seed: the oracle is the plain maximum of single runs" in text and "±" not in text
+
+
+def test_a_setting_of_one_seed_is_not_judged_beside_others_of_two():
+    accuracies = {0: {0: 0.5, 1: 0.6}, 2: {0: 0.9, 1: 0.8}, 8: {0: 0.6, 1: 0.7}}
+    results = made_up(accuracies, {0: None, 1: None})
+    results["setting_names"] = ["base", "decay-half"]
+    results["runs"] += [{**e, "setting": "decay-half"} for e in results["runs"] if not e["seed"]]
+    judged = oracle.judge(oracle.sweeps(results))
+    assert [r.setting for r in judged.found] == ["base"] and judged.by_others
+    assert judged.skipped == ["decay-half"]
+    text = told(results)
+    assert "Not judged, with one complete seed and so no other to choose by: decay-half." in text
+    assert "in the mean over 1 of 2 settings." in text
 
 
 def test_picks_off_the_grid_are_judged_but_are_no_oracle():
@@ -256,16 +304,17 @@ def test_picks_off_the_grid_are_judged_but_are_no_oracle():
 
 def test_table_and_pictures(finished, tmp_path):
     results = finished[1]
-    made = compare.document(results, 12)
-    text = made.text()
+    made = compare.document(results)
+    text = told(results)
     assert len(made.tables) == 2 and len(made.tables[0].rows) == 2
-    assert "slope45: regret " in text and "at no more samples than the pick used." in text
+    assert "slope45: regret " in text and "slope45: capped regret " in text
+    assert "in the mean over 2 of 2 settings." in text and "regrets are somewhat too small" in text
     assert "is best in the mean over the other seeds" in text
-    assert "\nbase" in text and "8 (full)" in text and "0 (k1)" in text
+    assert " base " in text and "8 (full)" in text and "0 (k1)" in text
     assert made.markdown().count("\n| --- |") == 2
     plots.draw_oracle(results, tmp_path / "oracle.png")
     check_picture(tmp_path / "oracle.png", "#D55E00", "#000000", "#7F7F7F")
     part = {**results, "runs": results["runs"][:1]}
     plots.draw_oracle(part, tmp_path / "part.png")
     check_picture(tmp_path / "part.png", "#000000")
-    assert "1 of 12 runs, unfinished" in compare.document(part, 12).text()
+    assert "1 of 13 runs, unfinished" in told(part)

@@ -10,6 +10,10 @@ from cpfast.train.runfolder import RunFolder
 TRAIN = 24
 EPOCHS = 6
 END = 2
+ENVIRONMENT = {
+    "cpfast": "1", "torch": "2", "python": "3", "platform": "Linux", "cpu": "some CPU",
+    "processors": 2, "gpu": None, "begun": "2026-01-31T00:00:00+00:00",
+}  # fmt: skip
 
 
 def toy_data():
@@ -60,9 +64,15 @@ def assert_same_run(a, b):
     assert torch.equal(first["pruner"]["scores"], second["pruner"]["scores"])
 
 
+def told(results):
+    """The document's text without its line breaks."""
+    return " ".join(compare.document(results).text().split())
+
+
 def essence(results):
     """What does not depend on the machine."""
-    times = {"seconds", "evaluation_seconds", "detection_seconds", "curve", "energy"}
+    times = {"seconds", "evaluation_seconds", "detection_seconds", "preparation_seconds", "curve",
+             "energy"}  # fmt: skip
     return [{k: v for k, v in e.items() if k not in times} for e in results["runs"]]
 
 

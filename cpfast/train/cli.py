@@ -158,8 +158,10 @@ def _compare(options: dict[str, Any], arguments: list[str]) -> None:
     with folder.locked():
         results = compare.open_results(plan, dataset.train_size, path)
         print(header)
-        done, wanted = len(results["runs"]), plan.wanted()
+        done, wanted = len(results["runs"]), plan.wanted(results)
         print(f"comparison in {path}" + (f", {done} of {wanted} runs done" if done else ""))
+        for note in compare.environment_notes(results["environments"])[1:]:
+            print(note)
         try:
             results = compare.run(plan, dataset, path, ProgressBar, _print_entry)
         except KeyboardInterrupt:

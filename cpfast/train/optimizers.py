@@ -21,8 +21,9 @@ from torch import Tensor, nn
 import cpfast
 from cpfast.train.config import Config
 
+MOMENTUM = 0.9  # of sgd
 _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "sgd": partial(torch.optim.SGD, momentum=MOMENTUM, nesterov=True),
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,

@@ -39,7 +39,9 @@ from cpfast.train.config import Config
 from cpfast.train.errors import UserError
 
 DEFAULT = ("full", "detector", "k1", "k1_matched", "shortened")
-CONTROLS = ("k1", "k1_matched", "shortened", "fixed", "rs2")
+FAIR = ("k1", "k1_matched", "shortened")  # controls that no comparison should lack
+CONTROLS = (*FAIR, "fixed", "rs2")
+BUDGETED = ("shortened", "k1", "rs2")
 BUDGETS = (50, 60, 70, 80, 100)
 NAMES = {"random": "rs2"}  # of policies
 
@@ -53,7 +55,7 @@ class Arm:
     """One way to train.
 
     Attributes:
-        text: what it does, for a legend; {k} stands for the repeats.
+        text: what it does; {k} stands for the repeats, {at} for the epoch of fixed.
         settings: see `Settings`.
         needs: the arm that must have ended before: full to fork from, or the one it matches.
         fork: whether to fork from full after an epoch, given the end of the period; None for an
@@ -70,29 +72,29 @@ class Arm:
     watches: bool = False
     repeated: bool = False
 
+    def describe(self, repeats: int | str, at: int | str) -> str:
+        return self.text.format(k=repeats, at=at).replace("k = k", "k")
+
 
 def known(at: int, budgets: Sequence[int] = ()) -> dict[str, Arm]:
     """All arms by name; `fixed` switches after epoch `at`."""
     arms = [
-        Arm("full", "k = {k} throughout", lambda c, n, s: c),
-        Arm("detector", "k = {k}, then 1", lambda c, n, s: c.replace(method="detector"),
-            needs="full", fork=_ends, watches=True, repeated=True),
-        Arm("k1", "k = 1, as many epochs", lambda c, n, s: _unwatched(c, repeats=1),
+        Arm("full", "k = {k} throughout", _as_given),
+        Arm("detector", "k = {k}, then 1", _detected, needs="full", fork=_ends, watches=True,
             repeated=True),
-        Arm("k1_matched", "k = 1, detector's samples",
-            lambda c, n, s: _lasting(c, s / n, repeats=1), needs="detector", repeated=True),
-        Arm("fixed", f"k = {{k}}, and 1 after epoch {at}",
-            lambda c, n, s: c.replace(method="detector", criterion="fixed", at=at),
+        Arm("k1", "k = 1, as many epochs", _once, repeated=True),
+        Arm("k1_matched", "k = 1, detector's samples", _once_matched, needs="detector",
+            repeated=True),
+        Arm("fixed", "k = {k}, and 1 after epoch {at}", partial(_fixed, at=at),
             needs="full", fork=lambda epoch, end: epoch == at, repeated=True),
-        Arm("shortened", "k = {k}, fewer epochs, detector's samples",
-            lambda c, n, s: _lasting(c, s / (c.repeats * n)), needs="detector", repeated=True),
+        Arm("shortened", "k = {k}, fewer epochs, detector's samples", _shortened_matched,
+            needs="detector", repeated=True),
     ]  # fmt: skip
     for policy in POLICIES:
         name = NAMES.get(policy, policy)
         if policy == "random":
             arms.append(
-                Arm(name, "k = {k} of random subsets, detector's samples",
-                    lambda c, n, s: _subsets(c, n, s / (c.repeats * c.epochs)),
+                Arm(name, "k = {k} of random subsets, detector's samples", _subsets_matched,
                     needs="detector", repeated=True)
             )  # fmt: skip
         else:
@@ -101,7 +103,7 @@ def known(at: int, budgets: Sequence[int] = ()) -> dict[str, Arm]:
             Arm(f"k1+{name}", "k = 1, pruned", partial(_pruned, policy=policy, repeats=1),
                 repeated=True),
             Arm(f"detector+{name}", "k = {k}, then 1 and pruned",
-                partial(_detected, policy=policy), needs="full", fork=_ends, watches=True),
+                partial(_detected_pruned, policy=policy), needs="full", fork=_ends, watches=True),
         ]  # fmt: skip
     for budget in budgets:
         share = budget / 100
@@ -127,7 +129,9 @@ def choose(names: Sequence[str], arms: dict[str, Arm], repeats: int) -> tuple[st
     """
     unknown = [name for name in names if name not in arms and name != "all"]
     if unknown:
-        raise UserError(f"--arms: no arm {unknown[0]!r}; there are {', '.join(arms)}, or all")
+        base, _, budget = unknown[0].partition("@")
+        hint = f"; --budgets {budget} makes it" if base in BUDGETED and budget.isdigit() else ""
+        raise UserError(f"--arms: no arm {unknown[0]!r}{hint}; there are {', '.join(arms)}, or all")
     useful = [a.name for a in arms.values() if repeats > 1 or not a.repeated]
     wanted = {"full", *(useful if "all" in names else names)}
     double = sorted(wanted - set(useful))
@@ -144,8 +148,9 @@ def choose(names: Sequence[str], arms: dict[str, Arm], repeats: int) -> tuple[st
 def order(names: Iterable[str], arms: dict[str, Arm], shift: int) -> list[str]:
     """The order in which a seed runs the arms: each after the one it needs, else rotated.
 
-    Arms that do not wait for each other begin with another one for every seed, so that a machine
-    that slows down as it warms favours none of them.
+    So arms that wait for none begin with another one for every seed, lest a machine that slows
+    down as it warms favour one of them; detector always follows full, and what is matched to
+    detector always follows detector.
     """
     waiting, ordered = list(names), []
     shift %= len(waiting)
@@ -175,11 +180,39 @@ def _lasting(config: Config, epochs: float, **changes: object) -> Config:
     return _unwatched(config, epochs=whole, eval_every=every, **changes)
 
 
+def _as_given(config: Config, size: int, samples: int) -> Config:
+    return config
+
+
+def _once(config: Config, size: int, samples: int) -> Config:
+    return _unwatched(config, repeats=1)
+
+
+def _once_matched(config: Config, size: int, samples: int) -> Config:
+    return _lasting(config, samples / size, repeats=1)
+
+
+def _shortened_matched(config: Config, size: int, samples: int) -> Config:
+    return _lasting(config, samples / (config.repeats * size))
+
+
+def _subsets_matched(config: Config, size: int, samples: int) -> Config:
+    return _subsets(config, size, samples / (config.repeats * config.epochs))
+
+
+def _fixed(config: Config, size: int, samples: int, at: int) -> Config:
+    return config.replace(method="detector", criterion="fixed", at=at)
+
+
 def _pruned(config: Config, size: int, samples: int, policy: str, **changes: object) -> Config:
     return _unwatched(config, method="prune", policy=policy, **changes)
 
 
-def _detected(config: Config, size: int, samples: int, policy: str) -> Config:
+def _detected(config: Config, size: int, samples: int) -> Config:
+    return config.replace(method="detector")
+
+
+def _detected_pruned(config: Config, size: int, samples: int, policy: str) -> Config:
     return config.replace(method="detector+prune", policy=policy)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cpfast.train.compare import arms
 from cpfast.train.compare.arms import Arm
-from cpfast.train.compare.plan import Entry, Plan, Runner, entry_of
+from cpfast.train.compare.plan import Plan
+from cpfast.train.compare.runner import Entry, Runner, entry_of
 from cpfast.train.config import Config
+from cpfast.train.errors import UserError
 from cpfast.train.loop import Training
 from cpfast.train.runfolder import CONFIG, RunFolder
 
@@ -22,6 +24,9 @@ class Comparison(Plan):
         arms: names, with those that others need (`arms.choose`).
         at: epoch after which `fixed` switches.
         budgets: in percent of full's samples.
+
+    Raises:
+        UserError: there is no such arm, or full is not among them.
     """
 
     arms: tuple[str, ...]
@@ -32,8 +37,18 @@ class Comparison(Plan):
     HEAD: ClassVar = {"arms": list, "at": int, "budgets": list}
     KEY: ClassVar = {"arm": (str,), "seed": (int,)}
 
-    def wanted(self) -> int:
+    def __post_init__(self) -> None:
+        odd = set(self.arms) - arms.known(self.at, self.budgets).keys()
+        if odd or "full" not in self.arms:
+            raise UserError(
+                f"arms {', '.join(self.arms)}: {'no ' + min(odd) if odd else 'no full'}"
+            )
+
+    def wanted(self, results: Mapping[str, Any]) -> int:
         return len(self.seeds) * len(self.arms)
+
+    def fault(self, entry: Entry) -> str | None:
+        return None if entry["arm"] in self.arms else f"no arm {entry['arm']!r} in this comparison"
 
     def run(self, runner: Runner) -> None:
         known = arms.known(self.at, self.budgets)
@@ -53,8 +68,15 @@ class Comparison(Plan):
             reason = f"not run: {arm.needs}, on which it depends, diverged"
             return entry_of(None, config.seed, reason)
         samples = 0 if needed is None else needed["forward_samples"]
-        settings = partial(_settings, config=config, size=runner.data.train_size, samples=samples)
+
+        def settings(arm: Arm) -> Config:
+            return arm.settings(config, runner.data.train_size, samples)
+
         if arm.fork is not None and not begun:
+            assert needed is not None
+            epochs = range(1, needed["epochs"] + 1)
+            if any(arm.fork(epoch, needed["period_end"]) for epoch in epochs):
+                raise UserError(f"{folder.path}: missing, though full was forked into it")
             # The moment to fork never came, so this arm is the full one.
             RunFolder(parent / "full").fork(folder, settings(arm))
         forked = (
@@ -69,7 +91,3 @@ class Comparison(Plan):
         label = f"seed {config.seed}, {name}"
         diverged = runner.train(settings(arm), folder, label, forks=forks)
         return entry_of(folder, config.seed, diverged, arm.watches)
-
-
-def _settings(arm: Arm, config: Config, size: int, samples: int) -> Config:
-    return arm.settings(config, size, samples)

@@ -22,14 +22,16 @@ from typing import Any, ClassVar, NamedTuple
 
 from cpfast import schedules
 from cpfast.detection import CriticalPeriodDetector
-from cpfast.train.compare.plan import Entry, Plan, Runner, entry_of, find
+from cpfast.train.compare.plan import Plan
+from cpfast.train.compare.runner import Entry, Runner, entry_of, find
 from cpfast.train.compare.statistics import Estimate, interval
 from cpfast.train.config import LABELS, Config
 from cpfast.train.errors import UserError, require
+from cpfast.train.optimizers import MOMENTUM
 from cpfast.train.runfolder import RunFolder
 
 FACTORS = (0.5, 1.0, 2.0)
-MOMENTUM = 0.9
+LARGEST_FACTOR = 1000.0
 # Of D per step, over lr * wd. SGD's decay is part of the gradient, and so passes through the
 # momentum; AdamW's shrinks the weight itself. Nothing is known here of the others.
 NULL_RATES = {"sgd": 1 / (1 - MOMENTUM), "adamw": 1.0}
@@ -45,7 +47,7 @@ class Setting(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"batch{self.batch_size}-decay{self.weight_decay:g}-epochs{self.total_epochs}"
+        return f"batch{self.batch_size}-decay{self.weight_decay}-epochs{self.total_epochs}"
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,16 @@ class Falsification(Plan):
         "total_epochs": (int,), "seed": (int,),
     }  # fmt: skip
 
+    EVALUATED: ClassVar = False  # a run ends where its rule fires
+
     def __post_init__(self) -> None:
         for name in ("batch", "decay", "epoch"):
             for factor in getattr(self, f"{name}_factors"):
-                if not (math.isfinite(factor) and factor > 0):
-                    raise UserError(f"--{name}-factors must be positive, got {factor}")
+                if not 0 < factor <= LARGEST_FACTOR:
+                    raise UserError(
+                        f"--{name}-factors must be positive, and {LARGEST_FACTOR:g} at most; "
+                        f"got {factor}"
+                    )
 
     def grid(self) -> list[Setting]:
         """Each setting once, though rounding may make two of them one."""
@@ -93,8 +100,13 @@ class Falsification(Plan):
         ]
         return list(dict.fromkeys(settings))
 
-    def wanted(self) -> int:
+    def wanted(self, results: Mapping[str, Any]) -> int:
         return len(self.grid()) * len(LABELS) * len(self.seeds)
+
+    def fault(self, entry: Entry) -> str | None:
+        setting = Setting(*(entry[key] for key in Setting._fields))
+        known = entry["labels"] in LABELS and setting in self.grid()
+        return None if known else f"{setting.name}, {entry['labels']} labels, is not of its grid"
 
     def largest_batch(self) -> int:
         return max(setting.batch_size for setting in self.grid())
@@ -168,18 +180,44 @@ class Cell(NamedTuple):
         return statistics.fmean(ends) if complete else None
 
 
+class Difference(NamedTuple):
+    """By how many epochs the rule fires later with random labels.
+
+    Attributes:
+        estimate: None without a pair.
+        pairs: of a setting and a seed in which both fired, without the censored ones.
+        censored: pairs in which both fired as early as the rule can.
+    """
+
+    estimate: Estimate | None
+    pairs: int
+    censored: int
+
+
 class Match(NamedTuple):
     """How well other firing epochs stand for those with true labels, over settings.
 
     Attributes:
-        settings: how many have both.
+        settings: how many have both, without the censored ones.
         shared: r^2 of the logarithms; rank: Spearman's correlation. None below 3 settings, or
             where one side does not vary.
+        ratio: the median of the other epoch over that with true labels.
+        censored: settings in which both are as early as the rule can fire.
     """
 
     settings: int
     shared: float | None
     rank: float | None
+    ratio: float | None
+    censored: int
+
+
+def earliest(criterion: str) -> int:
+    """The epoch that first fills the rule's window, where it has one.
+
+    A period that ended there, or before, is not told from one that ended later: censored.
+    """
+    return CriticalPeriodDetector(criterion).window if criterion == "slope45" else 0
 
 
 def cells(results: Mapping[str, Any]) -> list[Cell]:
@@ -200,36 +238,46 @@ def cells(results: Mapping[str, Any]) -> list[Cell]:
     return found
 
 
-def paired_difference(found: list[Cell]) -> tuple[Estimate | None, int]:
-    """Epochs by which the rule fires later with random labels, and how many pairs show it.
+def paired_difference(found: list[Cell], first: int) -> Difference:
+    """Of random from true labels; pairs of which both fired up to epoch `first` say nothing.
 
     Settings of one seed share their initialisation and their order of samples, so the interval is
     over the seeds' means, each over the settings in which both fired.
     """
     by_seed: dict[int, list[int]] = {}
+    censored = 0
     for cell in found:
         true, random = cell.ends["true"], cell.ends["random"]
         for seed, end in true.items():
             other = random.get(seed)
-            if end is not None and other is not None:
+            if end is None or other is None:
+                continue
+            if max(end, other) <= first:
+                censored += 1
+            else:
                 by_seed.setdefault(seed, []).append(other - end)
-    if not by_seed:
-        return None, 0
-    return interval([statistics.fmean(d) for d in by_seed.values()]), sum(
-        map(len, by_seed.values())
-    )
+    means = [statistics.fmean(differences) for differences in by_seed.values()]
+    pairs = sum(map(len, by_seed.values()))
+    return Difference(interval(means) if means else None, pairs, censored)
 
 
-def match(found: list[Cell], by: str) -> Match:
-    """How the firing epochs with true labels follow those of "random" labels or of the "null"."""
+def match(found: list[Cell], by: str, first: int) -> Match:
+    """How the firing epochs with true labels follow those of "random" labels or of the "null".
+
+    Settings of which both fired up to epoch `first` are left out.
+    """
     pairs = []
     for cell in found:
         true, other = cell.mean("true"), cell.null if by == "null" else cell.mean(by)
         if true is not None and other is not None:
             pairs.append((true, other))
-    if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
-        return Match(len(pairs), None, None)
+    measured = [pair for pair in pairs if max(pair) > first]
+    censored = len(pairs) - len(measured)
+    ratio = statistics.median(other / true for true, other in measured) if measured else None
+    sides = list(zip(*measured, strict=True))
+    if len(measured) < 3 or any(len(set(side)) < 2 for side in sides):
+        return Match(len(measured), None, None, ratio, censored)
     scipy = require("scipy.stats", "a rank correlation")
-    logs = [[math.log(end) for end in side] for side in zip(*pairs, strict=True)]
+    logs = [[math.log(end) for end in side] for side in sides]
     rank = float(scipy.spearmanr(*logs).statistic)
-    return Match(len(pairs), statistics.correlation(*logs) ** 2, rank)
+    return Match(len(measured), statistics.correlation(*logs) ** 2, rank, ratio, censored)

@@ -20,12 +20,15 @@ OWN: dict[str, tuple[str, ...]] = {
     "falsify": ("batch_factors", "decay_factors", "epoch_factors"),
     "oracle": ("oracle_settings", "switch_epochs"),
 }
+SEEDS = 2**32  # what a seed must be below
 KINDS = {"arms": "the comparison of arms", "falsify": "--falsify", "oracle": "--oracle"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those that `cpfast train` does not share. None means not given."""
     add = parser.add_argument
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _arms_text()
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument(
         "--falsify", dest="kind", action="store_const", const="falsify",
@@ -53,6 +56,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="of --oracle; default: about 7, each twice the one before")  # fmt: skip
 
 
+def _arms_text() -> str:
+    """A line for each arm; k stands for --repeats."""
+    known = arms.known(0, (50,))
+    lines = [f"  {arm.name:<20}{arm.describe('k', '--at')}" for arm in known.values()]
+    return "\n".join(["arms, with k = --repeats (those with @50 are of --budgets 50):", *lines])
+
+
 def plan_from(options: dict[str, Any]) -> Plan:
     """The plan that the options ask for; --device is resolved already.
 
@@ -66,6 +76,10 @@ def plan_from(options: dict[str, Any]) -> Plan:
     if count < 1:
         raise UserError(f"--seeds must be at least 1, got {count}")
     own = {name: given.pop(name) for names in OWN.values() for name in names}
+    if kind == "falsify" and given.get("labels") is not None:
+        raise UserError(f"--falsify has both labels; leave --labels {given['labels']} out")
+    if kind != "arms" and given.get("criterion") == "fixed":
+        raise UserError(f"{KINDS[kind]}: --criterion fixed looks at no rotation")
     for other, names in OWN.items():
         for name in names:
             if other != kind and own[name] is not None:
@@ -73,18 +87,17 @@ def plan_from(options: dict[str, Any]) -> Plan:
                 raise UserError(f"{option} goes with {KINDS[other]}, not with {KINDS[kind]}")
     # With --criterion fixed the arms `detector` and `fixed` are one.
     fixed = given.get("criterion") == "fixed"
-    if fixed and kind == "falsify":
-        raise UserError("--falsify: --criterion fixed looks at no rotation")
     base = {**given, "method": "full", "keep": own["keep"], "anneal": own["anneal"]}
     config = Config.from_options({**base, "at": own["at"] if fixed else None})
+    if config.seed + count > SEEDS:
+        raise UserError(f"--seeds {count}: from --seed {config.seed} on they leave 0 .. 2**32 - 1")
     seeds = tuple(range(config.seed, config.seed + count))
-    config.replace(seed=seeds[-1])  # the last seed must be valid too
     if kind == "falsify":
         factors = {name: tuple(own[name]) for name in OWN[kind] if own[name] is not None}
         return Falsification(config, seeds, **factors)
     if kind == "oracle":
         named = own["oracle_settings"]
-        names = tuple(SETTINGS) if named is None else tuple(named.split(","))
+        names = tuple(SETTINGS) if named is None else _names("--oracle-settings", named)
         return Oracle(config, seeds, names, tuple(sorted(set(own["switch_epochs"] or ()))))
     return _comparison(config, seeds, own)
 
@@ -102,11 +115,18 @@ def _comparison(config: Config, seeds: tuple[int, ...], own: dict[str, Any]) -> 
     known = arms.known(at, budgets)
     # With k = 1 most of the default ones are full all over again.
     default = ",".join(arms.DEFAULT) if config.repeats > 1 else "all"
-    named = default if own["arms"] is None else own["arms"]
-    wanted = [name for name in named.split(",") if name]
+    wanted = _names("--arms", default if own["arms"] is None else own["arms"])
     of_budgets = [
         n for n, a in known.items() if "@" in n and (config.repeats > 1 or not a.repeated)
     ]
     return Comparison(
         config, seeds, arms.choose([*wanted, *of_budgets], known, config.repeats), at, budgets
     )
+
+
+def _names(option: str, text: str) -> tuple[str, ...]:
+    """Each once, in the order given."""
+    names = tuple(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
+    if not names:
+        raise UserError(f"{option}: no name in {text!r}")
+    return names

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from cpfast.detection import CRITERIA, CriticalPeriodDetector
-from cpfast.train.compare.plan import Entry, Plan, Runner, entry_of
-from cpfast.train.compare.statistics import Estimate, interval
+from cpfast.train.compare.plan import Plan
+from cpfast.train.compare.runner import Entry, Runner, entry_of
+from cpfast.train.compare.statistics import Estimate, interval, percent
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
 from cpfast.train.loop import Training
@@ -50,12 +51,8 @@ class Oracle(Plan):
 
     KIND: ClassVar = "oracle"
     HEAD: ClassVar = {"setting_names": list, "switches": list}
-    KEY: ClassVar = {
-        "setting": (str,),
-        "switch": (int,),
-        "seed": (int,),
-        "picks": (dict, type(None)),
-    }
+    KEY: ClassVar = {"setting": (str,), "switch": (int,), "seed": (int,)}
+    OWN: ClassVar = {"picks": (dict, type(None))}
 
     def __post_init__(self) -> None:
         for name in self.setting_names:
@@ -84,8 +81,29 @@ class Oracle(Plan):
         between = [round(e * scale) for e in self.switches] or geometric(total)
         return sorted({0, total, *(e for e in between if 0 <= e <= total)})
 
-    def wanted(self) -> int:
-        return len(self.seeds) * sum(len(self.grid(name)) for name in self.setting_names)
+    def wanted(self, results: Mapping[str, Any]) -> int:
+        """Of each seed the grid, and off it the picks of the full runs that are stored."""
+        grids = {name: self.grid(name) for name in self.setting_names}
+        picked = [
+            set(e["picks"].values()) - {None, *grids[e["setting"]]}
+            for e in results["runs"] if e["picks"]
+        ]  # fmt: skip
+        return len(self.seeds) * sum(map(len, grids.values())) + sum(map(len, picked))
+
+    def fault(self, entry: Entry) -> str | None:
+        if entry["setting"] not in self.setting_names:
+            return f"no setting {entry['setting']!r} in this comparison"
+        total, picked = self.configured(entry["setting"]).epochs, entry["picks"]
+        if not 0 <= entry["switch"] <= total:
+            return f"'switch' is {entry['switch']}, of {total} epochs"
+        if (picked is not None) != (entry["switch"] == total):
+            return f"'picks' is {picked}, with 'switch' {entry['switch']} of {total} epochs"
+        for pick in (picked or {}).values():
+            if pick is not None and not (isinstance(pick, int) and 1 <= pick <= total):
+                return f"'picks' is {picked}"
+        if entry["diverged"] is None and entry["forward_samples"] < 1:
+            return f"'forward_samples' is {entry['forward_samples']}, and not diverged"
+        return None
 
     def largest_batch(self) -> int:
         return max(self.configured(name).batch_size for name in self.setting_names)
@@ -122,9 +140,10 @@ class Oracle(Plan):
                 return [(into, switched(full, epoch))] if due else []
 
         elif switch > 0 and not (folder.path / CONFIG).exists():
-            # full has diverged before it
             stored = runner.find(**{**key, "switch": full.epochs})
             assert stored is not None
+            if stored["epochs"] >= switch:
+                raise UserError(f"{folder.path}: missing, though full was forked into it")
             reason = f"not run: full diverged before epoch {switch}"
             entry = {**key, "picks": None, **entry_of(None, seed, reason)}
             runner.store(entry)
@@ -246,10 +265,10 @@ def regrets(sweep: Sweep) -> list[Regret]:
             if free is None or cheap is None:
                 continue
             full = sweep.runs[sweep.total][seed]["forward_samples"]
-            at = _percent(run)
+            at = percent(run)
             rows.append(
-                (pick, free, _percent(sweep.runs[free][seed]) - at,
-                 cheap, _percent(sweep.runs[cheap][seed]) - at,
+                (pick, free, percent(sweep.runs[free][seed]) - at,
+                 cheap, percent(sweep.runs[cheap][seed]) - at,
                  at, 100 * run["forward_samples"] / full)
             )  # fmt: skip
         if rows:
@@ -266,19 +285,39 @@ def oracle(sweep: Sweep, seed: int, switches: Iterable[int]) -> int | None:
     return max(means, key=lambda e: (means[e], -e)) if means else None
 
 
-def overall(results: Mapping[str, Any], cheap: bool = False) -> dict[str, Estimate]:
-    """Each criterion's regret, averaged over the settings; the interval is over seeds."""
+class Regrets(NamedTuple):
+    """Of all settings that can be judged.
+
+    Attributes:
+        found: by setting and criterion.
+        skipped: settings with one complete seed, where others have more: there is no other seed
+            to choose the oracle by.
+        by_others: whether oracles are chosen by the other seeds; else there is one seed.
+    """
+
+    found: list[Regret]
+    skipped: list[str]
+    by_others: bool
+
+
+def judge(found: Sequence[Sweep]) -> Regrets:
+    by_others = any(len(sweep.seeds()) > 1 for sweep in found)
+    skipped = [s.setting for s in found if by_others and len(s.seeds()) == 1]
+    kept = [regret for s in found if s.setting not in skipped for regret in regrets(s)]
+    return Regrets(kept, skipped, by_others)
+
+
+def overall(results: Mapping[str, Any], cheap: bool = False) -> dict[str, tuple[Estimate, int]]:
+    """Each criterion's regret, averaged over the settings that have all seeds, and how many these
+    are; the interval is over seeds.
+    """
     by: dict[str, list[list[float]]] = {}
-    for sweep in sweeps(results):
-        for regret in regrets(sweep):
-            values = regret.cheap_regrets if cheap else regret.regrets
-            if len(values) == len(results["seeds"]):
-                by.setdefault(regret.criterion, []).append(values)
+    for regret in judge(sweeps(results)).found:
+        values = regret.cheap_regrets if cheap else regret.regrets
+        if len(values) == len(results["seeds"]):
+            by.setdefault(regret.criterion, []).append(values)
     return {
-        criterion: interval([statistics.fmean(seed) for seed in zip(*rows, strict=True)])
+        criterion: (interval([statistics.fmean(seed) for seed in zip(*rows, strict=True)]),
+                    len(rows))
         for criterion, rows in by.items()
-    }
-
-
-def _percent(entry: Entry) -> float:
-    return 100 * entry["test_accuracy"]
+    }  # fmt: skip

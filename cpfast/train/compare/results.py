@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from cpfast.train import report
+from cpfast.train.compare import environment
 from cpfast.train.compare.comparison import Comparison
 from cpfast.train.compare.falsify import Falsification
 from cpfast.train.compare.oracle import Oracle
-from cpfast.train.compare.plan import ENTRY, RESULTS, Entry, MakeProgress, Plan, Runner
+from cpfast.train.compare.plan import Plan
+from cpfast.train.compare.runner import ENTRY, RESULTS, Entry, MakeProgress, Runner
 from cpfast.train.config import ENVIRONMENT, Config, changes
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import UserError
-from cpfast.train.runfolder import RunFolder, read_json, write_json
+from cpfast.train.runfolder import CONFIG, RunFolder, read_json, write_json
 
 FORMAT = "cpfast-compare-2"
 KINDS: dict[str, type[Plan]] = {kind.KIND: kind for kind in (Comparison, Falsification, Oracle)}
+# Of where and how a run is executed; what could no longer be compared.
+COMPARABLE = {
+    "device": "times", "threads": "times", "step": "times", "country": "CO2e",
+    "price_kwh": "costs", "price_hour": "costs",
+}  # fmt: skip
 
 
 def run(
@@ -40,7 +47,8 @@ def run(
 
     Returns:
         What results.json holds: "kind", "config", "seeds", "train_size" (samples), the kind's own
-        settings, and "runs".
+        settings, "environments" (`environment.describe`, the later ones where it has changed),
+        and "runs".
 
     Raises:
         UserError: `out` holds another comparison.
@@ -51,11 +59,11 @@ def run(
 
 
 def open_results(plan: Plan, train_size: int, out: Path) -> dict[str, Any]:
-    """The results in `out`, or new ones.
+    """The results in `out`, or new ones. More seeds may be added to those there are.
 
     Raises:
-        UserError: `out` holds another comparison, or something else; a batch is larger than the
-            data.
+        UserError: `out` holds another comparison, or something else, or runs whose times, CO2e or
+            costs could not be compared with those to come; a batch is larger than the data.
     """
     if plan.largest_batch() > train_size:
         # Said now, and not after the first hours.
@@ -63,24 +71,49 @@ def open_results(plan: Plan, train_size: int, out: Path) -> dict[str, Any]:
             f"a batch of {plan.largest_batch()}, the largest of this comparison, is more than the "
             f"{train_size} samples to train on; use a smaller --batch-size"
         )
+    here = environment.describe(plan.config.device)
     head = {
         "kind": plan.KIND, "config": plan.config.to_dict(), "seeds": list(plan.seeds),
         "train_size": train_size, **plan.settings(),
     }  # fmt: skip
     if not (out / RESULTS).exists():
-        results = {"format": FORMAT, **head, "runs": []}
+        results = {"format": FORMAT, **head, "environments": [here], "runs": []}
         write_json(out / RESULTS, results)
         return results
     results = read_results(out)
-    other = changes(head.pop("config"), Config.from_dict(results["config"], out / RESULTS))
+    stored = Config.from_dict(results["config"], out / RESULTS)
+    other = changes(plan.config.to_dict(), stored)
     for key, value in head.items():
-        if results.get(key) != value:
+        continued = key == "seeds" and value[: len(results["seeds"])] == results["seeds"]
+        if key != "config" and results.get(key) != value and not continued:
             other.append(f"{key} {value} (it has {results.get(key)})")
             if key == "kind":
                 break
     if other:
         raise UserError(f"--out {out}: holds another comparison: {'; '.join(other)}")
-    return results
+    begun = bool(results["runs"]) or any(out.glob(f"seed*/**/{CONFIG}"))
+    if begun:
+        _check_comparable(plan.config, stored, out)
+    continued = {**results, **head}
+    if not begun:
+        continued["environments"] = [here]
+    elif len(results["runs"]) < plan.wanted(results) and not environment.same(
+        here, results["environments"][-1]
+    ):
+        continued["environments"] = [*results["environments"], here]
+    if continued != results:
+        write_json(out / RESULTS, continued)
+    return continued
+
+
+def _check_comparable(config: Config, stored: Config, out: Path) -> None:
+    for key, what in COMPARABLE.items():
+        value, before = getattr(config, key), getattr(stored, key)
+        if value != before:
+            raise UserError(
+                f"--out {out}: begun with --{key.replace('_', '-')} {before}, now {value}: {what} "
+                "would not be comparable"
+            )
 
 
 def read_results(out: Path) -> dict[str, Any]:
@@ -98,29 +131,74 @@ def read_results(out: Path) -> dict[str, Any]:
     kind = KINDS.get(str(results.get("kind")))
     if kind is None:
         raise UserError(f"{source}: damaged ('kind' is {results.get('kind')!r})")
-    head = {"config": dict, "seeds": list, "train_size": int, **kind.HEAD, "runs": list}
+    head = {
+        "config": dict, "seeds": list, "train_size": int, **kind.HEAD, "environments": list,
+        "runs": list,
+    }  # fmt: skip
     for key, type_ in head.items():
         if not isinstance(results.get(key), type_):
             raise UserError(f"{source}: damaged ({key!r} is missing or of the wrong type)")
     Config.from_dict(results["config"], source)
+    try:
+        plan = kind.of(results)
+        plan.wanted({**results, "runs": []})
+    except (TypeError, ValueError, UserError) as error:
+        raise UserError(f"{source}: damaged ({error})") from error
+    places = results["environments"]
+    if not places or not all(
+        isinstance(e, dict) and set(e) == set(environment.KEYS) for e in places
+    ):
+        raise UserError(f"{source}: damaged ('environments' is {places!r})")
+    seen = set()
     for number, entry in enumerate(results["runs"], 1):
-        fault = _fault(entry, {**kind.KEY, **ENTRY})
+        fault = _fault(entry, kind) or plan.fault(entry)
+        if fault is None and entry["seed"] not in plan.seeds:
+            fault = f"'seed' is {entry['seed']}, of {results['seeds']}"
+        if fault is None:
+            identity = tuple(entry[name] for name in kind.KEY)
+            fault = f"a second one of {identity}" if identity in seen else None
+            seen.add(identity)
         if fault is not None:
             raise UserError(f"{source}: damaged (entry {number} of 'runs': {fault})")
     return results
 
 
-def _fault(entry: Any, keys: dict[str, tuple[type, ...]]) -> str | None:
+def _fault(entry: Any, kind: type[Plan]) -> str | None:
     if not isinstance(entry, dict):
         return "not an object"
-    for key, types in keys.items():
+    for key, types in {**kind.KEY, **kind.OWN, **ENTRY}.items():
         if key not in entry:
             return f"{key!r} is missing"
         if not isinstance(entry[key], types):
             return f"{key!r} is {entry[key]!r}"
-    if entry["diverged"] is None and entry["epochs"] < 1:
+    if not all(_numbers(point) and len(point) == 2 for point in entry["curve"]):
+        return f"'curve' is {entry['curve']!r}"
+    rotation, end = entry["rotation"], entry["period_end"]
+    if rotation is not None and not _numbers(rotation):
+        return f"'rotation' is {rotation!r}"
+    if end is not None and not 1 <= end <= len(rotation or ()):
+        return f"'period_end' is {end}, of {len(rotation or ())} epochs with a rotation"
+    if (entry["kwh"] is not None and entry["energy"] is None) or not _is_energy(entry["energy"]):
+        return f"'energy' is {entry['energy']!r}"
+    if entry["diverged"] is not None:
+        return None
+    if entry["epochs"] < 1:
         return "no epoch, and not diverged"
-    return None
+    if kind.EVALUATED and entry["test_accuracy"] is None:
+        return "no 'test_accuracy', and not diverged"
+    return f"'seconds' is {entry['seconds']}" if entry["seconds"] <= 0 else None
+
+
+def _numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, (int, float)) for v in values)
+
+
+def _is_energy(energy: dict[str, Any] | None) -> bool:
+    if energy is None:
+        return True
+    parts = energy.get("components")
+    return isinstance(parts, dict) and all(isinstance(p, dict) and "source" in p
+                                           for p in parts.values())  # fmt: skip
 
 
 def plan_of(results: Mapping[str, Any]) -> Plan:
@@ -144,5 +222,8 @@ def check_folder(out: Path) -> None:
     Raises:
         UserError: it is neither new nor a comparison's.
     """
-    if not (out / RESULTS).exists():
-        RunFolder(out).check_free()
+    if (out / RESULTS).exists():
+        return
+    if (out / CONFIG).exists():
+        raise UserError(f"--out {out}: holds a single run, not a comparison; choose another folder")
+    RunFolder(out).check_free()

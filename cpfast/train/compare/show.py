@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cpfast.train import plots
-from cpfast.train.compare.plan import RESULTS
-from cpfast.train.compare.results import plan_of
-from cpfast.train.compare.table import document
+from cpfast.train.compare.runner import RESULTS
+from cpfast.train.compare.tables import document
 from cpfast.train.errors import UserError
 from cpfast.train.runfolder import write_atomically
 
 TABLE = "table.md"
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 PICTURES = {
     "arms": {"accuracy.png": plots.draw_comparison, "rotation.png": plots.draw_rotation},
     "falsify": {"falsify.png": plots.draw_falsification},
@@ -24,18 +26,34 @@ PICTURES = {
 def show(path: Path, results: Mapping[str, Any], plot: bool) -> str:
     """Write the Markdown table and, with `plot`, the pictures; what to print.
 
+    A folder that cannot be written to is said, and no error: the table can be printed.
+
     Raises:
         UserError: nothing is finished yet.
     """
     if not results["runs"]:
         raise UserError(f"{path / RESULTS}: no run is finished yet")
-    made = document(results, plan_of(results).wanted())
-    text = made.markdown()
-    lines = [made.text(), f"table: {path / TABLE}"]
-    if plot:
-        for name, draw in PICTURES[results["kind"]].items():
-            draw(results, path / name)
-            lines.append(f"picture: {path / name}")
-            text += f"\n![{name}]({name})\n"
-    write_atomically(path / TABLE, lambda file: file.write(text.encode()))
-    return "\n".join(lines)
+    made = document(results)
+    pictures = PICTURES[results["kind"]]
+    drawn = [
+        _written("picture", path / name, partial(draw, results))
+        for name, draw in pictures.items()
+        if plot
+    ]
+    links = [f"\n![{name}]({name})\n" for name in pictures if (path / name).exists()]
+    text = made.markdown() + "".join(links)
+
+    def write(table: Path) -> None:
+        write_atomically(table, lambda file: file.write(text.encode()))
+
+    return "\n".join([made.text(), _written("table", path / TABLE, write), *drawn])
+
+
+def _written(what: str, path: Path, write: Callable[[Path], None]) -> str:
+    try:
+        write(path)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        return f"{what} not written: {path}: {error.strerror}"
+    return f"{what}: {path}"

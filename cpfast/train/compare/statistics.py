@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cpfast.train.compare.arms import CONTROLS
+from cpfast.train.compare.arms import CONTROLS, FAIR
+from cpfast.train.compare.runner import Entry
 from cpfast.train.errors import require
 
-Entry = dict[str, Any]
 # The issue's target for a saving that costs nothing.
 TARGET_SAVED = 60.0  # % of full's time
 TARGET_LOSS = 0.1  # points below full's mean
+LEAST_SEEDS = 3  # for a verdict: with two the interval is 13 standard errors wide
 
 
 class Estimate(NamedTuple):
@@ -28,8 +29,8 @@ class Estimate(NamedTuple):
         return self.mean - (self.half or 0.0)
 
     def text(self, digits: int = 2, sign: bool = False, unit: str = "") -> str:
-        mean = f"{self.mean:+.{digits}f}" if sign else f"{self.mean:.{digits}f}"
-        return (mean if self.half is None else f"{mean} ± {self.half:.{digits}f}") + unit
+        mean = f"{self.mean:{'+' * sign},.{digits}f}"
+        return (mean if self.half is None else f"{mean} ± {self.half:,.{digits}f}") + unit
 
 
 def interval(values: Sequence[float]) -> Estimate:
@@ -39,6 +40,10 @@ def interval(values: Sequence[float]) -> Estimate:
         return Estimate(mean, None)
     quantile = require("scipy.stats", "an interval").t.ppf(0.975, len(values) - 1)
     return Estimate(mean, float(quantile) * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def percent(entry: Entry) -> float:
+    return 100 * entry["test_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -72,16 +77,20 @@ class Summary:
 def summarise(results: Mapping[str, Any]) -> tuple[dict[str, Summary], str | None]:
     """Each arm that has a run, in the plan's order, and the name of the best control.
 
-    The best control is that of the highest mean accuracy: chosen after the fact, it is a little
-    too good, which is the side to err on.
+    The best control is that of the highest mean accuracy, of those that ended in the same seeds
+    as full: chosen after the fact, it is a little too good, which is the side to err on.
     """
     runs = results["runs"]
     ended = {
         arm: {e["seed"]: e for e in runs if e["arm"] == arm and e["diverged"] is None}
         for arm in results["arms"]
     }
-    accuracy = {arm: _estimate(_percent(e) for e in by.values()) for arm, by in ended.items()}
-    controls = {c: a.mean for c in CONTROLS if (a := accuracy.get(c)) is not None}
+    accuracy = {arm: _estimate(percent(e) for e in by.values()) for arm, by in ended.items()}
+    controls = {
+        c: a.mean
+        for c in CONTROLS
+        if (a := accuracy.get(c)) is not None and ended[c].keys() == ended["full"].keys()
+    }
     control = max(controls, key=lambda c: controls[c]) if controls else None
     summaries = {}
     for arm, entries in ended.items():
@@ -98,9 +107,9 @@ def summarise(results: Mapping[str, Any]) -> tuple[dict[str, Summary], str | Non
             diverged,
             accuracy[arm],
             _estimate(e["seconds"] for e in entries.values()),
-            paired(entries, full, lambda e, of: _percent(e) - _percent(of)),
+            paired(entries, full, lambda e, of: percent(e) - percent(of)),
             paired(entries, full, lambda e, of: 100 * (1 - e["seconds"] / of["seconds"])),
-            paired(entries, best, lambda e, of: _percent(e) - _percent(of)),
+            paired(entries, best, lambda e, of: percent(e) - percent(of)),
         )
     return summaries, control
 
@@ -116,51 +125,123 @@ def paired(
     )
 
 
-def verdict(summaries: Mapping[str, Summary]) -> str:
-    """Whether an arm saves 60 % of full's time and is, by its interval, as good as full."""
+class _Judged(NamedTuple):
+    saved: float  # % of full's time, rounded down as it is shown
+    low: float  # end of the accuracy's interval
+    margin: float  # of it above the least
+
+
+def verdict(summaries: Mapping[str, Summary], *, finished: bool) -> str:
+    """Whether an arm saves 60 % of full's time and is, by its interval, as good as full.
+
+    Only arms that ended in the same seeds as full are judged, and only with three of them.
+    """
     target = (
         f"at least {TARGET_SAVED:.0f} % of full's time with the lower end of its accuracy interval "
         f"at full's mean - {TARGET_LOSS} points or above"
     )
-    accuracy = {a: s.accuracy for a, s in summaries.items() if s.accuracy is not None}
-    full = accuracy.pop("full", None)
-    if full is None or not accuracy:
-        return "Nothing to judge a saving by yet: full or all others lack a run that ended."
-    if full.half is None or all(a.half is None for a in accuracy.values()):
-        return f"One seed: whether an arm saves {target} cannot be said."
-    least = full.mean - TARGET_LOSS
-    sure = {}  # time saved, and how far the lower end is above the least
-    for arm, own in accuracy.items():
-        saved = summaries[arm].saved
-        if saved is not None and own.half is not None and not summaries[arm].diverged:
-            sure[arm] = (saved.mean, own.low - least)
-    met = [a for a, (saved, margin) in sure.items() if saved >= TARGET_SAVED and margin >= 0]
+    full = summaries.get("full")
+    others = [s for s in summaries.values() if s.arm != "full" and s.entries]
+    if full is None or full.accuracy is None or not others:
+        return (
+            f"Nothing to judge a saving by{'' if finished else ' yet'}: full or all others lack a "
+            "run that ended."
+        )
+    judged = [s for s in others if s.entries.keys() == full.entries.keys()]
+    left = [s for s in others if s not in judged]
+    unlike = "" if not left else (
+        f" Not judged, for other seeds than full's ({_seeds(full)}): "
+        f"{', '.join(f'{s.arm} ({_seeds(s)})' for s in left)}."
+    )  # fmt: skip
+    common = max(len(s.entries.keys() & full.entries.keys()) for s in judged or others)
+    if common < LEAST_SEEDS:
+        begun = {seed for s in summaries.values() for seed in (*s.entries, *s.diverged)}
+        few = (
+            "One seed" if len(begun) == 1
+            else "Fewer than two common seeds" if common < 2
+            else f"Fewer than {LEAST_SEEDS} seeds"
+        )  # fmt: skip
+        return f"{few}: whether an arm saves {target} cannot be said.{unlike}"
+    if not judged:
+        return f"Whether an arm saves {target} cannot be said: none has the seeds of full.{unlike}"
+    least = full.accuracy.mean - TARGET_LOSS
+    sure = {
+        s.arm: _Judged(_down(s.saved.mean, 1), s.accuracy.low, s.accuracy.low - least)
+        for s in judged
+        if s.saved is not None and s.accuracy is not None
+    }
+    return _judge(sure, target, least) + unlike
+
+
+def _judge(sure: Mapping[str, _Judged], target: str, least: float) -> str:
+    cheap = {arm: j for arm, j in sure.items() if j.saved >= TARGET_SAVED}
+    met = {arm: j for arm, j in cheap.items() if j.margin >= 0}
+    shown = f"{_down(least, 2):.2f} %"
     if met:
         which = ", ".join(
-            f"{a} ({sure[a][0]:.1f} % saved, lower end {accuracy[a].low:.2f} %)" for a in met
+            f"{arm} ({j.saved:.1f} % saved, lower end {_down(j.low, 2):.2f} %)"
+            for arm, j in met.items()
         )
-        return f"Saving {target} ({least:.2f} %): {which}."
-    none = f"None of the arms run here saves {target} ({least:.2f} %)"
-    if not sure:
-        return f"{none}: none has an interval without a run that diverged."
-    cheap = {a: margin for a, (saved, margin) in sure.items() if saved >= TARGET_SAVED}
-    if cheap:
-        nearest = max(cheap, key=lambda a: cheap[a])
+        many = (
+            f" {len(sure)} arms were judged, each by its own interval: with so many, one may get "
+            "there by chance."
+        )
         return (
-            f"{none}. The nearest is {nearest}: it saves {sure[nearest][0]:.1f} %, and its lower "
-            f"end is {-cheap[nearest]:.2f} points too low."
+            f"Saving {target} ({shown}): {which}.{many * (len(sure) > 1)} Full's mean is taken as "
+            "known."
         )
-    accurate = [a for a, (_, margin) in sure.items() if margin >= 0] or list(sure)
-    nearest = max(accurate, key=lambda a: sure[a][0])
-    saved_mean, margin = sure[nearest]
-    also = "" if margin >= 0 else f", and its lower end is {-margin:.2f} points too low"
-    return f"{none}. The nearest is {nearest}: it saves {saved_mean:.1f} %{also}."
+    none = f"None of the arms run here saves {target} ({shown})"
+    if cheap:
+        nearest = max(cheap, key=lambda a: cheap[a].margin)
+        return (
+            f"{none}. The nearest is {nearest}: it saves {sure[nearest].saved:.1f} %, and its "
+            f"lower end is {_lacking(sure[nearest])} points too low."
+        )
+    accurate = [arm for arm, j in sure.items() if j.margin >= 0] or list(sure)
+    nearest = max(accurate, key=lambda a: sure[a].saved)
+    best = sure[nearest]
+    also = "" if best.margin >= 0 else f", and its lower end is {_lacking(best)} points too low"
+    return f"{none}. The nearest is {nearest}: it saves {best.saved:.1f} %{also}."
 
 
-def _percent(entry: Entry) -> float:
-    return 100 * entry["test_accuracy"]
+def against_control(summaries: Mapping[str, Summary], control: str | None) -> str | None:
+    """Whether detecting the period was worth it: detector against the best control."""
+    detector = summaries.get("detector")
+    if detector is None or detector.accuracy is None:
+        return None
+    missing = [c for c in FAIR if c not in summaries or not summaries[c].entries]
+    lacks = f" Without {', '.join(missing)}, the comparison is not complete." if missing else ""
+    if control is None:
+        return f"detector has no control that ended in the same seeds as full.{lacks}"
+    difference = detector.to_control
+    if difference is None:
+        return f"detector and {control}, the best control, have no seed in common.{lacks}"
+    if len(detector.entries.keys() & summaries[control].entries.keys()) < LEAST_SEEDS:
+        result = f"fewer than {LEAST_SEEDS} seeds, so no difference shown"
+    elif difference.half is None or abs(difference.mean) <= difference.half:
+        result = "no difference shown"
+    else:
+        result = "better" if difference.mean > 0 else "worse"
+    return (
+        f"detector against {control}, the best control: "
+        f"{difference.text(sign=True, unit=' points')}, paired by seed: {result}.{lacks}"
+    )
 
 
-def _estimate(values: Any) -> Estimate | None:
+def _seeds(summary: Summary) -> str:
+    numbers = sorted(summary.entries)
+    return f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+
+
+def _down(value: float, digits: int) -> float:
+    """Rounded down: 59.97 is not 60.0; but for the last bits, which 100 x (1 - .4) lacks."""
+    return math.floor(value * 10**digits + 1e-6) / 10**digits
+
+
+def _lacking(judged: _Judged) -> str:
+    return f"{-_down(judged.margin, 2):.2f}"
+
+
+def _estimate(values: Iterable[float]) -> Estimate | None:
     values = list(values)
     return interval(values) if values else None

@@ -11,8 +11,8 @@ from typing import Any
 from cpfast.pruning import POLICIES
 from cpfast.train import report
 from cpfast.train.compare import arms
-from cpfast.train.compare.plan import begun_seeds
-from cpfast.train.compare.statistics import Summary, summarise
+from cpfast.train.compare.runner import begun_seeds
+from cpfast.train.compare.statistics import Summary, percent, summarise
 from cpfast.train.config import Config
 from cpfast.train.plots.style import (
     BLACK,
@@ -21,10 +21,12 @@ from cpfast.train.plots.style import (
     GREY,
     ORANGE,
     PURPLE,
+    SEEDS_FOR_INTERVAL,
     SKY,
     STYLE,
     VERMILION,
     grid,
+    interval_text,
     load_pyplot,
     save,
     seeds_text,
@@ -37,7 +39,6 @@ BASE_STYLE = {
 }  # fmt: skip
 # of a policy's arms; their markers are hollow but for that which prunes alone
 POLICY_COLOURS = (GREY, PURPLE, BLUE, GREEN, ORANGE, VERMILION, BLACK)
-BUDGETED = ("shortened", "k1", "rs2")
 
 
 def style_of(arm: str) -> tuple[str, str, bool]:
@@ -57,8 +58,9 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
     summaries, _ = summarise(results)
     drawn = {arm: s for arm, s in summaries.items() if s.entries}
     own = {arm: s for arm, s in drawn.items() if "@" not in arm}
-    texts = {a.name: a.text for a in arms.known(results["at"], results["budgets"]).values()}
-    several = len(begun_seeds(results)) > 1
+    known = arms.known(results["at"], results["budgets"])
+    begun = len(begun_seeds(results))
+    most = max((len(s.entries) for s in drawn.values()), default=0)
     panels = 3 if len(own) < len(drawn) else 2
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(
@@ -73,21 +75,21 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
                 times, values, color=colour, marker=marker, markersize=4, linewidth=1.3, **face
             )
             handles.append(_point(axes[1], summary, colour, marker, **face))
-        labels = [f"{arm}: {texts[arm].format(k=config.repeats)}" for arm in own]
+        labels = [f"{a}: {known[a].describe(config.repeats, results['at'])}" for a in own]
         finals = [s.accuracy.mean for s in own.values() if s.accuracy is not None]
         if finals:
             # The climb to where the arms differ is the same for all.
             spread = max(finals) - min(finals) + 1
             axes[0].set_ylim(max(0, min(finals) - 2 * spread), min(100.3, max(finals) + spread))
-        _fit(axes[1], own)
-        axes[0].set_title("During training" + " (mean over seeds)" * several)
-        axes[1].set_title("After the last epoch" + " (95 % intervals)" * several)
+        cut = _fit(axes[1], own)
+        axes[0].set_title("During training" + " (mean over seeds)" * (most > 1))
+        axes[1].set_title("After the last epoch" + interval_text(most, cut))
         if panels == 3:
             more = _draw_budgets(axes[2], drawn)
             handles += more.values()
             labels += more
-            _fit(axes[2], {a: s for a, s in drawn.items() if "@" in a or a == "full"})
-            axes[2].set_title("By budget" + " (95 % intervals)" * several)
+            cut = _fit(axes[2], {a: s for a, s in drawn.items() if "@" in a or a == "full"})
+            axes[2].set_title("By budget" + interval_text(most, cut))
         for panel in axes:
             panel.set_xlabel("training time, s")
             panel.set_ylabel("test accuracy, %")
@@ -97,7 +99,7 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
         caveat = ": the mechanism, not a benefit" if config.data == "digits" else ""
         figure.suptitle(
             f"{report.data_name(config)}, {config.model}, {config.epochs} epochs, "
-            f"{seeds_text(len(results['seeds']))}{caveat}"
+            f"{seeds_text(begun)}{caveat}"
         )
         save(figure, path)
         pyplot.close(figure)
@@ -106,27 +108,37 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
 def _point(axes: Any, summary: Summary, colour: str, marker: str, **face: Any) -> Any:
     """The mean with its intervals, and each seed small."""
     assert summary.seconds is not None and summary.accuracy is not None
+    sure = len(summary.entries) >= SEEDS_FOR_INTERVAL
     if len(summary.entries) > 1:
         axes.plot(
             [e["seconds"] for e in summary.entries.values()],
-            [100 * e["test_accuracy"] for e in summary.entries.values()],
+            [percent(e) for e in summary.entries.values()],
             color=colour, marker=marker, markersize=3.5, alpha=0.4, linestyle="none",
         )  # fmt: skip
     return axes.errorbar(
-        summary.seconds.mean, summary.accuracy.mean, yerr=summary.accuracy.half,
-        xerr=summary.seconds.half, color=colour, marker=marker, markersize=7, linewidth=1.2,
-        capsize=3, linestyle="none", zorder=3, **face,
+        summary.seconds.mean, summary.accuracy.mean, yerr=summary.accuracy.half if sure else None,
+        xerr=summary.seconds.half if sure else None, color=colour, marker=marker, markersize=7,
+        linewidth=1.2, capsize=3, linestyle="none", zorder=3, **face,
     )  # fmt: skip
 
 
-def _fit(axes: Any, drawn: Mapping[str, Summary]) -> None:
-    """Limits by the single runs: the intervals of two seeds would leave no room for them."""
+def _fit(axes: Any, drawn: Mapping[str, Summary]) -> bool:
+    """Limits by the single runs, to which wide intervals would leave no room; whether these are
+    cut.
+    """
     runs = [e for s in drawn.values() for e in s.entries.values()]
     if runs:
-        values = [100 * e["test_accuracy"] for e in runs]
+        values = [percent(e) for e in runs]
         margin = max(0.5, 0.15 * (max(values) - min(values)))
         axes.set_ylim(min(values) - margin, min(max(values) + margin, 100.3))
         axes.set_xlim(0, 1.12 * max(e["seconds"] for e in runs))
+    drawn_intervals = [
+        (estimate, limits)
+        for s in drawn.values() if len(s.entries) >= SEEDS_FOR_INTERVAL
+        for estimate, limits in ((s.accuracy, axes.get_ylim()), (s.seconds, axes.get_xlim()))
+        if estimate is not None
+    ]  # fmt: skip
+    return any(e.low < low or e.mean + (e.half or 0) > high for e, (low, high) in drawn_intervals)
 
 
 def _draw_budgets(axes: Any, drawn: Mapping[str, Summary]) -> dict[str, Any]:
@@ -138,7 +150,7 @@ def _draw_budgets(axes: Any, drawn: Mapping[str, Summary]) -> dict[str, Any]:
     handles = {}
     if "full" in drawn:
         _point(axes, drawn["full"], *BASE_STYLE["full"])
-    for base in BUDGETED:
+    for base in arms.BUDGETED:
         points = {int(a.split("@")[1]): s for a, s in drawn.items() if a.startswith(f"{base}@")}
         if not points:
             continue
@@ -176,7 +188,7 @@ def draw_rotation(results: Mapping[str, Any], path: Path) -> None:
             )  # fmt: skip
         fired = [(e["period_end"], e["rotation"]) for e in runs if e["period_end"] is not None]
         if fired:
-            ends = ", ".join(str(end) for end in sorted(end for end, _ in fired))
+            ends = ", ".join(map(str, sorted({end for end, _ in fired})))
             axes.plot(
                 [end for end, _ in fired], [rotation[end - 1] for end, rotation in fired],
                 color=VERMILION, marker="D", markersize=7, linestyle="none", zorder=3,
@@ -185,6 +197,7 @@ def draw_rotation(results: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("epoch")
         axes.set_ylabel("rotation from initialisation\n(cosine distance, mean of layers)")
         axes.set_xlim(0, config.epochs)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(bottom=0)
         if curves:
             axes.legend(loc="lower right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from cpfast.train import report
 from cpfast.train.compare import falsify
 from cpfast.train.compare.falsify import Cell, Falsification
-from cpfast.train.compare.plan import begun_seeds
+from cpfast.train.compare.runner import begun_seeds
 from cpfast.train.config import LABELS, Config
 from cpfast.train.plots.style import (
     BLACK,
@@ -36,7 +37,7 @@ def draw_falsification(results: Mapping[str, Any], path: Path) -> None:
     with pyplot.rc_context(STYLE):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5.6), layout="constrained")
         _draw_curves(left, results, _central(found, plan.config), plan.config)
-        _draw_epochs(right, found)
+        _draw_epochs(right, found, falsify.earliest(plan.config.criterion))
         for axes in (left, right):
             grid(axes)
         figure.suptitle(
@@ -69,15 +70,12 @@ def _draw_curves(axes: Any, results: Mapping[str, Any], cell: Cell, config: Conf
         ]  # fmt: skip
         for number, entry in enumerate(entries):
             longest = max(longest, entry["epochs"])
+            end = entry["period_end"]
             axes.plot(
                 range(entry["epochs"] + 1), [0.0, *entry["rotation"]], color=colour, linestyle=line,
-                linewidth=1.5, label=None if number else f"{labels} labels",
+                linewidth=1.5, marker=marker, markersize=7, markevery=[] if end is None else [end],
+                label=None if number else f"{labels} labels",
             )  # fmt: skip
-            if entry["period_end"] is not None:
-                axes.plot(
-                    entry["period_end"], entry["rotation"][entry["period_end"] - 1], color=colour,
-                    marker=marker, markersize=7, linestyle="none",
-                )  # fmt: skip
     settings = falsify.configured(config, setting)
     null = falsify.null_rotations(settings, results["train_size"])
     last = setting.total_epochs
@@ -87,11 +85,10 @@ def _draw_curves(axes: Any, results: Mapping[str, Any], cell: Cell, config: Conf
         last = min(last, round(TIMES_SHOWN * max(longest, 0 if end is None else min(end, last))))
         axes.plot(
             range(len(curve)), curve, color=GREY, linestyle="--", linewidth=1.8,
+            marker=None if end is None else "o", markersize=7,
+            markevery=[] if end is None else [end],
             label="diffusion null" + (", which does not fire" if end is None else ""),
         )  # fmt: skip
-        if end is not None:
-            axes.plot(end, curve[end], color=GREY, marker="o", markersize=7, linestyle="none")
-    axes.plot([], [], color=BLACK, marker="o", markersize=6, linestyle="none", label="rule fires")
     axes.set_xlim(0, last)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(bottom=0)
@@ -101,10 +98,13 @@ def _draw_curves(axes: Any, results: Mapping[str, Any], cell: Cell, config: Conf
         f"batch {setting.batch_size}, weight decay {setting.weight_decay:g}, "
         f"T = {setting.total_epochs}"
     )
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3,
+        title="marked where the rule fires",
+    )  # fmt: skip
 
 
-def _draw_epochs(axes: Any, found: list[Cell]) -> None:
+def _draw_epochs(axes: Any, found: list[Cell], first: int) -> None:
     """Firing epochs with true labels against the others', a point for a setting."""
     rows = [(cell.mean("true"), cell.mean("random"), cell.null) for cell in found]
     sides = (
@@ -120,20 +120,31 @@ def _draw_epochs(axes: Any, found: list[Cell]) -> None:
         return
     low, high = 0.8 * min(values), 1.25 * max(values)
     axes.plot([low, high], [low, high], color=BLACK, linewidth=1, label="at the same epoch")
+    if any(max(pair) <= first for _, _, _, pairs in sides for pair in pairs):
+        axes.fill_between(
+            [low, first], low, first, color="0.92", label=f"<= {first}: not told apart"
+        )
     for label, colour, marker, pairs in sides:
         if pairs:
             points = Counter(pairs)
             axes.scatter(
                 *zip(*points, strict=True), s=[30 * count for count in points.values()],
-                facecolor="none", edgecolor=colour, marker=marker, linewidth=1.6, label=label,
+                facecolor="none", edgecolor=colour, marker=marker, linewidth=1.6,
+            )  # fmt: skip
+            # In the legend of one size, however many coincide at the first point.
+            axes.plot(
+                [], [], color=colour, marker=marker, markersize=6, markerfacecolor="none",
+                linestyle="none", label=label,
             )  # fmt: skip
     for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
         scale("log")
         axis.set_major_formatter("{x:.0f}")
         ticks = [t for t in (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500)
                  if low <= t <= high]  # fmt: skip
+        if len(ticks) < 3:
+            ticks = list(range(math.ceil(low), math.floor(high) + 1))
         axis.set_ticks(ticks)
         axis.set_ticks([], minor=True)
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)

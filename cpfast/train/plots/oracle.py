@@ -11,17 +11,19 @@ from typing import Any
 from cpfast.train import report
 from cpfast.train.compare import oracle
 from cpfast.train.compare.oracle import Oracle, Sweep
-from cpfast.train.compare.plan import begun_seeds
-from cpfast.train.compare.statistics import interval
+from cpfast.train.compare.runner import begun_seeds
+from cpfast.train.compare.statistics import interval, percent
 from cpfast.train.plots.style import (
     BLACK,
     BLUE,
     GREEN,
     GREY,
     PURPLE,
+    SEEDS_FOR_INTERVAL,
     STYLE,
     VERMILION,
     grid,
+    interval_text,
     load_pyplot,
     save,
     seeds_text,
@@ -43,11 +45,12 @@ def draw_oracle(results: Mapping[str, Any], path: Path) -> None:
             2 * rows, columns, squeeze=False, height_ratios=[2.2, 1] * rows,
             figsize=(max(6.5, 3.9 * columns), 4.4 * rows + 0.6), layout="constrained",
         )  # fmt: skip
+        cut, most = False, max((len(sweep.seeds()) for sweep in found), default=0)
         for number in range(rows * columns):
             row, column = divmod(number, columns)
             top, bottom = axes[2 * row, column], axes[2 * row + 1, column]
             if number < len(found):
-                _draw_sweep(top, bottom, found[number], plan, criteria)
+                cut |= _draw_sweep(top, bottom, found[number], plan, criteria)
             else:
                 top.set_visible(False)
                 bottom.set_visible(False)
@@ -55,28 +58,35 @@ def draw_oracle(results: Mapping[str, Any], path: Path) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         figure.suptitle(
             f"{report.data_name(plan.config)}, {plan.config.model}: k = {plan.config.repeats}, "
-            f"then 1 from an epoch on; {seeds_text(len(begun_seeds(results)))}"
+            f"then 1 from an epoch on\n{seeds_text(len(begun_seeds(results)))}"
+            f"{interval_text(most, cut)}"
         )
         save(figure, path)
         pyplot.close(figure)
 
 
-def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: list[str]) -> None:
+def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: list[str]) -> bool:
+    """Whether an interval is cut."""
     config = plan.configured(sweep.setting)
     switches = sweep.common()
     places = [_place(e) for e in switches]
     accuracies = [
-        interval([100 * e["test_accuracy"] for e in sweep.runs[switch].values()])
-        for switch in switches
+        interval([percent(e) for e in sweep.runs[switch].values()]) for switch in switches
     ]
-    runs = [(_place(x), 100 * e["test_accuracy"]) for x in switches for e in sweep.runs[x].values()]
-    several = any(len(sweep.runs[x]) > 1 for x in switches)
+    runs = [(_place(x), percent(e)) for x in switches for e in sweep.runs[x].values()]
+    most = max((len(sweep.runs[x]) for x in switches), default=0)
+    sure = most >= SEEDS_FOR_INTERVAL
+    # by the single runs, to which wide intervals would leave no room
+    values = [value for _, value in runs] or [100.0]
+    margin = max(0.5, 0.4 * (max(values) - min(values)))
+    low, high = min(values) - margin, min(max(values) + margin, 100.3)
+    cut = sure and any(a.low < low or a.mean + (a.half or 0) > high for a in accuracies)
     top.errorbar(
-        places, [a.mean for a in accuracies], yerr=[a.half or 0 for a in accuracies] if several
+        places, [a.mean for a in accuracies], yerr=[a.half or 0 for a in accuracies] if sure
         else None, color=BLACK, marker="o", markersize=4, linewidth=1.3, capsize=2,
-        label="mean over seeds, 95 % interval" if several else "one seed",
+        label="mean over seeds" if most > 1 else "one seed",
     )  # fmt: skip
-    if several:
+    if most > 1:
         top.plot(*zip(*runs, strict=True), color=GREY, marker="o", markersize=2.5, linestyle="none")
     samples = [
         statistics.fmean(e["forward_samples"] for e in sweep.runs[switch].values()) / 1000
@@ -89,17 +99,14 @@ def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: lis
                 if seed in sweep.runs.get(pick, {})]  # fmt: skip
         x = [_place(pick) for pick, _ in chosen]
         top.plot(
-            x, [100 * e["test_accuracy"] for _, e in chosen], color=colour, marker=marker,
+            x, [percent(e) for _, e in chosen], color=colour, marker=marker,
             markersize=6, linestyle="none", zorder=3, label=f"picked by {criterion}, each seed",
         )  # fmt: skip
         bottom.plot(
             x, [e["forward_samples"] / 1000 for _, e in chosen], color=colour, marker=marker,
             markersize=6, linestyle="none", zorder=3,
         )  # fmt: skip
-    # by the single runs: the intervals of two seeds would leave no room for them
-    values = [value for _, value in runs] or [100.0]
-    margin = max(0.5, 0.4 * (max(values) - min(values)))
-    top.set_ylim(min(values) - margin, min(max(values) + margin, 100.3))
+    top.set_ylim(low, high)
     shown = sorted({0, sweep.total, *plan.grid(sweep.setting)})
     for axes in (top, bottom):
         axes.set_xticks([_place(e) for e in shown], [str(e) for e in shown])
@@ -115,6 +122,7 @@ def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: lis
         f"T = {config.epochs}",
         fontsize=9,
     )
+    return cut
 
 
 def _place(epoch: int) -> float:

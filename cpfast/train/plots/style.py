@@ -21,6 +21,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 )  # fmt: skip
 GREY = "#7F7F7F"
+SEEDS_FOR_INTERVAL = 3  # that of two would be 13 standard errors to each side
 
 
 def load_pyplot() -> Any:
@@ -36,6 +37,13 @@ def save(figure: Any, path: Path) -> None:
 def grid(axes: Any) -> None:
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def interval_text(most: int, cut: bool) -> str:
+    """What a title says of the intervals where an arm has at most so many seeds."""
+    if most < SEEDS_FOR_INTERVAL:
+        return " (mean and single runs)" if most == 2 else ""
+    return f" (95 % intervals{', cut at the frame' if cut else ''})"
 
 
 def seeds_text(count: int) -> str:
