@@ -491,6 +491,8 @@ def test_results_that_lack_something_are_named(finished, tmp_path, key):
         ("period_end", 99),
         ("kwh", "x"),
         ("energy", {"components": {"cpu": {}}}),
+        ("energy", {"components": {}, "co2e": {"kg": 1.0}}),
+        ("energy", {"components": {}, "cost": 3}),
     ],
 )
 def test_results_with_a_wrong_value_are_named(finished, tmp_path, key, value):

@@ -215,7 +215,7 @@ class Match(NamedTuple):
 def earliest(criterion: str) -> int:
     """The epoch that first fills the rule's window, where it has one.
 
-    A period that ended there, or before, is not told from one that ended later: censored.
+    A rule that fires there might have fired before, had it been able to: the epoch is censored.
     """
     return CriticalPeriodDetector(criterion).window if criterion == "slope45" else 0
 

@@ -27,6 +27,9 @@ COMPARABLE = {
     "device": "times", "threads": "times", "step": "times", "country": "CO2e",
     "price_kwh": "costs", "price_hour": "costs",
 }  # fmt: skip
+# Of an entry's "energy", what the notes name.
+CO2E_KEYS = {"source", "grams_per_kwh", "country"}
+COST_KEYS = {"source", "price_kwh", "price_hour"}
 
 
 def run(
@@ -197,8 +200,12 @@ def _is_energy(energy: dict[str, Any] | None) -> bool:
     if energy is None:
         return True
     parts = energy.get("components")
-    return isinstance(parts, dict) and all(isinstance(p, dict) and "source" in p
-                                           for p in parts.values())  # fmt: skip
+    if not isinstance(parts, dict):
+        return False
+    needed = [(part, {"source"}) for part in parts.values()]
+    for name, keys in (("co2e", CO2E_KEYS), ("cost", COST_KEYS)):
+        needed += [(energy[name], keys)] if energy.get(name) is not None else []
+    return all(isinstance(part, dict) and keys <= part.keys() for part, keys in needed)
 
 
 def plan_of(results: Mapping[str, Any]) -> Plan:

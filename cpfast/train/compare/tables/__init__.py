@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cpfast.train.compare.results import plan_of
 from cpfast.train.compare.statistics import percent
 from cpfast.train.compare.tables.arms import arms_document
-from cpfast.train.compare.tables.document import Document, Table
+from cpfast.train.compare.tables.document import Document, Table, progress
 from cpfast.train.compare.tables.falsify import falsify_document
 from cpfast.train.compare.tables.oracle import oracle_document
 
@@ -19,8 +18,8 @@ KINDS = {"arms": arms_document, "falsify": falsify_document, "oracle": oracle_do
 
 def document(results: Mapping[str, Any]) -> Document:
     """Of a comparison of any kind."""
-    done, wanted = len(results["runs"]), plan_of(results).wanted(results)
-    made = KINDS[results["kind"]](results, finished=done >= wanted)
+    made = KINDS[results["kind"]](results)
+    done, wanted = progress(results)
     if done < wanted:
         made = made._replace(title=f"{made.title}: {done} of {wanted} runs, unfinished")
     return made

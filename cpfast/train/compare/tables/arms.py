@@ -15,6 +15,7 @@ from cpfast.train.compare.tables.document import (
     config_of,
     last_notes,
     plain,
+    progress,
     seeds_note,
     shown,
     title_of,
@@ -25,7 +26,7 @@ QUIET = 1.5
 COSTS = {"kwh": "energy, Wh", "co2e_kg": "CO2e, g", "cost": "cost"}
 
 
-def arms_document(results: Results, *, finished: bool) -> Document:
+def arms_document(results: Results) -> Document:
     config = config_of(results)
     summaries, control = summarise(results)
     tables = [_main_table(summaries, control)]
@@ -33,7 +34,8 @@ def arms_document(results: Results, *, finished: bool) -> Document:
     if extra:
         tables.append(_cost_table(results, summaries, extra))
     title = f"{title_of(config)}, {config.epochs} epochs, k = {config.repeats}"
-    notes = [verdict(summaries, finished=finished)]
+    done, wanted = progress(results)
+    notes = [verdict(summaries, finished=done >= wanted)]
     if (against := against_control(summaries, control)) is not None:
         notes.append(against)
     return Document(title, tables, notes + _notes(results, config, summaries, control))

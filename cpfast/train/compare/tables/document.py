@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from cpfast.train import report
 from cpfast.train.compare import environment
+from cpfast.train.compare.results import plan_of
 from cpfast.train.compare.runner import RESULTS, begun_seeds
 from cpfast.train.compare.statistics import Estimate
 from cpfast.train.config import Config
@@ -47,6 +48,11 @@ class Document(NamedTuple):
             parts.append("\n".join(lines).replace("*", "\\*"))
         parts.append("\n".join(f"- {note}" for note in self.notes).replace("*", "\\*"))
         return "\n\n".join(parts) + "\n"
+
+
+def progress(results: Results) -> tuple[int, int]:
+    """How many runs are done, and how many there are to be."""
+    return len(results["runs"]), plan_of(results).wanted(results)
 
 
 def config_of(results: Results) -> Config:

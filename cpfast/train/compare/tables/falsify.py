@@ -20,7 +20,7 @@ from cpfast.train.compare.tables.document import (
 from cpfast.train.config import LABELS, Config
 
 
-def falsify_document(results: Results, *, finished: bool) -> Document:
+def falsify_document(results: Results) -> Document:
     config = config_of(results)
     found, first = falsify.cells(results), falsify.earliest(config.criterion)
     rows = [

@@ -19,7 +19,7 @@ from cpfast.train.compare.tables.document import (
 from cpfast.train.config import Config
 
 
-def oracle_document(results: Results, *, finished: bool) -> Document:
+def oracle_document(results: Results) -> Document:
     config = config_of(results)
     found = oracle.sweeps(results)
     judged = oracle.judge(found)
