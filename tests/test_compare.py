@@ -180,7 +180,8 @@ def test_time_is_prefix_plus_rest_and_only_arms_that_watch_are_charged(finished)
         assert entry["seconds"] == pytest.approx(expected)
         assert entry["detection_seconds"] == pytest.approx(charged * detection)
         assert entry["curve"][-1] == [pytest.approx(expected), entry["test_accuracy"]]
-        assert entry["rotation"] == [line["rotation_mean"] for line in lines]
+        means = [line["rotation_mean"] for line in lines]
+        assert entry["rotation"] == pytest.approx(means, rel=1e-5)
         evaluation = sum(line["seconds"]["evaluation"] for line in lines)
         assert entry["evaluation_seconds"] == pytest.approx(evaluation) and evaluation > 0
 

@@ -149,9 +149,13 @@ def entry_of(
 
 
 def _rotations(lines: Sequence[dict[str, Any]]) -> list[float]:
-    """The mean rotation after each epoch; one without a step leaves it as it was."""
+    """The mean rotation after each epoch; one without a step leaves it as it was.
+
+    To six digits: a picture needs no more, and a sweep has thousands of them.
+    """
     rotations: list[float] = []
     for line in lines:
         last = rotations[-1] if rotations else 0.0
-        rotations.append(last if line["rotation_mean"] is None else line["rotation_mean"])
+        value = line["rotation_mean"]
+        rotations.append(last if value is None else float(f"{value:.6g}"))
     return rotations
