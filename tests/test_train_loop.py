@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cpfast import ops
-from cpfast.train import loop, report
+from cpfast.train import loop, report, run
 from cpfast.train.config import METHODS, Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import Diverged, UserError
@@ -76,11 +76,11 @@ def without_times(lines):
 def test_resume_equals_no_stop_to_the_bit(tmp_path, method, stop):
     config, data = make_config(method=method), toy_data()
     whole = start(tmp_path / "whole", config)
-    loop.run(config, data, whole)
+    run.train(config, data, whole)
     parts = start(tmp_path / "parts", config)
-    loop.run(config, data, parts, epochs=stop)
+    run.train(config, data, parts, epochs=stop)
     assert parts.checkpoint()["epoch"] == stop
-    loop.run(config, data, parts)
+    run.train(config, data, parts)
     assert_same(whole.checkpoint(), parts.checkpoint())
     assert without_times(whole.metrics()) == without_times(parts.metrics())
 
@@ -89,22 +89,22 @@ def test_resume_equals_no_stop_to_the_bit(tmp_path, method, stop):
 def test_resume_with_other_settings(tmp_path, options):
     config, data = make_config(method="detector+prune", epochs=4, at=1, **options), toy_data()
     whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
-    loop.run(config, data, whole)
+    run.train(config, data, whole)
     for epochs in (1, 2, 3, 4):
-        loop.run(config, data, parts, epochs=epochs)
+        run.train(config, data, parts, epochs=epochs)
     assert_same(whole.checkpoint(), parts.checkpoint())
 
 
 def test_an_epoch_that_was_not_stored_is_done_again(tmp_path):
     config, data = make_config(epochs=3), toy_data()
     whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
-    loop.run(config, data, whole)
-    loop.run(config, data, parts, epochs=1)
+    run.train(config, data, whole)
+    run.train(config, data, parts, epochs=1)
     checkpoint = (parts.path / "last.pt").read_bytes()
-    loop.run(config, data, parts, epochs=2)
+    run.train(config, data, parts, epochs=2)
     # killed after the line of metrics, before the checkpoint
     (parts.path / "last.pt").write_bytes(checkpoint)
-    loop.run(config, data, parts)
+    run.train(config, data, parts)
     assert without_times(whole.metrics()) == without_times(parts.metrics())
     assert_same(whole.checkpoint(), parts.checkpoint())
 
@@ -115,7 +115,7 @@ def test_what_each_method_spends(tmp_path):
     for method in METHODS:
         config = make_config(method=method, epochs=8, at=3)
         folder = start(tmp_path / method, config)
-        loop.run(config, data, folder)
+        run.train(config, data, folder)
         lines = folder.metrics()
         assert {line["full_samples"] for line in lines} == {3 * TRAIN}
         assert [line["period_end"] for line in lines] == [None] * 2 + [3] * 6
@@ -150,7 +150,7 @@ def test_every_arm_scores_and_times_its_parts():
 def test_it_learns_and_reports_the_last_accuracy(tmp_path):
     config = make_config(epochs=8, eval_every=3, seed=1)
     folder = start(tmp_path / "run", config)
-    training = loop.run(config, toy_data(), folder)
+    training = run.train(config, toy_data(), folder)
     lines = folder.metrics()
     evaluated = [line["epoch"] for line in lines if line["test_accuracy"] is not None]
     assert evaluated == [3, 6, 8]
@@ -244,7 +244,7 @@ def test_an_epoch_of_fewer_samples_than_a_batch(tmp_path):
         data, train_images=data.train_images[:20], train_labels=data.train_labels[:20]
     )
     folder = start(tmp_path / "run", config)
-    training = loop.run(config, data, folder)
+    training = run.train(config, data, folder)
     lines = folder.metrics()
     assert [line["forward_samples"] for line in lines] == [0, 16, 0, 16]
     assert [line["train_loss"] is None for line in lines] == [True, False, True, False]
@@ -291,16 +291,16 @@ def test_a_training_that_has_ended_leaves_no_memory_behind():
 def test_a_checkpoint_out_of_range_is_named(tmp_path, change):
     config, data = make_config(), toy_data()
     folder = start(tmp_path / "run", config)
-    loop.run(config, data, folder, epochs=1)
+    run.train(config, data, folder, epochs=1)
     folder.save_checkpoint({**folder.checkpoint(), **change})
     with pytest.raises(UserError, match=r"last.pt: does not fit the run"):
-        loop.run(config, data, folder)
+        run.train(config, data, folder)
 
 
 def test_compiling_is_no_training_time(tmp_path):
     config = make_config(epochs=2, step="compile")
     folder = start(tmp_path / "run", config)
-    loop.run(config, toy_data(), folder)
+    run.train(config, toy_data(), folder)
     first, second = (line["seconds"] for line in folder.metrics())
     assert first["preparation"] > 0 and second["preparation"] == 0
     assert first["train"] > 0
@@ -321,7 +321,7 @@ def test_weight_decay_is_on_kernels_only():
 def test_learning_rate_follows_the_fraction_of_training(tmp_path):
     config = make_config(epochs=4, lr=0.08, schedule="step")
     folder = start(tmp_path / "run", config)
-    loop.run(config, toy_data(), folder)
+    run.train(config, toy_data(), folder)
     rates = [line["lr"] for line in folder.metrics()]
     assert rates == pytest.approx([0.08, 0.08, 0.008, 0.0008])
 
@@ -330,7 +330,7 @@ def test_global_random_state_is_left_alone(tmp_path):
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     config = make_config(method="detector+prune", epochs=2, at=1)
-    loop.run(config, toy_data(), start(tmp_path / "run", config))
+    run.train(config, toy_data(), start(tmp_path / "run", config))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
     assert random.getstate() == before[2]
@@ -339,29 +339,29 @@ def test_global_random_state_is_left_alone(tmp_path):
 def test_divergence_names_epoch_and_value_and_keeps_the_last_epoch(tmp_path):
     config, data = make_config(epochs=3, lr=0.05), toy_data()
     folder = start(tmp_path / "run", config)
-    loop.run(config, data, folder, epochs=1)
+    run.train(config, data, folder, epochs=1)
     state = folder.checkpoint()
     state["model"]["head.bias"][0] = math.nan
     folder.save_checkpoint(state)
     with pytest.raises(Diverged, match="training loss of epoch 2 is nan"):
-        loop.run(config, data, folder)
+        run.train(config, data, folder)
     assert folder.checkpoint()["epoch"] == 1 and len(folder.metrics()) == 1
 
 
 def test_huge_learning_rate_diverges_with_a_clear_error(tmp_path):
     config = make_config(epochs=3, lr=1e30, method="detector+prune")
     with pytest.raises(Diverged, match=r"training diverged: .* of epoch 1 is"):
-        loop.run(config, toy_data(), start(tmp_path / "run", config))
+        run.train(config, toy_data(), start(tmp_path / "run", config))
 
 
 def test_checkpoint_of_another_run(tmp_path):
     data, first, second = toy_data(), make_config(epochs=2), make_config(epochs=2, seed=1)
     a, b = start(tmp_path / "a", first), start(tmp_path / "b", second)
-    loop.run(first, data, a, epochs=1)
-    loop.run(second, data, b, epochs=1)
+    run.train(first, data, a, epochs=1)
+    run.train(second, data, b, epochs=1)
     (b.path / "last.pt").write_bytes((a.path / "last.pt").read_bytes())
     with pytest.raises(UserError, match=r"b/last.pt: of another run \(it differs in seed\)"):
-        loop.run(second, data, b)
+        run.train(second, data, b)
 
 
 @pytest.mark.parametrize(
@@ -380,30 +380,30 @@ def test_checkpoint_of_another_run(tmp_path):
 def test_a_malformed_checkpoint_is_named(tmp_path, change):
     config, data = make_config(epochs=2), toy_data()
     folder = start(tmp_path / "run", config)
-    loop.run(config, data, folder, epochs=1)
+    run.train(config, data, folder, epochs=1)
     folder.save_checkpoint({**folder.checkpoint(), **change})
     with pytest.raises(UserError, match=r"last.pt: does not fit the run"):
-        loop.run(config, data, folder)
+        run.train(config, data, folder)
 
 
 @pytest.mark.parametrize(("epochs", "done"), [(3, 2), (1, 1), (2, 2)])
 def test_a_missing_checkpoint_does_not_cost_the_metrics(tmp_path, epochs, done):
     config, data = make_config(epochs=epochs, at=1), toy_data()
     folder = start(tmp_path / "run", config)
-    loop.run(config, data, folder, epochs=done)
+    run.train(config, data, folder, epochs=done)
     (folder.path / "last.pt").unlink()
     before = folder.metrics()
     with pytest.raises(UserError, match=rf"last.pt: missing, though {done} of {epochs} epochs"):
-        loop.run(config, data, folder)
+        run.train(config, data, folder)
     assert folder.metrics() == before
 
 
 def test_a_stop_before_the_first_checkpoint_is_made_up_for(tmp_path):
     config, data = make_config(epochs=2), toy_data()
     folder = start(tmp_path / "run", config)
-    loop.run(config, data, folder, epochs=1)
+    run.train(config, data, folder, epochs=1)
     (folder.path / "last.pt").unlink()
-    loop.run(config, data, folder)
+    run.train(config, data, folder)
     assert len(folder.metrics()) == 2
 
 
@@ -437,7 +437,7 @@ def test_anneal_means_one_moment(tmp_path):
     # of the 8 epochs after the period's end, the last 4
     config = make_config(method="detector+prune", epochs=10, at=2, anneal=0.5)
     folder = start(tmp_path / "detector", config)
-    loop.run(config, toy_data(), folder)
+    run.train(config, toy_data(), folder)
     lines = folder.metrics()
     assert [(line["repeats"], line["prune"]) for line in lines] == (
         [(3, False)] * 2 + [(1, True)] * 4 + [(3, False)] * 4
@@ -447,7 +447,7 @@ def test_anneal_means_one_moment(tmp_path):
     # without a detector: the last 5 of 10
     config = make_config(method="prune", epochs=10, at=2, anneal=0.5)
     folder = start(tmp_path / "prune", config)
-    loop.run(config, toy_data(), folder)
+    run.train(config, toy_data(), folder)
     lines = folder.metrics()
     assert lines[4]["planned_samples"] < 3 * TRAIN
     assert {line["planned_samples"] for line in lines[5:]} == {3 * TRAIN}
@@ -457,9 +457,9 @@ def test_anneal_means_one_moment(tmp_path):
 def test_data_that_changed(tmp_path):
     config = make_config(epochs=2)
     folder = start(tmp_path / "run", config)
-    loop.run(config, toy_data(), folder, epochs=1)
+    run.train(config, toy_data(), folder, epochs=1)
     with pytest.raises(UserError, match="of other data: the run began with"):
-        loop.run(config, toy_data(seed=1), folder)
+        run.train(config, toy_data(seed=1), folder)
 
 
 def forks_at(epoch, into, config):
@@ -474,21 +474,21 @@ def test_a_fork_continues_from_the_epoch_that_asked_for_it(tmp_path):
     config, data = make_config(epochs=4, at=2), toy_data()
     other = config.replace(method="detector")
     whole, fork = start(tmp_path / "run", config), RunFolder(tmp_path / "fork")
-    loop.run(config, data, whole, forks=forks_at(2, fork, other))
+    run.train(config, data, whole, forks=forks_at(2, fork, other))
     assert fork.config() == other and fork.checkpoint()["epoch"] == 2
     assert fork.metrics() == whole.metrics()[:2]
-    loop.run(other, data, fork)
+    run.train(other, data, fork)
     scratch = start(tmp_path / "scratch", other)
-    loop.run(other, data, scratch)
+    run.train(other, data, scratch)
     assert_same(fork.checkpoint(), scratch.checkpoint())
 
 
 def test_a_fork_is_made_up_for_after_a_stop(tmp_path):
     config, data = make_config(epochs=4, at=2), toy_data()
     folder, fork = start(tmp_path / "run", config), RunFolder(tmp_path / "fork")
-    loop.run(config, data, folder, epochs=2)
+    run.train(config, data, folder, epochs=2)
     assert not fork.path.exists()
-    loop.run(config, data, folder, forks=forks_at(2, fork, config.replace(method="detector")))
+    run.train(config, data, folder, forks=forks_at(2, fork, config.replace(method="detector")))
     assert fork.checkpoint()["epoch"] == 2
 
 
@@ -496,8 +496,8 @@ def test_a_fork_decides_by_its_own_criterion(tmp_path):
     config, data = make_config(criterion="slope45", at=None, epochs=6), toy_data()
     folder, fork = start(tmp_path / "run", config), RunFolder(tmp_path / "fork")
     other = make_config(method="detector", criterion="fixed", at=3, epochs=6)
-    loop.run(config, data, folder, forks=forks_at(3, fork, other))
-    training = loop.run(other, data, fork)
+    run.train(config, data, folder, forks=forks_at(3, fork, other))
+    training = run.train(other, data, fork)
     assert (training.detector.end_epoch, training.detector.reason) == (3, "fixed: epoch 3")
     assert [line["planned_samples"] for line in fork.metrics()] == [90] * 3 + [30] * 3
 
@@ -506,9 +506,9 @@ def test_until_stops_at_a_stored_epoch_and_stays_stopped(tmp_path):
     config, data = make_config(epochs=4), toy_data()
     folder = start(tmp_path / "run", config)
     for _ in range(2):
-        loop.run(config, data, folder, until=lambda t: t.epoch >= 3)
+        run.train(config, data, folder, until=lambda t: t.epoch >= 3)
         assert folder.checkpoint()["epoch"] == len(folder.metrics()) == 3
-    loop.run(config, data, folder)
+    run.train(config, data, folder)
     assert folder.checkpoint()["epoch"] == 4
 
 
@@ -531,12 +531,12 @@ def text_config(**options):
 def test_text_is_learned_scored_by_sequence_and_resumed_to_the_bit(tmp_path):
     config, data = text_config(), toy_text()
     whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
-    training = loop.run(config, data, whole)
+    training = run.train(config, data, whole)
     assert training.pruner.scores.shape == (20,) and training.pruner.scores.isfinite().all()
     lines = whole.metrics()
     assert lines[-1]["test_loss"] < lines[0]["train_loss"]
     for epochs in (1, 2, 3):
-        loop.run(config, data, parts, epochs=epochs)
+        run.train(config, data, parts, epochs=epochs)
     assert_same(whole.checkpoint(), parts.checkpoint())
 
 
@@ -570,9 +570,9 @@ def test_cuda_resume_and_times(tmp_path, precision, step):
     config = make_config(method="detector+prune", device="cuda:0", precision=precision, step=step)
     data = toy_data()
     whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
-    loop.run(config, data, whole)
-    loop.run(config, data, parts, epochs=3)
-    loop.run(config, data, parts)
+    run.train(config, data, whole)
+    run.train(config, data, parts, epochs=3)
+    run.train(config, data, parts)
     assert_same(whole.checkpoint(), parts.checkpoint())
     for line in whole.metrics():
         scoring = line["seconds"]["scoring"]

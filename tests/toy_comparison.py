@@ -2,7 +2,7 @@
 
 import torch
 
-from cpfast.train import compare, loop
+from cpfast.train import compare, run
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData
 from cpfast.train.runfolder import RunFolder
@@ -46,7 +46,7 @@ def scratch(path, config):
     """The same run, begun anew."""
     folder = RunFolder(path)
     folder.create(config)
-    loop.run(config, toy_data(), folder)
+    run.train(config, toy_data(), folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 import cpfast
-from cpfast.train import compare, data, energy, loop, models, plots, process, report
+from cpfast.train import compare, data, energy, loop, models, plots, process, report, run
 from cpfast.train.compare.options import add_options, plan_from
 from cpfast.train.compare.show import show
 from cpfast.train.config import (
@@ -126,7 +126,7 @@ def _train(options: dict[str, Any]) -> None:
         print(f"run folder {folder.path}{state if done else ''}", flush=True)
         try:
             with ProgressBar(config.epochs, done) as bar:
-                loop.run(config, dataset, folder, progress=bar)
+                run.train(config, dataset, folder, progress=bar)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted after epoch {folder.epochs()} of {config.epochs}; continue "
@@ -174,10 +174,10 @@ def _compare(options: dict[str, Any], arguments: list[str]) -> None:
 
 
 def _report(options: dict[str, Any]) -> None:
-    for number, run in enumerate(options["runs"]):
+    for number, folder in enumerate(options["runs"]):
         if number:
             print()
-        path = Path(run)
+        path = Path(folder)
         if (path / compare.RESULTS).exists():
             print(show(path, compare.read_results(path), options["plot"] is not False))
         elif (path / CONFIG).exists():

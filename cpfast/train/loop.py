@@ -14,9 +14,7 @@ compiled steps, whose kernels are chosen by their time.
 from __future__ import annotations
 
 import math
-import time
 import weakref
-from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -25,25 +23,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import cpfast
-from cpfast.train import batches, energy, models, optimizers, process
+from cpfast.train import batches, models, optimizers, process
 from cpfast.train.batches import AUTOCAST
 from cpfast.train.clock import Clock
-from cpfast.train.config import ENVIRONMENT, Config
+from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import Diverged, UserError
-from cpfast.train.runfolder import CHECKPOINT, RunFolder
 from cpfast.train.step import Step
 from cpfast.train.stream import SampleStream
 
 EVALUATION_BATCH = 512
-ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the counters is not free
 PRUNING_ANNEAL = 0.875
-
-
-# Of a Training: what has a state that a checkpoint holds.
-_STATEFUL = (
-    "model", "optimizer", "schedule", "scaler", "rotation", "detector", "pruner", "stream"
-)  # fmt: skip
 
 
 class Progress(Protocol):
@@ -51,10 +41,6 @@ class Progress(Protocol):
 
     def step(self, epochs: float) -> None: ...
     def epoch(self, metrics: dict[str, Any]) -> None: ...
-
-
-class _Unfit(ValueError):
-    """A checkpoint of another run, or of other data."""
 
 
 class Training:
@@ -156,51 +142,6 @@ class Training:
             self.device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32"
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch,
-            "config": self.config.to_dict(),
-            "data": self.fingerprint,
-            **{name: getattr(self, name).state_dict() for name in _STATEFUL},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`.
-
-        Raises:
-            ValueError: it belongs to another run, or to other data.
-        """
-        try:
-            other = _settings(state["config"]) ^ _settings(self.config.to_dict())
-            if other:
-                names = ", ".join(sorted({name for name, _ in other}))
-                raise _Unfit(f"of another run (it differs in {names})")
-            if state["data"] != self.fingerprint:
-                raise _Unfit(
-                    f"of other data: the run began with {state['data']}, and {self.config.data} "
-                    f"is now {self.fingerprint}"
-                )
-            if not 0 <= state["epoch"] <= self.config.epochs:
-                raise ValueError(f"epoch {state['epoch']}")
-            left = state["stream"]["index"]
-            if len(left) and not 0 <= int(left.min()) <= int(left.max()) < self.data.train_size:
-                raise ValueError("samples that there are not")
-            for name in _STATEFUL:
-                if name not in ("detector", "pruner"):
-                    getattr(self, name).load_state_dict(state[name])
-            # A fork may prune by other rules than the run that it comes from.
-            rules = {name: getattr(self.pruner, name) for name in ("policy", "keep", "anneal")}
-            self.pruner.load_state_dict({**state["pruner"], **rules})
-            # What has been decided follows from the values: a fork may decide by other rules.
-            for epoch, value in state["detector"]["history"]:
-                self.detector.step(value, epoch)
-            self.epoch = state["epoch"]
-        except _Unfit:
-            raise
-        # whatever a part of it stumbles over: LookupError is a missing key or a short list
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise _Unfit(f"does not fit the run ({error!r})") from error
-
 
 def check(config: Config, data: ImageData | TextData) -> None:
     """Whether these settings and these data go together, before anything is written.
@@ -213,77 +154,6 @@ def check(config: Config, data: ImageData | TextData) -> None:
             f"--batch-size {config.batch_size}: there are only {data.train_size} samples to train "
             "on"
         )
-
-
-def run(
-    config: Config,
-    data: ImageData | TextData,
-    folder: RunFolder,
-    *,
-    progress: Progress | None = None,
-    forks: Callable[[Training], Iterable[tuple[RunFolder, Config]]] | None = None,
-    until: Callable[[Training], bool] | None = None,
-    epochs: int | None = None,
-) -> Training:
-    """Train until `config.epochs` are completed, from the folder's checkpoint if it has one.
-
-    Args:
-        data: on any device; moved to `config.device`.
-        folder: created, and locked by the caller; gets a line of metrics and a checkpoint an
-            epoch, and the energy used.
-        forks: asked once an epoch is stored, and again for that epoch where a run continues: the
-            folders that do not exist yet, with their settings, into which what was done so far is
-            to be copied.
-        until: stop once it says so of an epoch that is stored.
-        epochs: stop once this many are completed; None for all.
-
-    Raises:
-        Diverged: a loss or a rotation is not finite. The last finite epoch stays stored.
-        UserError: the checkpoint does not fit, or is missing after the first epochs.
-    """
-    training = Training(config, data.to(torch.device(config.device)))
-    checkpoint = folder.checkpoint()
-    if checkpoint is not None:
-        try:
-            training.load_state_dict(checkpoint)
-        except ValueError as error:
-            raise UserError(f"{folder.path / CHECKPOINT}: {error}") from error
-    elif (done := len(folder.metrics())) > 1 or done == config.epochs:
-        # A stop before the first checkpoint leaves one line at most.
-        raise UserError(
-            f"{folder.path / CHECKPOINT}: missing, though {done} of {config.epochs} epochs are "
-            "done; put it back, or train into another folder"
-        )
-    folder.cut_metrics(training.epoch)
-    last = config.epochs if epochs is None else min(epochs, config.epochs)
-    if training.epoch >= last:
-        return training
-    meter = energy.start(config, folder)
-
-    def stored() -> bool:
-        """What follows an epoch once it is stored; whether to go on."""
-        for into, settings in forks(training) if forks is not None else ():
-            folder.save_energy(meter.read())
-            folder.fork(into, settings)
-        return until is None or not until(training)
-
-    try:
-        energy_read = time.monotonic()
-        # A stop may have come between storing an epoch and what follows it.
-        go_on = training.epoch == 0 or stored()
-        while go_on and training.epoch < last:
-            metrics = train_epoch(training, progress)
-            folder.append_metrics(metrics)
-            folder.save_checkpoint(training.state_dict())
-            if time.monotonic() - energy_read > ENERGY_EVERY:
-                folder.save_energy(meter.read())
-                energy_read = time.monotonic()
-            if progress is not None:
-                progress.epoch(metrics)
-            go_on = stored()
-    finally:
-        folder.save_energy(meter.stop())
-    return training
 
 
 def train_epoch(training: Training, progress: Progress | None = None) -> dict[str, Any]:
@@ -399,10 +269,6 @@ def _anneal(config: Config) -> tuple[float, float | None]:
     if config.anneal is None:
         return PRUNING_ANNEAL, None
     return (1.0, config.anneal) if "detector" in config.method else (config.anneal, None)
-
-
-def _settings(config: dict[str, Any]) -> set[tuple[str, Any]]:
-    return {(name, value) for name, value in config.items() if name not in ENVIRONMENT}
 
 
 def _check_finite(what: str, value: float, epoch: int) -> None:

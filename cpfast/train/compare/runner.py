@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from cpfast.train import loop, report
+from cpfast.train import report, run
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import Diverged
@@ -66,7 +66,7 @@ class Runner:
             self._finished(entry)
 
     def train(self, config: Config, folder: RunFolder, label: str, **options: Any) -> str | None:
-        """Begin or continue a run, with `options` for `loop.run`; why it diverged, or None."""
+        """Begin or continue a run, with `options` for `run.train`; why it diverged, or None."""
         if not (folder.path / CONFIG).exists():
             folder.create(config)
         bar: AbstractContextManager[Progress | None] = nullcontext()
@@ -74,7 +74,7 @@ class Runner:
             bar = self._progress(config.epochs, folder.epochs(), label)
         try:
             with bar as shown:
-                loop.run(config, self.data, folder, progress=shown, **options)
+                run.train(config, self.data, folder, progress=shown, **options)
         except Diverged as error:
             return str(error)
         return None

@@ -1,0 +1,155 @@
+"""A whole run: epochs, each stored as it ends, from wherever the folder's checkpoint stands.
+
+Stopped at any moment and started again, it ends where it would have ended, to the bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from cpfast.train import energy, loop
+from cpfast.train.config import ENVIRONMENT, Config
+from cpfast.train.data import ImageData, TextData
+from cpfast.train.errors import UserError
+from cpfast.train.loop import Progress, Training
+from cpfast.train.runfolder import CHECKPOINT, RunFolder
+
+ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the counters is not free
+
+# Of a Training: what has a state that a checkpoint holds.
+_STATEFUL = (
+    "model", "optimizer", "schedule", "scaler", "rotation", "detector", "pruner", "stream"
+)  # fmt: skip
+
+
+class _Unfit(ValueError):
+    """A checkpoint of another run, or of other data."""
+
+
+def train(
+    config: Config,
+    data: ImageData | TextData,
+    folder: RunFolder,
+    *,
+    progress: Progress | None = None,
+    forks: Callable[[Training], Iterable[tuple[RunFolder, Config]]] | None = None,
+    until: Callable[[Training], bool] | None = None,
+    epochs: int | None = None,
+) -> Training:
+    """Train until `config.epochs` are completed, from the folder's checkpoint if it has one.
+
+    Args:
+        data: on any device; moved to `config.device`.
+        folder: created, and locked by the caller; gets a line of metrics and a checkpoint an
+            epoch, and the energy used.
+        forks: asked once an epoch is stored, and again for that epoch where a run continues: the
+            folders that do not exist yet, with their settings, into which what was done so far is
+            to be copied.
+        until: stop once it says so of an epoch that is stored.
+        epochs: stop once this many are completed; None for all.
+
+    Raises:
+        Diverged: a loss or a rotation is not finite. The last finite epoch stays stored.
+        UserError: the checkpoint does not fit, or is missing after the first epochs.
+    """
+    training = Training(config, data.to(torch.device(config.device)))
+    checkpoint = folder.checkpoint()
+    if checkpoint is not None:
+        try:
+            load_state_dict(training, checkpoint)
+        except ValueError as error:
+            raise UserError(f"{folder.path / CHECKPOINT}: {error}") from error
+    elif (done := len(folder.metrics())) > 1 or done == config.epochs:
+        # A stop before the first checkpoint leaves one line at most.
+        raise UserError(
+            f"{folder.path / CHECKPOINT}: missing, though {done} of {config.epochs} epochs are "
+            "done; put it back, or train into another folder"
+        )
+    folder.cut_metrics(training.epoch)
+    last = config.epochs if epochs is None else min(epochs, config.epochs)
+    if training.epoch >= last:
+        return training
+    meter = energy.start(config, folder)
+
+    def stored() -> bool:
+        """What follows an epoch once it is stored; whether to go on."""
+        for into, settings in forks(training) if forks is not None else ():
+            folder.save_energy(meter.read())
+            folder.fork(into, settings)
+        return until is None or not until(training)
+
+    try:
+        energy_read = time.monotonic()
+        # A stop may have come between storing an epoch and what follows it.
+        go_on = training.epoch == 0 or stored()
+        while go_on and training.epoch < last:
+            metrics = loop.train_epoch(training, progress)
+            folder.append_metrics(metrics)
+            folder.save_checkpoint(state_dict(training))
+            if time.monotonic() - energy_read > ENERGY_EVERY:
+                folder.save_energy(meter.read())
+                energy_read = time.monotonic()
+            if progress is not None:
+                progress.epoch(metrics)
+            go_on = stored()
+    finally:
+        folder.save_energy(meter.stop())
+    return training
+
+
+def state_dict(training: Training) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    t = training
+    return {
+        "epoch": t.epoch,
+        "config": t.config.to_dict(),
+        "data": t.fingerprint,
+        **{name: getattr(t, name).state_dict() for name in _STATEFUL},
+    }
+
+
+def load_state_dict(training: Training, state: dict[str, Any]) -> None:
+    """Continue from `state`.
+
+    Raises:
+        ValueError: it belongs to another run, or to other data.
+    """
+    t = training
+    try:
+        other = _settings(state["config"]) ^ _settings(t.config.to_dict())
+        if other:
+            names = ", ".join(sorted({name for name, _ in other}))
+            raise _Unfit(f"of another run (it differs in {names})")
+        if state["data"] != t.fingerprint:
+            raise _Unfit(
+                f"of other data: the run began with {state['data']}, and {t.config.data} "
+                f"is now {t.fingerprint}"
+            )
+        if not 0 <= state["epoch"] <= t.config.epochs:
+            raise ValueError(f"epoch {state['epoch']}")
+        left = state["stream"]["index"]
+        if len(left) and not 0 <= int(left.min()) <= int(left.max()) < t.data.train_size:
+            raise ValueError("samples that there are not")
+        for name in _STATEFUL:
+            if name not in ("detector", "pruner"):
+                getattr(t, name).load_state_dict(state[name])
+        # A fork may prune by other rules than the run that it comes from.
+        rules = {name: getattr(t.pruner, name) for name in ("policy", "keep", "anneal")}
+        t.pruner.load_state_dict({**state["pruner"], **rules})
+        # What has been decided follows from the values: a fork may decide by other rules.
+        for epoch, value in state["detector"]["history"]:
+            t.detector.step(value, epoch)
+        t.epoch = state["epoch"]
+    except _Unfit:
+        raise
+    # whatever a part of it stumbles over: LookupError is a missing key or a short list
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise _Unfit(f"does not fit the run ({error!r})") from error
+
+
+def _settings(config: dict[str, Any]) -> set[tuple[str, Any]]:
+    return {(name, value) for name, value in config.items() if name not in ENVIRONMENT}
