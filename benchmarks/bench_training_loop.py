@@ -132,6 +132,8 @@ def plain(model, data, batch, device, workers, amp=False):
 class Elsewhere:
     """A plain loop in a process of its own, which our own settings of this one do not reach."""
 
+    elsewhere = True  # its memory is not seen from here
+
     def __init__(self, which, device, workers, amp=False):
         context = multiprocessing.get_context("spawn")
         self._end, other = context.Pipe()

@@ -366,7 +366,8 @@ class Race:
             if once > self.patience and not name.startswith("cpfast"):
                 self.left_out[name] = f"one call took {once:.2g} s"
                 return
-            self.peak[name] = runner.peak_bytes()
+            if not getattr(runner.function, "elsewhere", False):
+                self.peak[name] = runner.peak_bytes()
             if once < runner.aim:
                 once = runner.block()
             runner.calibrate(once)

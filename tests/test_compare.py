@@ -257,19 +257,22 @@ def test_a_stop_within_the_full_arm(finished, tmp_path, monkeypatch, epoch):
     assert calls.count(0) == 1 and calls[: epoch + 2] == [*range(epoch + 1), epoch]
 
 
-def test_a_stop_between_an_epoch_and_its_forks(finished, tmp_path, monkeypatch):
-    out, _ = finished
+@pytest.mark.parametrize("at", [END, EPOCHS])
+def test_a_stop_between_an_epoch_and_its_forks(finished, tmp_path, monkeypatch, at):
     real = RunFolder.fork
 
     def killed(self, into, config):
         raise KeyboardInterrupt
 
+    plan = make_plan(["detector"], at=at)
     monkeypatch.setattr(RunFolder, "fork", killed)
     with pytest.raises(KeyboardInterrupt):
-        compare.run(make_plan(["detector"]), toy_data(), tmp_path)
+        compare.run(plan, toy_data(), tmp_path)
     monkeypatch.setattr(RunFolder, "fork", real)
-    compare.run(make_plan(["detector"]), toy_data(), tmp_path)
-    assert_same_run(tmp_path / "seed0/detector", out / "seed0/detector")
+    compare.run(plan, toy_data(), tmp_path)
+    # one that ends with the training is full
+    same_as = finished[0] / "seed0/detector" if at == END else tmp_path / "seed0/full"
+    assert metrics(tmp_path / "seed0/detector") == metrics(same_as)
 
 
 def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
@@ -288,6 +291,14 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
     results = compare.run(made, toy_data(), tmp_path)
     assert [e["arm"] for e in results["runs"]] == ["full", "k1"]
     assert [e["epochs"] for e in results["runs"]] == [EPOCHS, EPOCHS]
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+    left = tmp_path / "seed0/k1/.last.pt-abc.writing"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a checkpoint")
+    compare.run(make_plan(["k1"]), toy_data(), tmp_path)
+    assert not left.exists()
 
 
 def diverging(monkeypatch, when):
@@ -687,8 +698,9 @@ def test_the_detector_is_held_against_the_best_control(detector, result):
 def test_preparation_is_told_and_not_part_of_the_time(tmp_path):
     runs = [entry("full", seed, preparation_seconds=s) for seed, s in ((0, 10.0), (1, 14.0))]
     text = told(made_up(("full",), runs))
-    assert "without evaluation, checkpoints, and compiling and capturing the step (12 s a run)" in (
-        text
+    assert (
+        "without evaluation, checkpoints, and compiling and capturing the step (up to 14 s a run: "
+        "a process compiles once)" in text
     )
     folder = scratch(tmp_path / "run", make_config(epochs=1, at=1))
     (line,) = folder.metrics()
@@ -765,7 +777,7 @@ def test_energy_and_cost_are_shown_where_they_are_known():
     assert (header, row) == (
         ("arm", "energy, Wh", "CO2e, g", "cost"), ("full", "2,000", "250", "0.6")
     )  # fmt: skip
-    assert "compiling and capturing (CPU estimated, GPU measured)." in made.notes[-5]
+    assert "evaluation and checkpoints (CPU estimated, GPU measured)." in made.notes[-5]
     assert "CO2e is estimated, by 125 g a kWh (ESP)." in made.notes
     assert "Cost is estimated, at 0.3 a kWh." in made.notes
     parts["cpu"]["source"] = "measured"

@@ -292,7 +292,9 @@ def test_the_right_picture_has_ticks_and_legend_of_one_size(tmp_path, monkeypatc
     assert list(right.get_xticks()) == [4, 5, 6] == list(right.get_yticks())
     marks = [line.get_markersize() for line in right.get_legend().get_lines()[1:]]
     assert len(set(marks)) == 1
-    assert "<= 5: not told apart" in [t.get_text() for t in right.get_legend().get_texts()]
+    assert "5: as early as the rule can fire" in [
+        t.get_text() for t in right.get_legend().get_texts()
+    ]
     # each line is marked where it fires, by its own marker
     assert [(line.get_marker(), line.get_markevery()) for line in left.get_lines()] == [
         ("D", [5]), ("s", [5]), ("o", [5])

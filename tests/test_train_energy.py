@@ -118,6 +118,27 @@ def test_a_resumed_run_is_counted_as_one(counters):
     assert (used["cost"]["by_kwh"], used["cost"]["by_hour"]) == (3.0, 8.0)
 
 
+def test_a_pause_does_not_count(counters):
+    meter = EnergyMeter(CPU, price_hour=8.0)
+    with meter.paused():
+        counters.totals.cpu_energy, counters.totals.ram_energy = 7.0, 4.0
+    counters.totals.cpu_energy = 7.5
+    used = meter.stop()
+    assert {name: part["kwh"] for name, part in used["components"].items()} == {
+        "cpu": 2.5, "gpu": 0.0, "ram": 1.0
+    }  # fmt: skip
+    # three looks at the clock, of which the first two are the pause
+    assert (used["kwh"], used["seconds"], used["cost"]["by_hour"]) == (3.5, 3600.0, 8.0)
+
+
+def test_without_a_counter_a_pause_is_one_of_time(counters):
+    meter = EnergyMeter(CPU, measure=False)
+    with meter.paused():
+        pass
+    used = meter.stop()
+    assert (used["kwh"], used["seconds"]) == (None, 3600.0)
+
+
 def test_a_sum_of_measured_and_estimated_is_estimated(counters):
     before = {
         "kwh": 5.0, "seconds": 5.0,

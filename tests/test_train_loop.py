@@ -1,6 +1,7 @@
 """The loop: what each method spends, resume to the bit, divergence, unfit checkpoints."""
 
 import dataclasses
+import errno
 import gc
 import math
 import random
@@ -14,8 +15,10 @@ from cpfast import ops
 from cpfast.train import loop, report, run
 from cpfast.train.config import METHODS, Config
 from cpfast.train.data import ImageData, TextData
+from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
+from cpfast.train.step import WARM_UP
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 3
@@ -297,14 +300,17 @@ def test_a_checkpoint_out_of_range_is_named(tmp_path, change):
         run.train(config, data, folder)
 
 
-def test_compiling_is_no_training_time(tmp_path):
+def test_compiling_is_neither_time_nor_energy_of_the_training(tmp_path, monkeypatch):
     config = make_config(epochs=2, step="compile")
-    folder = start(tmp_path / "run", config)
+    folder, paused = start(tmp_path / "run", config), []
+    real = EnergyMeter.paused
+    monkeypatch.setattr(EnergyMeter, "paused", lambda meter: paused.append(1) or real(meter))
     run.train(config, toy_data(), folder)
     first, second = (line["seconds"] for line in folder.metrics())
     assert first["preparation"] > 0 and second["preparation"] == 0
     assert first["train"] > 0
     assert "and preparation" in report.run_table(report.summarise(folder))
+    assert len(paused) == WARM_UP + 1
 
 
 def test_weight_decay_is_on_kernels_only():
@@ -386,7 +392,7 @@ def test_a_malformed_checkpoint_is_named(tmp_path, change):
         run.train(config, data, folder)
 
 
-@pytest.mark.parametrize(("epochs", "done"), [(3, 2), (1, 1), (2, 2)])
+@pytest.mark.parametrize(("epochs", "done"), [(3, 2), (1, 1), (2, 2), (2, 1)])
 def test_a_missing_checkpoint_does_not_cost_the_metrics(tmp_path, epochs, done):
     config, data = make_config(epochs=epochs, at=1), toy_data()
     folder = start(tmp_path / "run", config)
@@ -398,13 +404,60 @@ def test_a_missing_checkpoint_does_not_cost_the_metrics(tmp_path, epochs, done):
     assert folder.metrics() == before
 
 
-def test_a_stop_before_the_first_checkpoint_is_made_up_for(tmp_path):
+@pytest.mark.parametrize("call", [0, 1])
+def test_a_disk_full_at_the_first_checkpoints(tmp_path, monkeypatch, call):
+    config, data, calls = make_config(epochs=1, at=1), toy_data(), []
+    whole, folder = (start(tmp_path / name, config) for name in ("whole", "run"))
+    run.train(config, data, whole)
+    real = RunFolder.save_checkpoint
+
+    def full(self, state):
+        calls.append(state["epoch"])
+        if len(calls) == call + 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, state)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.train(config, data, folder)
+    assert calls == [0, 1][: call + 1] and len(folder.metrics()) == call
+    run.train(config, data, folder)
+    assert_same(whole.checkpoint(), folder.checkpoint())
+    assert len(folder.metrics()) == 1
+
+
+def test_energy_is_stored_before_the_last_checkpoint(tmp_path, monkeypatch):
     config, data = make_config(epochs=2), toy_data()
     folder = start(tmp_path / "run", config)
-    run.train(config, data, folder, epochs=1)
-    (folder.path / "last.pt").unlink()
+    real = RunFolder.save_energy
+
+    def full(self, energy):
+        if (self.epochs(), len(self.metrics())) == (2, 2):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, energy)
+
+    monkeypatch.setattr(RunFolder, "save_energy", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.train(config, data, folder)
     run.train(config, data, folder)
-    assert len(folder.metrics()) == 2
+    assert folder.energy()["seconds"] > sum(x["seconds"]["train"] for x in folder.metrics())
+
+
+def test_weights_spoilt_by_the_last_step_are_noticed(tmp_path, monkeypatch):
+    config, data = make_config(method="full", epochs=2, detect=False), toy_data()
+    folder = start(tmp_path / "run", config)
+    real = loop.evaluate
+
+    def spoilt(training, progress=None):
+        if training.epoch == 2:
+            with torch.no_grad():
+                next(training.model.parameters()).fill_(math.inf)
+        return real(training, progress)
+
+    monkeypatch.setattr(loop, "evaluate", spoilt)
+    with pytest.raises(Diverged, match="the test loss of epoch 2 is nan"):
+        run.train(config, data, folder)
+    assert len(folder.metrics()) == folder.epochs() == 1
 
 
 @pytest.mark.parametrize("key", [*sorted(report.LINE_KEYS - {"epoch"}), "selection"])
@@ -483,13 +536,14 @@ def test_a_fork_continues_from_the_epoch_that_asked_for_it(tmp_path):
     assert_same(fork.checkpoint(), scratch.checkpoint())
 
 
-def test_a_fork_is_made_up_for_after_a_stop(tmp_path):
+@pytest.mark.parametrize("epoch", [2, 4])
+def test_a_fork_is_made_up_for_after_a_stop(tmp_path, epoch):
     config, data = make_config(epochs=4, at=2), toy_data()
     folder, fork = start(tmp_path / "run", config), RunFolder(tmp_path / "fork")
-    run.train(config, data, folder, epochs=2)
+    run.train(config, data, folder, epochs=epoch)
     assert not fork.path.exists()
-    run.train(config, data, folder, forks=forks_at(2, fork, config.replace(method="detector")))
-    assert fork.checkpoint()["epoch"] == 2
+    run.train(config, data, folder, forks=forks_at(epoch, fork, config.replace(method="detector")))
+    assert fork.checkpoint()["epoch"] == epoch
 
 
 def test_a_fork_decides_by_its_own_criterion(tmp_path):

@@ -6,8 +6,9 @@ models: the CPU's share of its rated power by load, and memory by its size. A mo
 a yearly mean of a country's electricity. Prices are given, and time is measured.
 
 All three are of the same time, all of the run from the start of its loop on: with evaluation and
-checkpoints, without loading the data. That is what is paid for; the energy of training alone
-cannot be told apart by counters that are read every few seconds.
+checkpoints, without loading the data, and without compiling and capturing the step, which the
+first run of a process pays for all that follow. The energy of training alone cannot be told apart
+by counters that are read every few seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,6 +106,8 @@ class EnergyMeter:
         self._before = before or {"seconds": 0.0, "kwh": 0.0, "components": {}}
         self._country = country
         self._prices = (price_kwh, price_hour)
+        self._paused_seconds = 0.0
+        self._paused = dict.fromkeys(COMPONENTS, 0.0)
         self._tracker: Any = None
         if measure:
             self._grams = grams_per_kwh(country)
@@ -151,10 +155,31 @@ class EnergyMeter:
             "co2e" and "by_kwh" are None where a part of the run was not metered; so are prices
             that are not given, what follows from them, and "cost" where nothing does.
         """
+        return self._sum(self._flush())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is used meanwhile does not count."""
+        before, started = self._used(self._flush()), time.perf_counter()
+        yield
+        after = self._used(self._flush())
+        self._paused_seconds += time.perf_counter() - started
+        for name in COMPONENTS:
+            self._paused[name] += after[name] - before[name]
+
+    def _flush(self) -> Any:
+        """codecarbon's totals so far; None without any."""
         if self._tracker is None:
-            return self._sum(None)
+            return None
         self._tracker.flush()
-        return self._sum(self._keep.totals)
+        return self._keep.totals
+
+    def _used(self, totals: Any) -> dict[str, float]:
+        """Kilowatt-hours by component, the pauses included."""
+        return {
+            name: 0.0 if self._source(name) == "none" else getattr(totals, f"{name}_energy", 0.0)
+            for name in COMPONENTS
+        }
 
     def stop(self) -> dict[str, Any]:
         """The last `read`; the meter cannot be used after it."""
@@ -165,7 +190,7 @@ class EnergyMeter:
 
     def _sum(self, totals: Any) -> dict[str, Any]:
         before = self._before
-        seconds = before["seconds"] + time.perf_counter() - self._started
+        seconds = before["seconds"] + time.perf_counter() - self._started - self._paused_seconds
         energy: dict[str, Any] = {
             "seconds": seconds, "components": {}, "kwh": None, "source": "none", "tool": None,
             "co2e": None,
@@ -188,12 +213,11 @@ class EnergyMeter:
 
     def _components(self, totals: Any) -> dict[str, dict[str, Any]]:
         components = {}
-        for name in COMPONENTS:
+        for name, used in self._used(totals).items():
             source = self._source(name)
-            used = 0.0 if source == "none" else getattr(totals, f"{name}_energy", 0.0)
             earlier = self._before["components"].get(name, {"kwh": 0.0, "source": "none"})
             components[name] = {
-                "kwh": earlier["kwh"] + used,
+                "kwh": earlier["kwh"] + used - self._paused[name],
                 "source": source_of_sum((earlier["source"], source)),
             }
         return components

@@ -7,15 +7,17 @@ so that it can be compiled, or captured once as a CUDA graph and replayed; what 
 changes how many steps an epoch has. At an epoch's end the host reads one small tensor: the loss
 and the layers' rotation, from which the detector and the next epoch's recipe follow. All
 randomness comes from the seed, the epoch and what it is drawn for, so a resumed run equals an
-uninterrupted one to the bit; on CUDA but for attention, whose backward adds in any order, and for
-compiled steps, whose kernels are chosen by their time.
+uninterrupted one to the bit; on CUDA but for attention and pooling whose windows overlap (above 64
+pixels, in the stem of ResNet-18/34/50), whose backward adds in any order, and for compiled steps,
+whose kernels are chosen by their time.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +30,7 @@ from cpfast.train.batches import AUTOCAST
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
+from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.step import Step
 from cpfast.train.stream import SampleStream
@@ -52,6 +55,7 @@ class Training:
 
     Attributes:
         epoch: number of epochs completed.
+        meter: of its energy, where one runs.
     """
 
     def __init__(self, config: Config, data: ImageData | TextData) -> None:
@@ -61,6 +65,7 @@ class Training:
         if self.device.type == "cuda":
             process.repeat_to_the_bit()
         self.epoch = 0
+        self.meter: EnergyMeter | None = None
         self.fingerprint = data.fingerprint()  # once: it reads all of the data
         if config.labels == "random":
             data = data.with_random_labels(config.seed)
@@ -136,6 +141,13 @@ class Training:
         self.scaler.update()
         self.loss_sum += loss.detach()
 
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Around what compiles and captures: neither time nor energy of the training."""
+        metered = nullcontext() if self.meter is None else self.meter.paused()
+        with metered, self.clock.apart("preparation"):
+            yield
+
     def autocast(self) -> torch.autocast:
         precision = self.config.precision
         return torch.autocast(
@@ -173,7 +185,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
         t.loss_sum.zero_()
         for step in range(steps):
             t.schedule.step((t.epoch + step / steps) / config.epochs)
-            with nullcontext() if t.run_step.ready else t.clock.apart("preparation"):
+            with nullcontext() if t.run_step.ready else t.preparing():
                 t.run_step()
             if progress is not None:
                 progress.step(1 / steps)
@@ -197,6 +209,8 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
     if t.epoch % config.eval_every == 0 or t.epoch == config.epochs:
         with t.clock.whole("evaluation"):
             test_loss, test_accuracy = evaluate(t, progress)
+        # What the last step spoilt shows in no later loss.
+        _check_finite("test loss", test_loss, t.epoch)
     return {
         "epoch": t.epoch,
         "train_loss": train_loss if steps else None,

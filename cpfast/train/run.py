@@ -63,36 +63,39 @@ def train(
             load_state_dict(training, checkpoint)
         except ValueError as error:
             raise UserError(f"{folder.path / CHECKPOINT}: {error}") from error
-    elif (done := len(folder.metrics())) > 1 or done == config.epochs:
-        # A stop before the first checkpoint leaves one line at most.
+    elif done := len(folder.metrics()):
         raise UserError(
             f"{folder.path / CHECKPOINT}: missing, though {done} of {config.epochs} epochs are "
             "done; put it back, or train into another folder"
         )
+    else:
+        folder.save_checkpoint(state_dict(training))  # so that lines never stand without one
     folder.cut_metrics(training.epoch)
     last = config.epochs if epochs is None else min(epochs, config.epochs)
-    if training.epoch >= last:
-        return training
-    meter = energy.start(config, folder)
 
     def stored() -> bool:
         """What follows an epoch once it is stored; whether to go on."""
         for into, settings in forks(training) if forks is not None else ():
-            folder.save_energy(meter.read())
+            if training.meter is not None:
+                folder.save_energy(training.meter.read())
             folder.fork(into, settings)
         return until is None or not until(training)
 
+    # A stop may have come between storing an epoch and what follows it.
+    go_on = training.epoch == 0 or stored()
+    if not go_on or training.epoch >= last:
+        return training
+    training.meter = meter = energy.start(config, folder)
     try:
         energy_read = time.monotonic()
-        # A stop may have come between storing an epoch and what follows it.
-        go_on = training.epoch == 0 or stored()
         while go_on and training.epoch < last:
             metrics = loop.train_epoch(training, progress)
             folder.append_metrics(metrics)
-            folder.save_checkpoint(state_dict(training))
-            if time.monotonic() - energy_read > ENERGY_EVERY:
+            # Before the last checkpoint, after which a run that was stopped is not begun again.
+            if training.epoch == last or time.monotonic() - energy_read > ENERGY_EVERY:
                 folder.save_energy(meter.read())
                 energy_read = time.monotonic()
+            folder.save_checkpoint(state_dict(training))
             if progress is not None:
                 progress.epoch(metrics)
             go_on = stored()

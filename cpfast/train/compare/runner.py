@@ -67,17 +67,18 @@ class Runner:
 
     def train(self, config: Config, folder: RunFolder, label: str, **options: Any) -> str | None:
         """Begin or continue a run, with `options` for `run.train`; why it diverged, or None."""
-        if not (folder.path / CONFIG).exists():
-            folder.create(config)
-        bar: AbstractContextManager[Progress | None] = nullcontext()
-        if self._progress is not None:
-            bar = self._progress(config.epochs, folder.epochs(), label)
-        try:
-            with bar as shown:
-                run.train(config, self.data, folder, progress=shown, **options)
-        except Diverged as error:
-            return str(error)
-        return None
+        with folder.locked():
+            if not (folder.path / CONFIG).exists():
+                folder.create(config)
+            bar: AbstractContextManager[Progress | None] = nullcontext()
+            if self._progress is not None:
+                bar = self._progress(config.epochs, folder.epochs(), label)
+            try:
+                with bar as shown:
+                    run.train(config, self.data, folder, progress=shown, **options)
+            except Diverged as error:
+                return str(error)
+            return None
 
 
 def find(results: Mapping[str, Any], **key: Any) -> Entry | None:

@@ -120,10 +120,10 @@ def _draw_epochs(axes: Any, found: list[Cell], first: int) -> None:
         return
     low, high = 0.8 * min(values), 1.25 * max(values)
     axes.plot([low, high], [low, high], color=BLACK, linewidth=1, label="at the same epoch")
-    if any(max(pair) <= first for _, _, _, pairs in sides for pair in pairs):
-        axes.fill_between(
-            [low, first], low, first, color="0.92", label=f"<= {first}: not told apart"
-        )
+    if min(values) <= first:
+        earliest = {"color": BLACK, "linewidth": 1, "linestyle": ":"}
+        axes.axvline(first, **earliest, label=f"{first}: as early as the rule can fire")
+        axes.axhline(first, **earliest)
     for label, colour, marker, pairs in sides:
         if pairs:
             points = Counter(pairs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,7 +116,7 @@ def _time_notes(results: Results, summaries: Mapping[str, Summary]) -> list[str]
     if prepared:
         without = (
             "evaluation, checkpoints, and compiling and capturing the step "
-            f"({plain(statistics.fmean(prepared))} s a run)"
+            f"(up to {plain(max(prepared))} s a run: a process compiles once)"
         )
     notes = [
         f"Time is training, scoring and selection, without {without}; that of an arm forked from "
@@ -132,10 +131,10 @@ def _time_notes(results: Results, summaries: Mapping[str, Summary]) -> list[str]
         )
     sources = {report.energy_sources(e["energy"]) for e in results["runs"] if e["kwh"] is not None}
     if sources or any(e["cost"] is not None for e in entries):
+        apart = ", without compiling and capturing" if prepared else ""
         read = f" ({'; '.join(sorted(sources))})" if sources else ""
         notes.append(
-            "Energy and cost are of the whole run, with evaluation, checkpoints, compiling and "
-            f"capturing{read}."
+            f"Energy and cost are of the whole run, with evaluation and checkpoints{apart}{read}."
         )
     return notes
 
