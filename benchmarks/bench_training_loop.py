@@ -99,13 +99,14 @@ class Augmented(Dataset):
         return pixels.float() / 255 - self.mean, self.labels[i]
 
 
-def plain(model, data, batch, device, workers, amp=False):
-    """A pass with a DataLoader: eager, float32; with `amp` bf16 autocast and channels_last."""
+def plain(model, data, batch, device, workers, how):
+    """A pass with a DataLoader: eager, float32, but for what `how` names."""
+    amp = "bf16" in how
     loader = DataLoader(
         Augmented(data), batch, shuffle=True, drop_last=True, num_workers=workers,
         pin_memory=device == "cuda", persistent_workers=workers > 0,
     )  # fmt: skip
-    layout = torch.channels_last if amp else torch.contiguous_format
+    layout = torch.channels_last if "channels_last" in how else torch.contiguous_format
     network: nn.Module = build(model, data.shape, data.outputs, 0)
     network = network.to(device=device, memory_format=layout)
     optimizer = torch.optim.SGD(
@@ -134,10 +135,10 @@ class Elsewhere:
 
     elsewhere = True  # its memory is not seen from here
 
-    def __init__(self, which, device, workers, amp=False):
+    def __init__(self, which, device, workers, how):
         context = multiprocessing.get_context("spawn")
         self._end, other = context.Pipe()
-        arguments = (other, which, device, workers, amp, torch.get_num_threads())
+        arguments = (other, which, device, workers, how, torch.get_num_threads())
         self._process = context.Process(target=_serve, args=arguments)
         self._process.start()
         other.close()  # so that a child that dies is noticed
@@ -155,11 +156,11 @@ class Elsewhere:
         self._process.join()
 
 
-def _serve(end, which, device, workers, amp, threads):
+def _serve(end, which, device, workers, how, threads):
     torch.set_num_threads(threads)
     model, (count, shape, batch) = case_of(which, device)
     try:
-        one_pass = plain(model, random_images(count, shape), batch, device, workers, amp)
+        one_pass = plain(model, random_images(count, shape), batch, device, workers, how)
         while end.recv():
             end.send(one_pass())
     except Exception as error:
@@ -190,10 +191,13 @@ def contenders_of(model, data, batch, device):
 
 
 def rivals_of(which, device):
-    for workers in WORKERS[device]:
+    fewest, *_, most = WORKERS[device]
+    plain_ones = [(workers, "") for workers in WORKERS[device]]
+    # What our own loop does too; beside the plain ones, with the fewest and the most workers.
+    better = [(n, how) for how in ("channels_last", "bf16, channels_last") for n in (fewest, most)]
+    for workers, how in plain_ones + better:
         name = f"DataLoader, {workers} worker{'s' * (workers != 1)}"
-        yield name, Elsewhere(which, device, workers)
-    yield f"{name}, bf16, channels_last", Elsewhere(which, device, workers, amp=True)
+        yield f"{name}, {how}" if how else name, Elsewhere(which, device, workers, how)
 
 
 @pytest.fixture

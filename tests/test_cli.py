@@ -191,7 +191,7 @@ def test_interrupt_between_metrics_and_checkpoint(npz, tmp_path, capsys, monkeyp
 
     def save(self, state):
         calls.append(state["epoch"])
-        if len(calls) == stop:
+        if state["epoch"] == stop and calls.count(stop) == 1:
             raise KeyboardInterrupt
         real(self, state)
 
@@ -204,7 +204,7 @@ def test_interrupt_between_metrics_and_checkpoint(npz, tmp_path, capsys, monkeyp
     assert cli.main(["train", "--resume", "--out", str(out)]) == 0
     shown = f", after epoch {stop - 1}\n" if stop > 1 else "\n"
     assert f"run folder {out}{shown}" in capsys.readouterr().out
-    assert calls == [*range(1, stop + 1), *range(stop, 5)]
+    assert calls == [*range(stop + 1), *range(stop, 5)]
 
 
 def test_resume_without_its_checkpoint(npz, tmp_path, capsys):
@@ -372,7 +372,11 @@ def test_env(capsys):
         (["train", "--data", "/nowhere"], "--data /nowhere: no such folder or file"),
         (["train", "--limit", "3"], "--limit must be in 10 (classes) .. 256"),
         (["train", "--country", "BR"], "--country BR: codecarbon has no data for it"),
-        (["train", "--price-kwh", "-1"], "--price-kwh must not be negative, got -1.0"),
+        (["train", "--epoch", "3"], "unrecognized arguments: --epoch 3 (see cpfast train --help)"),
+        (["compare", "--resume"], "unrecognized arguments: --resume (see cpfast compare --help)"),
+        (["train", "--data", ""], "--data: an empty name"),
+        (["train", "--price-hour", "inf"], "--price-hour must be finite and not negative, got inf"),
+        (["train", "--price-kwh", "-1"], "--price-kwh must be finite and not negative, got -1.0"),
         (["train", "--resume"], "--resume needs --out RUN"),
         (["train", "--resume", "--out", "/nowhere"], "/nowhere: no run here"),
         (["train", "--device", "tpu"], "--device must be cpu, cuda or cuda:N; got 'tpu'"),
@@ -439,6 +443,18 @@ def test_a_missing_library_names_extra_and_option(module, option, capsys, tmp_pa
     message = fails(capsys, "train")
     assert f"needs {module}" in message and "pip install '.[train]'" in message
     assert message.endswith(f"or pass {option}")
+
+
+@pytest.mark.parametrize(
+    ("method", "repeats", "action"),
+    [("detector", 3, "\nk = 3 to 1"), ("detector+prune", 2, "\nk = 2 to 1, pruning on"),
+     ("detector+prune", 1, "\npruning on"), ("detector", 1, ""), ("prune", 3, "")],
+)  # fmt: skip
+def test_a_picture_says_what_the_end_of_the_period_brings(method, repeats, action):
+    from cpfast.train.config import Config
+    from cpfast.train.plots import run
+
+    assert run._action(Config.from_options({"method": method, "repeats": repeats})) == action
 
 
 def test_a_picture_of_many_layers_and_of_a_period_that_goes_on(tmp_path):

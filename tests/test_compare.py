@@ -825,6 +825,27 @@ def test_a_picture_says_what_its_bars_are(tmp_path, monkeypatch, seeds, spread, 
     assert len(bars) == (2 if seeds > 2 else 0)
 
 
+@pytest.mark.parametrize(("seeds", "shown"), [(10, True), (11, False)])
+def test_single_runs_are_shown_where_they_are_few(tmp_path, monkeypatch, seeds, shown):
+    figures = drawn(monkeypatch)
+    runs = [entry("full", s, 0.9 + 0.005 * (s % 2), 10.0 + s) for s in range(seeds)]
+    plots.draw_comparison(made_up(("full",), runs), tmp_path / "accuracy.png")
+    panel = figures[0].axes[1]
+    single = [line for line in panel.get_lines() if len(line.get_xdata()) == seeds]
+    assert len(single) == shown
+    low, high = panel.get_ylim()
+    assert low < 90.0 < 90.5 < high
+
+
+def test_the_best_control_is_that_of_the_arms_without_a_budget():
+    accuracies = {"full": 0.9, "detector": 0.8, "k1": 0.7, "k1@50": 0.8}
+    runs = [entry(arm, s, value) for s in range(3) for arm, value in accuracies.items()]
+    text = told(made_up(("full", "detector", "k1", "k1@50"), runs, budgets=[50]))
+    assert "k1 is the control of the highest mean accuracy among those of k1; they detect" in text
+    without = told(made_up(("full", "detector", "k1"), [r for r in runs if "@" not in r["arm"]]))
+    assert "highest mean accuracy among those run; they detect" in without
+
+
 def test_the_picture_of_rotation_names_each_epoch_once(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     runs = [entry("full", s, rotation=[0.1, 0.2, 0.3], period_end=end, epochs=3)

@@ -256,6 +256,9 @@ def test_what_fired_as_early_as_it_can_is_no_measurement():
     text = told(made_up(ends))
     assert "Left out of that: 3 pairs of which both fired after epoch 5 at the latest." in text
     assert "Over 3 settings (1 left out, both <= 5)" in text
+    early = dict.fromkeys(ends, 5)
+    assert "cannot be told apart: in all 8 pairs" in told(made_up(early))
+    assert "Left out of that" not in told(made_up(early))
     # a null as early as it can be is marked as well
     nulls = {row[6] for row in made.tables[0].rows}
     assert nulls <= {"<= 5", "never"} and "<= 5" in nulls

@@ -25,6 +25,17 @@ def test_other_data_defaults(tmp_path, monkeypatch):
     assert Config.from_options({"data": "images", "device": "cuda:0"}).threads is None
 
 
+def test_mnist_by_path_is_not_mirrored(tmp_path):
+    def flip(**options):
+        return Config.from_options(options).flip
+
+    images = tmp_path / "emnist-letters-train-images-idx3-ubyte.gz"
+    images.write_bytes(b"")
+    assert not flip(data=str(tmp_path)) and not flip(data=str(images))
+    assert flip(data=str(tmp_path), flip=True)
+    assert not flip(data="mnist") and flip(data="fashion-mnist")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -36,9 +47,9 @@ def test_other_data_defaults(tmp_path, monkeypatch):
         ({"threads": 0}, "--threads must be in 1 .. 1024, got 0"),
         ({"data": "~nobody-of-this-name/x"}, "--data ~nobody-of-this-name/x: "),
         ({"limit": 0}, "--limit must be at least 1, got 0"),
-        ({"lr": 0.0}, "--lr must be positive, got 0.0"),
-        ({"lr": float("nan")}, "--lr must be positive, got nan"),
-        ({"weight_decay": -1e-4}, "--weight-decay must not be negative, got -0.0001"),
+        ({"lr": 0.0}, "--lr must be finite and positive, got 0.0"),
+        ({"lr": float("nan")}, "--lr must be finite and positive, got nan"),
+        ({"weight_decay": -1e-4}, "--weight-decay must be finite and not negative, got -0.0001"),
         ({"keep": 0.0}, r"--keep must be in \(0, 1\], got 0.0"),
         ({"keep": 1.5}, r"--keep must be in \(0, 1\], got 1.5"),
         ({"anneal": 1.1}, r"--anneal must be in \[0, 1\], got 1.1"),
@@ -52,7 +63,7 @@ def test_other_data_defaults(tmp_path, monkeypatch):
         ({"step": "graph"}, "--step graph needs a CUDA device"),
         ({"data": "python-docs", "model": "cnn"}, "--model cnn does not fit --data python-docs"),
         ({"model": "transformer"}, "--model transformer does not fit --data digits"),
-        ({"price_hour": -1.0}, "--price-hour must not be negative, got -1.0"),
+        ({"price_hour": -1.0}, "--price-hour must be finite and not negative, got -1.0"),
         ({"precision": "fp16"}, "--precision fp16 needs a CUDA device"),
     ],
 )

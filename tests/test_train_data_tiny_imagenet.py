@@ -82,6 +82,12 @@ def test_annotations_that_do_not_fit(tiny, line, message):
     assert str(annotations) in str(raised.value)
 
 
+def test_missing_annotations_are_named(tiny):
+    (tiny / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(UserError, match=r"val/val_annotations\.txt: no such file"):
+        data.load(str(tiny))
+
+
 def test_an_image_without_annotation(tiny):
     path = tiny / "val" / "images" / "val_7.JPEG"
     Image.new("RGB", (64, 64)).save(path)

@@ -1,5 +1,6 @@
 """Run folders: nothing foreign overwritten, damaged files named, one process at a time."""
 
+import errno
 import json
 import os
 import subprocess
@@ -220,6 +221,16 @@ def test_lock_removes_what_a_killed_writer_left(folder):
     left.write_bytes(b"half")
     with folder.locked():
         assert not left.exists()
+
+
+def test_a_disk_too_full_for_the_lock_is_named(folder, monkeypatch):
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left") as raised, folder.locked():
+        pass
+    assert raised.value.filename == str(folder.path / ".lock")
 
 
 def test_new_folders_count_up(tmp_path):

@@ -296,6 +296,13 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "allow_abbrev": False})
 
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Knows all: the command itself refuses the rest, and names its own help."""
+        options, unknown = super().parse_known_args(*args, **kwargs)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
@@ -348,7 +355,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         choices=MODELS,
         help="default: cnn for digits and mnist, transformer for text, else resnet20",
     )
-    add("--epochs", type=int, help="default: 200; digits 120, mnist 20, text 5")
+    add("--epochs", type=int, help="default: 200; digits 120, mnist 20, text 10")
     add(
         "--repeats",
         type=int,
@@ -371,7 +378,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add(
         "--flip",
         action=argparse.BooleanOptionalAction,
-        help="mirror images; default: not for digits and mnist",
+        help="mirror images; default: not for digits, mnist and other idx files by path",
     )
     add("--seed", type=int, help="default: 0")
     add("--eval-every", type=int, help="epochs between evaluations; default: a tenth of all")

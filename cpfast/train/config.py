@@ -41,7 +41,7 @@ DEFAULTS_OF: dict[str, dict[str, Any]] = {
     "digits": {"model": "cnn", "epochs": 120, "batch_size": 32, "flip": False},
     "mnist": {"model": "cnn", "epochs": 20, "flip": False},
     "python-docs": {
-        "model": "transformer", "epochs": 5, "batch_size": 32, "optimizer": "adamw",
+        "model": "transformer", "epochs": 10, "batch_size": 32, "optimizer": "adamw",
         "weight_decay": 0.1, "schedule": "cosine", "repeats": 1, "flip": False,
     },
 }  # fmt: skip
@@ -150,13 +150,15 @@ class Config:
             raise UserError(f"--threads must be in 1 .. {MOST_THREADS}, got {self.threads}")
         for option, price in (("--price-kwh", self.price_kwh), ("--price-hour", self.price_hour)):
             if price is not None and not (math.isfinite(price) and price >= 0):
-                raise UserError(f"{option} must not be negative, got {price}")
+                raise UserError(f"{option} must be finite and not negative, got {price}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed must be in 0 .. 2**32 - 1, got {self.seed}")
         if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"--lr must be positive, got {self.lr}")
+            raise UserError(f"--lr must be finite and positive, got {self.lr}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UserError(f"--weight-decay must not be negative, got {self.weight_decay}")
+            raise UserError(
+                f"--weight-decay must be finite and not negative, got {self.weight_decay}"
+            )
         if not 0 < self.keep <= 1:
             raise UserError(f"--keep must be in (0, 1], got {self.keep}")
         if self.anneal is not None and not 0 <= self.anneal <= 1:
@@ -192,7 +194,8 @@ class Config:
         name = given["data"]
         if name not in NAMED:
             given["data"] = _absolute(name)
-        for key, value in {**DEFAULTS, **DEFAULTS_OF.get(name, {})}.items():
+        own = DEFAULTS_OF.get(name, {} if name in NAMED else _defaults_of_path(Path(given["data"])))
+        for key, value in {**DEFAULTS, **own}.items():
             given.setdefault(key, value)
         _choice("--optimizer", given["optimizer"], OPTIMIZERS)
         rate, batch = LEARNING_RATES[given["optimizer"]]
@@ -253,7 +256,15 @@ def changes(settings: dict[str, Any], stored: Config) -> list[str]:
     ]
 
 
+def _defaults_of_path(path: Path) -> dict[str, Any]:
+    """MNIST's own files, wherever they lie, hold digits or letters."""
+    files = path.iterdir() if path.is_dir() else (path,)
+    return {"flip": False} if any("idx3-ubyte" in file.name for file in files) else {}
+
+
 def _absolute(path: str) -> str:
+    if not path:
+        raise UserError("--data: an empty name")
     try:
         return str(Path(path).expanduser().resolve())
     except (RuntimeError, OSError, ValueError) as error:  # an unknown user, a loop of links

@@ -224,7 +224,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
         "planned_samples": planned,
         "forward_samples": steps * config.batch_size,
         "backward_samples": steps * config.batch_size,
-        "full_samples": config.repeats * t.data.train_size,
+        "full_samples": _full_samples(t, t.epoch) - _full_samples(t, t.epoch - 1),
         "lr": float(t.optimizer.param_groups[0]["lr"]),
         "seconds": _seconds(t),
     }
@@ -243,6 +243,12 @@ def _seconds(t: Training) -> dict[str, float | None]:
     scoring = None if t.captured else 0.0
     parts = {"evaluation": 0.0, "preparation": 0.0, "detection": 0.0, "scoring": scoring}
     return {**parts, **t.clock.read()}
+
+
+def _full_samples(t: Training, epochs: int) -> int:
+    """What k repeats throughout take in so many epochs: whole batches, the rest carried over."""
+    batch = t.config.batch_size
+    return t.config.repeats * t.data.train_size * epochs // batch * batch
 
 
 def _plan(t: Training, phase: cpfast.recipes.Phase) -> tuple[int, int]:

@@ -163,6 +163,8 @@ def _period_text(summary: dict[str, Any]) -> str:
     if summary["period_end"] is None:
         return "did not end"
     acted = "" if config.method in ("detector", "detector+prune") else "; this method ignores it"
+    if not acted and summary["period_end"] == config.epochs:
+        acted = "; the last, so nothing could be saved"
     return f"ended after epoch {summary['period_end']} ({summary['period_end_reason']}){acted}"
 
 

@@ -235,8 +235,8 @@ class RunFolder:
                 raise UserError(f"{self.path}: in use by process {owner or '(unknown)'}") from error
             file.seek(0)
             file.truncate()
-            file.write(str(os.getpid()))
-            file.flush()
+            with _naming(self.path / LOCK):
+                os.write(file.fileno(), str(os.getpid()).encode())  # past a buffer to be closed
             for unfinished in self.path.glob(f".*{TEMPORARY}"):
                 unfinished.unlink(missing_ok=True)  # of a process that was killed
             yield

@@ -59,6 +59,10 @@ def load(path: Path, limit: int | None) -> ImageData:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
+        with open(path, "rb") as file:
+            # What numpy says of anything else is how to unpickle it, which is never done here.
+            if not file.read(6).startswith((b"PK", b"\x93NUMPY")):
+                raise UserError(f"{path}: not a readable .npz file (no zip archive)")
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise UserError(f"{path}: one array, not an .npz with {', '.join(KEYS)}")
@@ -77,6 +81,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
     if images.dtype != np.uint8:
         raise UserError(f"{path}: {key} must be uint8 (0 to 255), got {images.dtype}")
+    if images.shape[:1] == (0,):
+        raise UserError(f"{path}: {key} is empty, got {list(images.shape)}")
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] > 4 or 0 in images.shape:

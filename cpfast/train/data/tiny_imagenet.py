@@ -21,7 +21,8 @@ LAYOUT = "Tiny-ImageNet's train/<wnid>/images/ and val/val_annotations.txt"
 
 
 def holds(root: Path) -> bool:
-    return (root / "train").is_dir() and (root / "val" / "val_annotations.txt").is_file()
+    parts = ("val_annotations.txt", "images")
+    return (root / "train").is_dir() and any((root / "val" / part).exists() for part in parts)
 
 
 def load(root: Path, limit: int | None, progress: bool) -> ImageData:
@@ -38,6 +39,10 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
 
 def _validation(folder: Path, classes: tuple[str, ...]) -> Files:
     annotations = folder / "val_annotations.txt"
+    if not annotations.is_file():
+        raise UserError(
+            f"{annotations}: no such file; the classes of {folder / 'images'} are in it"
+        )
     label_of = {name: label for label, name in enumerate(classes)}
     labels: dict[str, int] = {}
     lines = annotations.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -37,6 +37,7 @@ BASE_STYLE = {
     "k1_matched": (GREEN, "^"), "fixed": (PURPLE, "v"), "shortened": (ORANGE, "P"),
     "rs2": (SKY, "X"),
 }  # fmt: skip
+SEEDS_SHOWN = 10  # one by one: the points of more would hide the means
 # of a policy's arms; their markers are hollow but for that which prunes alone
 POLICY_COLOURS = (GREY, PURPLE, BLUE, GREEN, ORANGE, VERMILION, BLACK)
 
@@ -106,10 +107,10 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _point(axes: Any, summary: Summary, colour: str, marker: str, **face: Any) -> Any:
-    """The mean with its intervals, and each seed small."""
+    """The mean with its intervals, and each seed small where they are few."""
     assert summary.seconds is not None and summary.accuracy is not None
     sure = len(summary.entries) >= SEEDS_FOR_INTERVAL
-    if len(summary.entries) > 1:
+    if 1 < len(summary.entries) <= SEEDS_SHOWN:
         axes.plot(
             [e["seconds"] for e in summary.entries.values()],
             [percent(e) for e in summary.entries.values()],
@@ -126,12 +127,12 @@ def _fit(axes: Any, drawn: Mapping[str, Summary]) -> bool:
     """Limits by the single runs, to which wide intervals would leave no room; whether these are
     cut.
     """
-    runs = [e for s in drawn.values() for e in s.entries.values()]
-    if runs:
-        values = [percent(e) for e in runs]
+    points = [point for s in drawn.values() for point in _shown(s)]
+    if points:
+        times, values = zip(*points, strict=True)
         margin = max(0.5, 0.15 * (max(values) - min(values)))
         axes.set_ylim(min(values) - margin, min(max(values) + margin, 100.3))
-        axes.set_xlim(0, 1.12 * max(e["seconds"] for e in runs))
+        axes.set_xlim(0, 1.12 * max(times))
     drawn_intervals = [
         (estimate, limits)
         for s in drawn.values() if len(s.entries) >= SEEDS_FOR_INTERVAL
@@ -139,6 +140,14 @@ def _fit(axes: Any, drawn: Mapping[str, Summary]) -> bool:
         if estimate is not None
     ]  # fmt: skip
     return any(e.low < low or e.mean + (e.half or 0) > high for e, (low, high) in drawn_intervals)
+
+
+def _shown(summary: Summary) -> list[tuple[float, float]]:
+    """Time and accuracy of the single runs, or of the mean alone where there are too many."""
+    if len(summary.entries) <= SEEDS_SHOWN:
+        return [(e["seconds"], percent(e)) for e in summary.entries.values()]
+    assert summary.seconds is not None and summary.accuracy is not None
+    return [(summary.seconds.mean, summary.accuracy.mean)]
 
 
 def _draw_budgets(axes: Any, drawn: Mapping[str, Summary]) -> dict[str, Any]:
@@ -191,7 +200,8 @@ def draw_rotation(results: Mapping[str, Any], path: Path) -> None:
             ends = ", ".join(map(str, sorted({end for end, _ in fired})))
             axes.plot(
                 [end for end, _ in fired], [rotation[end - 1] for end, rotation in fired],
-                color=VERMILION, marker="D", markersize=7, linestyle="none", zorder=3,
+                color=VERMILION, marker="D", markersize=7 if len(fired) <= SEEDS_SHOWN else 3.5,
+                linestyle="none", zorder=3,
                 label=f"{config.criterion}: the period ends after epoch {ends}",
             )  # fmt: skip
         axes.set_xlabel("epoch")

@@ -87,7 +87,10 @@ def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: lis
         label="mean over seeds" if most > 1 else "one seed",
     )  # fmt: skip
     if most > 1:
-        top.plot(*zip(*runs, strict=True), color=GREY, marker="o", markersize=2.5, linestyle="none")
+        top.plot(
+            *zip(*runs, strict=True), color=GREY, marker="o", markersize=2.5, linestyle="none",
+            label="each seed",
+        )  # fmt: skip
     samples = [
         statistics.fmean(e["forward_samples"] for e in sweep.runs[switch].values()) / 1000
         for switch in switches
@@ -113,10 +116,10 @@ def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: lis
         grid(axes)
     top.tick_params(labelbottom=False)
     bottom.tick_params(axis="x", labelsize=8)
-    bottom.set_ylim(bottom=0)
+    bottom.set_ylim(0, 1.12 * bottom.get_ylim()[1])
     bottom.set_xlabel("k = 1 after epoch (0: k1, last: full)")
     top.set_ylabel("test accuracy, %")
-    bottom.set_ylabel("samples, 1000s")
+    bottom.set_ylabel("1000 samples", fontsize=8)
     top.set_title(
         f"{sweep.setting}: batch {config.batch_size}, wd {config.weight_decay:g}, "
         f"T = {config.epochs}",

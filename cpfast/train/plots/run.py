@@ -75,10 +75,12 @@ def draw_run(summary: dict[str, Any], path: Path) -> None:
 
 def _action(config: Config) -> str:
     """What the method does at the end of the period."""
-    return {
-        "detector": f"\nk = {config.repeats} to 1",
-        "detector+prune": f"\nk = {config.repeats} to 1, pruning on",
-    }.get(config.method, "")
+    actions = []
+    if "detector" in config.method and config.repeats > 1:
+        actions.append(f"k = {config.repeats} to 1")
+    if config.method == "detector+prune":
+        actions.append("pruning on")
+    return "\n" * bool(actions) + ", ".join(actions)
 
 
 def _draw_layers(
@@ -103,7 +105,7 @@ def _draw_layers(
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="layer")
     else:
         axes.plot([], [], color=MEAN_COLOUR, linewidth=2.5, label="mean of the layers")
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right")
         scale = matplotlib.cm.ScalarMappable(
             matplotlib.colors.Normalize(1, len(names)), cmap=colours
         )

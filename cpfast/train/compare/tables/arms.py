@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpfast.train import report
+from cpfast.train.compare.arms import CONTROLS
 from cpfast.train.compare.statistics import Summary, against_control, summarise, verdict
 from cpfast.train.compare.tables.document import (
     Document,
@@ -99,8 +100,11 @@ def _notes(
     if "fixed" in summaries:
         notes.append(f"fixed switches after epoch {results['at']}.")
     if control is not None:
+        among = f"those of {', '.join(c for c in CONTROLS if c in summaries)}"
+        if not any("@" in arm for arm in summaries):
+            among = "those run"
         notes.append(
-            f"{control} is the control of the highest mean accuracy among those run; they detect "
+            f"{control} is the control of the highest mean accuracy among {among}; they detect "
             "nothing. It is chosen after the fact, so a little too good."
         )
     notes.append("Accuracy is that of the last epoch.")

@@ -114,7 +114,12 @@ def _difference_notes(difference: falsify.Difference, first: int) -> list[str]:
             f"With random labels it fired {when} with true ones, in the mean of {pairs} pairs of "
             f"a setting and a seed in which both fired ({spread})."
         )
-    if censored:
+    if censored and estimate is None:
+        notes.append(
+            f"Random and true labels cannot be told apart: in all {censored} pairs of a setting "
+            f"and a seed in which both fired, both did after epoch {first} at the latest."
+        )
+    elif censored:
         notes.append(
             f"Left out of that: {censored} pairs of which both fired after epoch {first} at the "
             "latest."
