@@ -32,6 +32,7 @@ def test_mnist_by_path_is_not_mirrored(tmp_path):
     images = tmp_path / "emnist-letters-train-images-idx3-ubyte.gz"
     images.write_bytes(b"")
     assert not flip(data=str(tmp_path)) and not flip(data=str(images))
+    assert not flip(data=str(tmp_path.parent)) and flip(data=str(tmp_path / "nothing"))
     assert flip(data=str(tmp_path), flip=True)
     assert not flip(data="mnist") and flip(data="fashion-mnist")
 

@@ -258,8 +258,9 @@ def changes(settings: dict[str, Any], stored: Config) -> list[str]:
 
 def _defaults_of_path(path: Path) -> dict[str, Any]:
     """MNIST's own files, wherever they lie, hold digits or letters."""
-    files = path.iterdir() if path.is_dir() else (path,)
-    return {"flip": False} if any("idx3-ubyte" in file.name for file in files) else {}
+    name = "*idx3-ubyte*"  # a folder may hold them one level down, as torchvision's raw/
+    found = path.match(name) or any(path.glob(name)) or any(path.glob(f"*/{name}"))
+    return {"flip": False} if found else {}
 
 
 def _absolute(path: str) -> str:
