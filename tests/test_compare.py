@@ -841,7 +841,10 @@ def test_the_best_control_is_that_of_the_arms_without_a_budget():
     accuracies = {"full": 0.9, "detector": 0.8, "k1": 0.7, "k1@50": 0.8}
     runs = [entry(arm, s, value) for s in range(3) for arm, value in accuracies.items()]
     text = told(made_up(("full", "detector", "k1", "k1@50"), runs, budgets=[50]))
-    assert "k1 is the control of the highest mean accuracy among those of k1; they detect" in text
+    assert (
+        "k1 is the control of the highest mean accuracy among those run without a budget of "
+        "their own (k1); they detect" in text
+    )
     without = told(made_up(("full", "detector", "k1"), [r for r in runs if "@" not in r["arm"]]))
     assert "highest mean accuracy among those run; they detect" in without
 

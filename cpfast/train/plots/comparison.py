@@ -75,7 +75,7 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
             axes[0].plot(
                 times, values, color=colour, marker=marker, markersize=4, linewidth=1.3, **face
             )
-            handles.append(_point(axes[1], summary, colour, marker, **face))
+            handles.append(_point(axes[1], summary, colour, marker, filled))
         labels = [f"{a}: {known[a].describe(config.repeats, results['at'])}" for a in own]
         finals = [s.accuracy.mean for s in own.values() if s.accuracy is not None]
         if finals:
@@ -89,7 +89,8 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
             more = _draw_budgets(axes[2], drawn)
             handles += more.values()
             labels += more
-            cut = _fit(axes[2], {a: s for a, s in drawn.items() if "@" in a or a == "full"})
+            of_budgets = {a: s for a, s in drawn.items() if "@" in a or a == "full"}
+            cut = _fit(axes[2], of_budgets, crowd=True)
             axes[2].set_title("By budget" + interval_text(most, cut))
         for panel in axes:
             panel.set_xlabel("training time, s")
@@ -106,11 +107,15 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
         pyplot.close(figure)
 
 
-def _point(axes: Any, summary: Summary, colour: str, marker: str, **face: Any) -> Any:
-    """The mean with its intervals, and each seed small where they are few."""
+def _point(
+    axes: Any, summary: Summary, colour: str, marker: str, filled: bool = True, crowd: bool = False
+) -> Any:
+    """The mean with its intervals, and each seed small where they are few; in a crowd of points
+    only the mean with its accuracy's interval.
+    """
     assert summary.seconds is not None and summary.accuracy is not None
     sure = len(summary.entries) >= SEEDS_FOR_INTERVAL
-    if 1 < len(summary.entries) <= SEEDS_SHOWN:
+    if 1 < len(summary.entries) <= SEEDS_SHOWN and not crowd:
         axes.plot(
             [e["seconds"] for e in summary.entries.values()],
             [percent(e) for e in summary.entries.values()],
@@ -118,12 +123,13 @@ def _point(axes: Any, summary: Summary, colour: str, marker: str, **face: Any) -
         )  # fmt: skip
     return axes.errorbar(
         summary.seconds.mean, summary.accuracy.mean, yerr=summary.accuracy.half if sure else None,
-        xerr=summary.seconds.half if sure else None, color=colour, marker=marker, markersize=7,
-        linewidth=1.2, capsize=3, linestyle="none", zorder=3, **face,
+        xerr=summary.seconds.half if sure and not crowd else None, color=colour, marker=marker,
+        markersize=7, markerfacecolor=colour if filled else "white", linewidth=1.2, capsize=3,
+        linestyle="none", zorder=3,
     )  # fmt: skip
 
 
-def _fit(axes: Any, drawn: Mapping[str, Summary]) -> bool:
+def _fit(axes: Any, drawn: Mapping[str, Summary], crowd: bool = False) -> bool:
     """Limits by the single runs, to which wide intervals would leave no room; whether these are
     cut.
     """
@@ -137,7 +143,7 @@ def _fit(axes: Any, drawn: Mapping[str, Summary]) -> bool:
         (estimate, limits)
         for s in drawn.values() if len(s.entries) >= SEEDS_FOR_INTERVAL
         for estimate, limits in ((s.accuracy, axes.get_ylim()), (s.seconds, axes.get_xlim()))
-        if estimate is not None
+        if estimate is not None and not (crowd and estimate is s.seconds)
     ]  # fmt: skip
     return any(e.low < low or e.mean + (e.half or 0) > high for e, (low, high) in drawn_intervals)
 
@@ -158,7 +164,7 @@ def _draw_budgets(axes: Any, drawn: Mapping[str, Summary]) -> dict[str, Any]:
     """
     handles = {}
     if "full" in drawn:
-        _point(axes, drawn["full"], *BASE_STYLE["full"])
+        _point(axes, drawn["full"], *BASE_STYLE["full"], crowd=True)
     for base in arms.BUDGETED:
         points = {int(a.split("@")[1]): s for a, s in drawn.items() if a.startswith(f"{base}@")}
         if not points:
@@ -175,7 +181,7 @@ def _draw_budgets(axes: Any, drawn: Mapping[str, Summary]) -> dict[str, Any]:
         )  # fmt: skip
         for s in line:
             if s.arm != "full":
-                _point(axes, s, colour, marker)
+                _point(axes, s, colour, marker, crowd=True)
     return handles
 
 

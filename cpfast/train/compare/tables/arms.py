@@ -100,9 +100,10 @@ def _notes(
     if "fixed" in summaries:
         notes.append(f"fixed switches after epoch {results['at']}.")
     if control is not None:
-        among = f"those of {', '.join(c for c in CONTROLS if c in summaries)}"
-        if not any("@" in arm for arm in summaries):
-            among = "those run"
+        among = "those run"
+        if any("@" in arm for arm in summaries):
+            without = ", ".join(arm for arm in CONTROLS if arm in summaries)
+            among += f" without a budget of their own ({without})"
         notes.append(
             f"{control} is the control of the highest mean accuracy among {among}; they detect "
             "nothing. It is chosen after the fact, so a little too good."
