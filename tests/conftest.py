@@ -1,4 +1,5 @@
 import pathlib
+import signal
 
 import pytest
 import torch
@@ -11,6 +12,12 @@ else:
     # Fixed examples: a test that passes once passes always.
     settings.register_profile("cpfast", derandomize=True, deadline=None, database=None)
     settings.load_profile("cpfast")
+
+
+def pytest_configure():
+    # A shell has what it starts in the background ignore Ctrl-C, which some tests press.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

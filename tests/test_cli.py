@@ -138,7 +138,10 @@ def test_interrupt_says_how_to_go_on(npz, tmp_path, capsys):
     process = spawn("train", "--data", npz, *QUICK, "--epochs", "50000", "--out", str(out))
     wait_for_epochs(process, out, 2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # one that goes on would do so for hours
     assert process.returncode == 130
     message = err.strip().splitlines()[-1]
     assert "Traceback" not in err
