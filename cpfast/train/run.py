@@ -54,7 +54,7 @@ def train(
 
     Raises:
         Diverged: a loss or a rotation is not finite. The last finite epoch stays stored.
-        UserError: the checkpoint does not fit, or is missing after the first epochs.
+        UserError: the checkpoint does not fit, or is missing though epochs are done.
     """
     training = Training(config, data.to(torch.device(config.device)))
     checkpoint = folder.checkpoint()
