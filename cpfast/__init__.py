@@ -9,9 +9,10 @@ from importlib import metadata as _metadata
 
 from cpfast import ops, recipes, schedules
 from cpfast._backend import backend, build_info
-from cpfast.detection import CriticalPeriodDetector
-from cpfast.pruning import DataPruner
-from cpfast.recipes import Phase, Recipe
+from cpfast.detection import CriticalPeriodDetector, criteria
+from cpfast.moment import Moment
+from cpfast.pruning import DataPruner, policies
+from cpfast.recipes import EpochSettings, Recipe, Window, actions
 from cpfast.rotation import LayerRotation, is_weight
 from cpfast.sampling import IndexedDataset, PrunedSampler
 
@@ -23,16 +24,21 @@ except _metadata.PackageNotFoundError:  # a checkout that is not installed, on t
 __all__ = [
     "CriticalPeriodDetector",
     "DataPruner",
+    "EpochSettings",
     "IndexedDataset",
     "LayerRotation",
-    "Phase",
+    "Moment",
     "PrunedSampler",
     "Recipe",
+    "Window",
     "__version__",
+    "actions",
     "backend",
     "build_info",
+    "criteria",
     "is_weight",
     "ops",
+    "policies",
     "recipes",
     "schedules",
 ]

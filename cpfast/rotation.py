@@ -90,6 +90,14 @@ class LayerRotation:
         self._refs: list[Tensor] = []
         self.reset()
 
+    @property
+    def device(self) -> torch.device:
+        return self._sq_norms.device
+
+    def weights(self) -> list[Tensor]:
+        """The model's weights that are measured, as :attr:`names` has them."""
+        return self._params()
+
     def _params(self) -> list[Tensor]:
         # As nn.Module.__getattr__ finds them, in a tenth of its time: every update asks for all.
         try:

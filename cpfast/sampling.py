@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sized
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
-from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, IterableDataset
 
+from cpfast.detection import CriticalPeriodDetector
+from cpfast.moment import Moment
 from cpfast.pruning import DataPruner
+from cpfast.recipes import Recipe
 
 __all__ = ["IndexedDataset", "PrunedSampler"]
 
@@ -46,11 +49,25 @@ class IndexedDataset(Dataset):
         return list(zip(items, indices, strict=True))
 
 
+class _Settings(NamedTuple):
+    """What the pruner is asked for."""
+
+    epoch: int
+    repeats: int = 1
+    prune: bool = True
+    keep: float | None = None
+    period_end: int | None = None
+
+    def options(self) -> dict[str, Any]:
+        return {name: value for name, value in self._asdict().items() if name != "epoch"}
+
+
 class PrunedSampler(DistributedSampler):
     """Yields the indices of the pruner's plan, this rank's share of them.
 
     Call ``set_epoch(epoch)`` before each epoch, as for any DistributedSampler (which it is, so
-    that Lightning leaves it as it stands). It has no state of its own: before the first
+    that Lightning leaves it as it stands). What else the epoch is planned with follows from the
+    recipe and the detector; so whoever calls ``set_epoch`` need not know of them. Before the first
     ``set_epoch`` it stands where the pruner does.
 
     Ranks take turns through the plan: together they see each planned sample once and none twice;
@@ -60,8 +77,19 @@ class PrunedSampler(DistributedSampler):
 
     Args:
         pruner: plans the epochs; under torch.distributed, call its ``sync()`` once an epoch.
-        num_replicas, rank: those of torch.distributed where it is initialised, else 1 and 0.
+        num_replicas, rank: None: those of torch.distributed when the sampler is used.
+        recipe: its settings of the epoch are what is planned.
+        detector: tells the recipe when the period has ended.
         drop_last: equal shares.
+        shard: "auto", or "never" where somebody else gives each rank its share of what this
+            yields.
+        dataset: the loader's, whose size is compared with the pruner's.
+
+    Raises:
+        ValueError: for a data set of another size than the pruner's, a detector without a recipe,
+            or a wrong ``shard`` or rank.
+        RuntimeError: when it is used in one of several processes (WORLD_SIZE) before they have
+            found each other: each would see everything.
     """
 
     def __init__(
@@ -70,50 +98,171 @@ class PrunedSampler(DistributedSampler):
         num_replicas: int | None = None,
         rank: int | None = None,
         *,
+        recipe: Recipe | None = None,
+        detector: CriticalPeriodDetector | None = None,
         drop_last: bool = False,
+        shard: str = "auto",
+        dataset: Sized | None = None,
     ) -> None:
-        distributed = dist.is_available() and dist.is_initialized()
-        if num_replicas is None:
-            num_replicas = dist.get_world_size() if distributed else 1
-        if rank is None:
-            rank = dist.get_rank() if distributed else 0
-        super().__init__(
-            range(pruner.num_samples),  # type: ignore[arg-type]
-            num_replicas,
-            rank,
-            seed=pruner.seed,
-            drop_last=drop_last,
-        )
+        if shard not in ("auto", "never"):
+            raise ValueError(f"shard: expected 'auto' or 'never', got {shard!r}")
+        if shard == "never" and (num_replicas, rank) != (None, None):
+            raise ValueError(
+                f"shard: 'never' leaves nothing to num_replicas and rank, got {num_replicas}, {rank}"
+            )
+        if detector is not None and recipe is None:
+            raise ValueError("detector: has no effect without a recipe")
+        if dataset is not None and len(dataset) != pruner.num_samples:
+            raise ValueError(
+                f"dataset: has {len(dataset)} samples, and the pruner was made for "
+                f"{pruner.num_samples}"
+            )
+        # Not by the parent's __init__, which asks for the ranks at once: trainers make samplers
+        # before the processes have found each other.
+        self.dataset = range(pruner.num_samples)  # type: ignore[assignment]
         self.pruner = pruner
-        self._chosen: tuple[int, int, bool] | None = None
-        self._iterated: tuple[int, int, bool] | None = None
+        self.recipe = recipe
+        self.detector = detector
+        self.drop_last = drop_last
+        self.shard = shard
+        self.shuffle, self.seed, self.epoch = True, pruner.seed, 0
+        self._replicas, self._rank = num_replicas, rank
+        self._chosen: _Settings | None = None
+        self._position = 0  # of this rank, in the current epoch
+        self._finished = False
+        if num_replicas is not None or rank is not None:
+            self._ranks()
 
-    def set_epoch(self, epoch: int, *, repeats: int = 1, prune: bool = True) -> None:
-        """Chooses the epoch (from 0), and what :meth:`DataPruner.plan` takes besides."""
-        super().set_epoch(epoch)
-        self._chosen = (epoch, repeats, prune)
-        self._iterated = None
+    @property
+    def num_replicas(self) -> int:  # type: ignore[override]
+        return self._ranks()[0]
 
-    def _current(self) -> tuple[int, int, bool]:
-        # Before the first set_epoch, that of the pruner: after a resume it is in the middle of one.
-        return self._chosen or self.pruner.planned or (0, 1, True)
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        return self._ranks()[1]
 
-    def _plan(self) -> Tensor:
-        epoch, repeats, prune = self._current()
-        return self.pruner.plan(epoch, repeats=repeats, prune=prune)
+    def _ranks(self) -> tuple[int, int]:
+        if self.shard == "never":
+            return 1, 0
+        replicas, rank = self._replicas, self._rank
+        if replicas is None or rank is None:
+            if dist.is_available() and dist.is_initialized():
+                replicas = dist.get_world_size() if replicas is None else replicas
+                rank = dist.get_rank() if rank is None else rank
+            elif (world := int(os.environ.get("WORLD_SIZE", "1") or 1)) > 1:
+                raise RuntimeError(
+                    f"PrunedSampler: one of {world} processes (WORLD_SIZE), but torch.distributed "
+                    "has no process group, so each would see all samples: call "
+                    "torch.distributed.init_process_group() first, give num_replicas and rank, or "
+                    "shard='never' where the trainer shards"
+                )
+        replicas, rank = replicas or 1, rank or 0
+        if not 0 <= rank < replicas:
+            raise ValueError(f"rank: expected one of 0..{replicas - 1}, got {rank}")
+        return replicas, rank
+
+    def set_epoch(
+        self, epoch: int, *, repeats: int | None = None, prune: bool | None = None
+    ) -> None:
+        """Chooses the epoch (from 0), and what :meth:`DataPruner.plan` takes besides.
+
+        Args:
+            repeats, prune: None: what they were, if the epoch is chosen already; else as the
+                recipe has them, without one 1 and True.
+        """
+        self.epoch = epoch
+        current = self._chosen
+        if current is None or current.epoch != epoch:
+            chosen = self._from_recipe(epoch)
+            self._position, self._finished = 0, False
+        else:
+            chosen = current
+        if repeats is not None:
+            chosen = chosen._replace(repeats=repeats)
+        if prune is not None:
+            chosen = chosen._replace(prune=prune)
+        if chosen != current:
+            self._position, self._finished = 0, False
+        self._chosen = chosen
+
+    def _from_recipe(self, epoch: int) -> _Settings:
+        if self.recipe is None:
+            return _Settings(epoch)
+        end = None if self.detector is None else self.detector.end_epoch
+        settings = self.recipe.settings(Moment(epoch, self.recipe.total_epochs, end))
+        return _Settings(epoch, settings.repeats, settings.prune, settings.keep, end)
+
+    def _current(self) -> _Settings:
+        if self._chosen is None:
+            # After a resume, the pruner is in the middle of an epoch.
+            planned = self.pruner.planned
+            if planned is None or self.recipe is not None:
+                self._chosen = self._from_recipe(0 if planned is None else planned[0])
+            else:
+                return _Settings(*planned)
+        return self._chosen
+
+    def _share(self, planned: int) -> int:
+        replicas, rank = self._ranks()
+        share, rest = divmod(planned, replicas)
+        return share if self.drop_last else share + (rank < rest)
 
     def __len__(self) -> int:
-        """This rank's number of samples in the current epoch."""
-        planned = len(self._plan())
-        share, rest = divmod(planned, self.num_replicas)
-        return share if self.drop_last else share + (self.rank < rest)
+        """This rank's number of samples in the current epoch, which it does not plan yet: before
+        that is planned, more scores can still change it."""
+        epoch, *_ = current = self._current()
+        return self._share(self.pruner.planned_length(epoch, **current.options()))
+
+    @property
+    def num_samples(self) -> int:  # type: ignore[override]
+        return len(self)
+
+    @property
+    def total_size(self) -> int:  # type: ignore[override]
+        return len(self) * self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
-        if self._iterated == self._current():
+        epoch, *_ = current = self._current()
+        replicas, rank = self._ranks()
+        if self._finished:
             warnings.warn(
-                f"PrunedSampler: epoch {self._iterated[0]} is iterated again, with the same "
-                "samples; call set_epoch(epoch) before each epoch",
+                f"PrunedSampler: epoch {epoch} is iterated again, with the same samples; call "
+                "set_epoch(epoch) before each epoch",
                 stacklevel=2,
             )
-        self._iterated = self._current()
-        return iter(self._plan()[self.rank :: self.num_replicas][: len(self)].tolist())
+            self._position, self._finished = 0, False
+        plan = self.pruner.plan(epoch, **current.options())
+        own = plan[rank::replicas][: self._share(len(plan))].tolist()
+        return self._yield_from(own, current)
+
+    def _yield_from(self, own: list[int], current: _Settings) -> Iterator[int]:
+        begin = self._position if self._position < len(own) else 0
+        for position in range(begin, len(own)):
+            if self._current() == current:
+                self._position = position + 1
+                self._finished = position + 1 == len(own)
+            yield own[position]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, the position of this rank in it, and whether it has ended; of the samples
+        that were asked for, which workers do ahead of the training."""
+        return {
+            "epoch": self._current().epoch,
+            "position": self._position,
+            "finished": self._finished,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`; load the pruner's and the detector's first. The next
+        iteration begins where this one stood; of an epoch that has ended, at its beginning.
+        """
+        for name in ("epoch", "position", "finished"):
+            if name not in state:
+                raise ValueError(f"state_dict: {name!r} is missing")
+        self._chosen = None
+        planned = self.pruner.planned
+        self.set_epoch(int(state["epoch"]))
+        if self.recipe is None and planned is not None and planned[0] == state["epoch"]:
+            self.set_epoch(planned[0], repeats=planned[1], prune=planned[2])
+        self._position = int(state["position"])
+        self._finished = bool(state["finished"])

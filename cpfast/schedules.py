@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["FractionSchedule", "Schedule", "constant", "cosine", "linear", "one_cycle", "step"]
+__all__ = ["FractionLR", "FractionSchedule", "Schedule", "constant", "cosine", "linear", "one_cycle", "step"]
 
 Schedule = Callable[[float], float]
 
@@ -86,14 +87,17 @@ class FractionSchedule:
         self.schedule = schedule
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
 
-    def step(self, fraction: float) -> float:
+    def step(self, fraction: float, factor: float = 1.0) -> float:
         """Sets the learning rates for the fraction of training done; returns the multiplier.
+
+        Args:
+            factor: what the schedule's value is multiplied by, such as a policy's.
 
         Raises:
             ValueError: where the fraction is outside [0, 1].
         """
         _check_fraction("fraction", fraction)
-        multiplier = self.schedule(fraction)
+        multiplier = self.schedule(fraction) * factor
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(base * multiplier)
@@ -117,3 +121,47 @@ class FractionSchedule:
                 f"got {len(state['base_lrs'])}"
             )
         self.base_lrs = [float(lr) for lr in state["base_lrs"]]
+
+
+class FractionLR(LRScheduler):
+    """:class:`FractionSchedule` as a torch scheduler, for trainers that take nothing else.
+
+    Give :meth:`step` the fraction of training done; or set :attr:`fraction`, where a trainer calls
+    ``step()``, which then keeps to it::
+
+        scheduler = FractionLR(optimizer, cosine())
+        scheduler.fraction = (epoch + batch / len(loader)) / total_epochs
+        scheduler.step()
+
+    Args:
+        optimizer: its learning rates at construction are the base values.
+        schedule: from the fraction in [0, 1] to a multiplier.
+
+    Attributes:
+        fraction: of training done, in [0, 1].
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
+        self.schedule = schedule
+        self.fraction = 0.0
+        super().__init__(optimizer, last_epoch)
+
+    def step(self, fraction: float | None = None) -> None:  # type: ignore[override]
+        """Sets the learning rates.
+
+        Raises:
+            ValueError: where the fraction is outside [0, 1].
+        """
+        if fraction is not None:
+            self.fraction = float(fraction)
+        _check_fraction("fraction", self.fraction)
+        super().step()
+
+    def get_lr(self) -> list[float]:
+        """The base values times ``schedule(fraction)``."""
+        multiplier = self.schedule(self.fraction)
+        return [float(base) * multiplier for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The fraction and the base values; the schedule is a function, which is not saved."""
+        return {key: value for key, value in super().state_dict().items() if key != "schedule"}

@@ -315,9 +315,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     train = commands.add_parser("train", help="train one model; with no option, on digits")
-    train.add_argument("--method", choices=METHODS, help="default: detector+prune")
+    train.add_argument("--method", choices=tuple(recipes), help="default: detector+prune")
     _add_common(train)
-    train.add_argument("--policy", choices=POLICIES, help="data pruning; default: infobatch")
+    train.add_argument("--policy", choices=tuple(policies), help="data pruning; default: infobatch")
     train.add_argument("--keep", type=float, help="share that pruning keeps; default: 0.5")
     train.add_argument(
         "--anneal",
@@ -368,7 +368,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add(
         "--schedule", choices=SCHEDULES, help="of the learning rate; default: step, for text cosine"
     )
-    add("--criterion", choices=CRITERIA, help="of the period's end; default: slope45")
+    add("--criterion", choices=tuple(criteria), help="of the period's end; default: slope45")
     add(
         "--at",
         type=int,

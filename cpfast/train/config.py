@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cpfast.detection import CRITERIA
-from cpfast.pruning import POLICIES
-from cpfast.recipes import METHODS
+from cpfast.detection import criteria
+from cpfast.pruning import policies
+from cpfast.recipes import Recipe, recipes
+from cpfast.registry import options_of
 from cpfast.train.errors import UserError
 
 IMAGE_MODELS = (
@@ -69,7 +70,7 @@ class Config:
 
     Attributes:
         data: one of `NAMED`, or an absolute path, see `cpfast.train.data.load`.
-        method: what is cut once the period has ended, see `cpfast.Recipe.from_method`.
+        method: what is cut once the period has ended, see `cpfast.recipes.named`.
         limit: number of training samples, of images stratified; None for all.
         repeats: augmented passes over the data in an epoch of the critical period (k).
         keep: share of the below-average samples that pruning keeps.
@@ -121,11 +122,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _choice("--model", self.model, MODELS)
-        _choice("--method", self.method, METHODS)
+        _choice("--method", self.method, tuple(recipes))
         _choice("--optimizer", self.optimizer, OPTIMIZERS)
         _choice("--schedule", self.schedule, SCHEDULES)
-        _choice("--policy", self.policy, POLICIES)
-        _choice("--criterion", self.criterion, CRITERIA)
+        _choice("--policy", self.policy, tuple(policies))
+        _choice("--criterion", self.criterion, tuple(criteria))
         _choice("--precision", self.precision, PRECISIONS)
         _choice("--step", self.step, STEPS)
         _choice("--labels", self.labels, LABELS)
@@ -181,10 +182,11 @@ class Config:
                 f"--step {self.step} needs a CUDA device; on the CPU use eager or compile"
             )
 
-    @property
-    def prunes(self) -> bool:
-        """Whether this run ever prunes, so that its samples must be scored."""
-        return "prune" in self.method
+    def recipe(self) -> Recipe:
+        """That of the method, with those of these settings that it knows."""
+        known = options_of(recipes[self.method].factory)
+        options = {name: getattr(self, name) for name in known if name != "total_epochs"}
+        return Recipe.named(self.method, self.epochs, **options)
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Config:

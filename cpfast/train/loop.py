@@ -21,10 +21,14 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cpfast
+from cpfast.detection.probe import ModelProbe
+from cpfast.moment import Moment
+from cpfast.pruning import BatchFilter, Draw, LazyPlan
+from cpfast.recipes import EpochSettings
 from cpfast.train import batches, models, optimizers, process
 from cpfast.train.batches import AUTOCAST
 from cpfast.train.clock import Clock
@@ -36,7 +40,7 @@ from cpfast.train.step import Step
 from cpfast.train.stream import SampleStream
 
 EVALUATION_BATCH = 512
-PRUNING_ANNEAL = 0.875
+_FILTER_STREAM = 1  # of the draws within batches; those of the passes have others
 
 
 class Progress(Protocol):
@@ -82,24 +86,27 @@ class Training:
         self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
         self.rotation = cpfast.LayerRotation(self.model, include=cpfast.is_weight)
         self.detector = cpfast.CriticalPeriodDetector(
-            criterion=config.criterion, total_epochs=config.epochs, at=config.at
+            config.criterion, config.epochs, at=config.at
         )
-        pruning_anneal, recipe_anneal = _anneal(config)
+        self.rotations: list[tuple[float, ...]] = []  # after each epoch
+        # The recipe says when nothing is left out; a remainder is carried into the next epoch, so
+        # that what an epoch delivers is not what it planned.
         self.pruner = cpfast.DataPruner(
             data.train_size,
             num_epochs=config.epochs,
             policy=config.policy,
             keep=config.keep,
-            anneal=pruning_anneal,
+            anneal=1.0,
             seed=config.seed,
             device=self.device,
+            strict=None,
         )
-        self.recipe = cpfast.Recipe.from_method(
-            config.method,
-            config.epochs,
-            repeats=config.repeats,
-            keep=config.keep,
-            anneal=recipe_anneal,
+        self.recipe = config.recipe()
+        self.probe = ModelProbe(
+            self.rotation,
+            losses=lambda: self.pruner.columns["loss"],
+            optimizer=self.optimizer,
+            per_step=config.detect and self.detector.rule.per_step,
         )
         self.stream = SampleStream(config.repeats * data.train_size, config.batch_size, self.device)
         self.clock = Clock(self.device)
@@ -117,19 +124,31 @@ class Training:
         self.forward = (
             torch.compile(self.model, dynamic=False, fullgraph=True) if compiled else self.model
         )
-        # Held as it is, the method would keep this object, and its memory on the device, alive.
-        step = weakref.WeakMethod(self.step)
-        self.run_step = Step(
-            lambda: step()(),  # type: ignore[misc]
-            self.device,
-            graph=self.captured,
-            compiled=compiled,
-        )
+        self._steps: dict[Any, Step] = {}
 
-    def step(self) -> None:
+    def step_of(self, settings: EpochSettings, batch_filter: BatchFilter | None) -> Step:
+        """The step of an epoch: one for each shape of it, which is compiled and captured once."""
+        kept = None if batch_filter is None else batch_filter.kept(self.config.batch_size)
+        key = (settings.shape, kept)
+        if key not in self._steps:
+            # Held as it is, the method would keep this object, and its memory, alive.
+            step = weakref.WeakMethod(self.step)
+            self._steps[key] = Step(
+                lambda: step()(batch_filter),  # type: ignore[misc]
+                self.device,
+                graph=self.captured,
+                compiled="compile" in self.config.step,
+            )
+        return self._steps[key]
+
+    def step(self, batch_filter: BatchFilter | None = None) -> None:
         """One batch, forward and backward, and the update of the weights."""
         index, draw, weight = self.stream.next()
         inputs, targets = self.batches.train(index, draw)
+        if batch_filter is not None:
+            chosen = self._choose(batch_filter, inputs, targets, index, draw)
+            index, weight = index[chosen], weight[chosen]
+            inputs, targets = inputs[chosen], targets[chosen]
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             logits = self.forward(inputs)
@@ -139,7 +158,42 @@ class Training:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.loss_sum += loss.detach()
+        if batch_filter is None:
+            self.loss_sum += loss.detach()
+        self.probe.after_step()
+
+    @torch.no_grad()
+    def _choose(
+        self, batch_filter: BatchFilter, inputs: Tensor, targets: Tensor, index: Tensor, draw: Tensor
+    ) -> Tensor:
+        """Positions in the batch; the loss of the epoch counts all of the batch."""
+        self.model.eval()  # BatchNorm's statistics are moved by what is trained on
+        with self.autocast():
+            logits = self.forward(inputs)
+        self.model.train()
+        losses = cpfast.ops.scored_cross_entropy(logits, targets).loss
+        losses = losses.float().flatten(1).mean(1) if losses.dim() > 1 else losses.float()
+        self.loss_sum += losses.mean()
+        # A sample's draw counts its passes over the data, so no number comes twice.
+        random = Draw(self.config.seed, 0, _FILTER_STREAM)
+        uniform = random.uniform(draw * self.data.train_size + index)
+        return batch_filter.choose(losses, uniform)
+
+    def moment(self) -> Moment:
+        """That of the next epoch."""
+        rotations = tuple(self.rotations)
+        return Moment(self.epoch, self.config.epochs, self.detector.end_epoch, rotations)
+
+    def freeze(self, layers: int) -> None:
+        """No gradient for what comes before the first layer that is trained on.
+
+        Parameters lie in the order in which the models use them.
+        """
+        first = self.rotation.weights()[layers]
+        is_frozen = layers > 0
+        for parameter in self.model.parameters():
+            is_frozen = is_frozen and parameter is not first
+            parameter.requires_grad_(not is_frozen)
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
@@ -177,25 +231,23 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
     "train", nor is "preparation": the first few steps of a process, which compile and capture.
     """
     t, config = training, training.config
-    phase = t.recipe.phase(t.epoch, t.detector.end_epoch)
+    moment = t.moment()
+    settings = t.recipe.settings(moment)
     with t.clock.whole("train"):
         with t.clock.part("selection"):
-            planned, steps = _plan(t, phase)
-        t.model.train()
-        t.loss_sum.zero_()
-        for step in range(steps):
-            t.schedule.step((t.epoch + step / steps) / config.epochs)
-            with nullcontext() if t.run_step.ready else t.preparing():
-                t.run_step()
-            if progress is not None:
-                progress.step(1 / steps)
+            plan, steps = _plan(t, settings, moment)
+        filtered = _run_steps(t, settings, steps, progress)
+        rescored = _rescore(t, plan)
         # Of a batch's mean and its size, over the weights, which stand for the samples left out
         # too: it estimates the mean over all.
         summary = [config.batch_size * t.loss_sum / t.stream.weight_sum()]
+        layers = len(t.rotation.names) if config.detect else 0
         if config.detect:
             with t.clock.part("detection"):
-                summary += t.rotation.update().double().unbind()
-        train_loss, *rotation = torch.stack(summary).tolist()
+                summary += t.probe.rotation().double().unbind()
+                summary += t.detector.rule.measure(t.probe).to(t.device, torch.float64).unbind()
+        train_loss, *measured = torch.stack(summary).tolist()
+        rotation, values = measured[:layers], measured[layers:]
         mean_rotation = None
         if steps:
             _check_finite("training loss", train_loss, t.epoch + 1)
@@ -203,7 +255,8 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
             mean_rotation = math.fsum(rotation) / len(rotation)
             _check_finite("layer rotation", mean_rotation, t.epoch + 1)
             with t.clock.part("detection"):
-                t.detector.step(mean_rotation, t.epoch + 1)
+                t.detector.step(values, t.epoch + 1)
+    t.rotations.append(tuple(rotation))
     t.epoch += 1
     test_loss = test_accuracy = None
     if t.epoch % config.eval_every == 0 or t.epoch == config.epochs:
@@ -219,11 +272,11 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
         "rotation_mean": mean_rotation,
         "rotation": dict(zip(t.rotation.names, rotation, strict=False)),
         **_period(t),
-        "repeats": phase.repeats,
-        "prune": phase.prune,
-        "planned_samples": planned,
-        "forward_samples": steps * config.batch_size,
-        "backward_samples": steps * config.batch_size,
+        "repeats": settings.repeats,
+        "prune": settings.prune,
+        "frozen": settings.frozen,
+        "planned_samples": len(plan),
+        **_counted(t, steps, filtered, rescored),
         "full_samples": _full_samples(t, t.epoch) - _full_samples(t, t.epoch - 1),
         "lr": float(t.optimizer.param_groups[0]["lr"]),
         "seconds": _seconds(t),
@@ -245,19 +298,84 @@ def _seconds(t: Training) -> dict[str, float | None]:
     return {**parts, **t.clock.read()}
 
 
+def _run_steps(
+    t: Training, settings: EpochSettings, steps: int, progress: Progress | None
+) -> int:
+    """The epoch's steps; returns how many of them chose within their batch."""
+    t.model.train()
+    t.freeze(settings.frozen)
+    t.loss_sum.zero_()
+    t.probe.begin(steps)
+    batch_filter, lr = t.pruner.batch_filter, settings.lr * t.pruner.lr
+    filtered = 0
+    for step in range(steps):
+        t.schedule.step((t.epoch + step / steps) / t.config.epochs, lr)
+        is_filtered = batch_filter is not None and step % batch_filter.every != 0
+        filtered += is_filtered
+        run_step = t.step_of(settings, batch_filter if is_filtered else None)
+        with nullcontext() if run_step.ready else t.preparing():
+            run_step()
+        if progress is not None:
+            progress.step(1 / steps)
+    return filtered
+
+
+@torch.no_grad()
+def _rescore(t: Training, plan: LazyPlan) -> int:
+    """Score again what the plan has hidden, in batches of one size; returns the forward samples.
+
+    The last batch is filled up with samples that stand in it already.
+    """
+    hidden, size = plan.rescored, t.config.batch_size
+    if len(hidden) == 0:
+        return 0
+    t.model.eval()
+    draw = torch.full_like(hidden, t.epoch * t.config.repeats)
+    positions = torch.arange(-(-len(hidden) // size) * size, device=t.device) % len(hidden)
+    with t.clock.part("selection"):
+        for batch in positions.split(size):
+            index = hidden[batch]
+            inputs, targets = t.batches.train(index, draw[batch])
+            with t.autocast():
+                logits = t.forward(inputs)
+            t.pruner.score(logits, targets, index)
+    t.model.train()
+    return len(positions)
+
+
+def _counted(t: Training, steps: int, filtered: int, rescored: int) -> dict[str, int]:
+    """Samples forward and backward, those of scoring among them."""
+    batch, batch_filter = t.config.batch_size, t.pruner.batch_filter
+    kept = batch if batch_filter is None else batch_filter.kept(batch)
+    trained = (steps - filtered) * batch + filtered * kept
+    scored = filtered * batch + rescored
+    return {
+        "forward_samples": trained + scored,
+        "backward_samples": trained,
+        "scored_samples": scored,
+    }
+
+
 def _full_samples(t: Training, epochs: int) -> int:
     """What k repeats throughout take in so many epochs: whole batches, the rest carried over."""
     batch = t.config.batch_size
     return t.config.repeats * t.data.train_size * epochs // batch * batch
 
 
-def _plan(t: Training, phase: cpfast.recipes.Phase) -> tuple[int, int]:
-    """Put the epoch's samples into the stream: how many these are, and how many steps they make."""
-    order = t.pruner.plan(t.epoch, repeats=phase.repeats, prune=phase.prune)
+def _plan(t: Training, settings: EpochSettings, moment: Moment) -> tuple[LazyPlan, int]:
+    """Put the epoch's samples into the stream: the plan, and how many steps it makes."""
+    options: dict[str, Any] = {
+        "repeats": settings.repeats,
+        "prune": settings.prune,
+        "keep": settings.keep,
+        "period_end": moment.period_end,
+    }
+    order = t.pruner.plan(t.epoch, **options)
     # All passes choose by the same scores, and are of one length.
-    passes = torch.arange(phase.repeats, device=t.device) + t.epoch * t.config.repeats
-    draw = passes.repeat_interleave(len(order) // phase.repeats)
-    return len(order), t.stream.extend(order, draw, t.pruner.weights(order))
+    passes = torch.arange(settings.repeats, device=t.device) + t.epoch * t.config.repeats
+    draw = passes.repeat_interleave(len(order) // settings.repeats)
+    steps = t.stream.extend(order, draw, t.pruner.weights(order))
+    return t.pruner.prepare(t.epoch, **options), steps
 
 
 def evaluate(training: Training, progress: Progress | None = None) -> tuple[float, float]:
@@ -282,13 +400,6 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
             if progress is not None:
                 progress.step(0.0)  # where Ctrl-C is noticed
     return loss.item() / count, correct.item() / count
-
-
-def _anneal(config: Config) -> tuple[float, float | None]:
-    """The `anneal` of the pruner and that of the recipe: one of them decides, not both."""
-    if config.anneal is None:
-        return PRUNING_ANNEAL, None
-    return (1.0, config.anneal) if "detector" in config.method else (config.anneal, None)
 
 
 def _check_finite(what: str, value: float, epoch: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import cpfast
 from cpfast.train import energy, loop
 from cpfast.train.config import ENVIRONMENT, Config
 from cpfast.train.data import ImageData, TextData
@@ -22,7 +23,8 @@ ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the cou
 
 # Of a Training: what has a state that a checkpoint holds.
 _STATEFUL = (
-    "model", "optimizer", "schedule", "scaler", "rotation", "detector", "pruner", "stream"
+    "model", "optimizer", "schedule", "scaler", "rotation", "detector", "pruner", "probe",
+    "stream",
 )  # fmt: skip
 
 
@@ -111,6 +113,7 @@ def state_dict(training: Training) -> dict[str, Any]:
         "epoch": t.epoch,
         "config": t.config.to_dict(),
         "data": t.fingerprint,
+        "rotations": list(t.rotations),
         **{name: getattr(t, name).state_dict() for name in _STATEFUL},
     }
 
@@ -141,17 +144,31 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
             if name not in ("detector", "pruner"):
                 getattr(t, name).load_state_dict(state[name])
         # A fork may prune by other rules than the run that it comes from.
-        rules = {name: getattr(t.pruner, name) for name in ("policy", "keep", "anneal")}
-        t.pruner.load_state_dict({**state["pruner"], **rules})
+        t.pruner.load_state_dict(_under_rules_of(t.pruner, state["pruner"]))
         # What has been decided follows from the values: a fork may decide by other rules.
         for epoch, value in state["detector"]["history"]:
             t.detector.step(value, epoch)
+        t.rotations = [tuple(float(r) for r in rotation) for rotation in state["rotations"]]
         t.epoch = state["epoch"]
     except _Unfit:
         raise
     # whatever a part of it stumbles over: LookupError is a missing key or a short list
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise _Unfit(f"does not fit the run ({error!r})") from error
+
+
+def _under_rules_of(pruner: cpfast.DataPruner, state: dict[str, Any]) -> dict[str, Any]:
+    """What was recorded by another policy, for this one: columns that it did not record begin anew,
+    as does what it remembers."""
+    own = pruner.state_dict()
+    rules = {name: own[name] for name in ("policy", "options", "keep", "anneal", "state")}
+    if (state["policy"], state["options"]) == (own["policy"], own["options"]):
+        rules["state"] = state["state"]
+    columns = {
+        key: {name: state[key].get(name, new) for name, new in own[key].items()}
+        for key in ("columns", "columns_then")
+    }
+    return {**state, **rules, **columns}
 
 
 def _settings(config: dict[str, Any]) -> set[tuple[str, Any]]:

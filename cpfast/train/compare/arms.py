@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from cpfast.pruning import POLICIES
+from cpfast.pruning import policies
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
 
@@ -90,7 +90,7 @@ def known(at: int, budgets: Sequence[int] = ()) -> dict[str, Arm]:
         Arm("shortened", "k = {k}, fewer epochs, detector's samples", _shortened_matched,
             needs="detector", repeated=True),
     ]  # fmt: skip
-    for policy in POLICIES:
+    for policy in policies:
         name = NAMES.get(policy, policy)
         if policy == "random":
             arms.append(

@@ -21,7 +21,7 @@ from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
 from cpfast import schedules
-from cpfast.detection import CriticalPeriodDetector
+from cpfast.detection import CriticalPeriodDetector, criteria
 from cpfast.train.compare.plan import Plan
 from cpfast.train.compare.runner import Entry, Runner, entry_of, find
 from cpfast.train.compare.statistics import Estimate, interval
@@ -217,7 +217,7 @@ def earliest(criterion: str) -> int:
 
     A rule that fires there might have fired before, had it been able to: the epoch is censored.
     """
-    return CriticalPeriodDetector(criterion).window if criterion == "slope45" else 0
+    return criteria.make(criterion).earliest
 
 
 def cells(results: Mapping[str, Any]) -> list[Cell]:

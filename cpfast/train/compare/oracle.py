@@ -7,12 +7,13 @@ to one recipe would go wrong.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from cpfast.detection import CRITERIA, CriticalPeriodDetector
+from cpfast.detection import CriticalPeriodDetector, criteria
 from cpfast.train.compare.plan import Plan
 from cpfast.train.compare.runner import Entry, Runner, entry_of
 from cpfast.train.compare.statistics import Estimate, interval, percent
@@ -133,7 +134,7 @@ class Oracle(Plan):
 
             def forks(training: Training) -> list[tuple[RunFolder, Config]]:
                 epoch = training.epoch
-                picked = picks(training.detector.history, full.epochs).values()
+                picked = picks(_curve(training), full.epochs).values()
                 into = RunFolder(parent / f"switch{epoch}")
                 due = 0 < epoch < full.epochs and (epoch in grid or epoch in picked)
                 due = due and not (into.path / CONFIG).exists()
@@ -173,11 +174,17 @@ def switched(full: Config, switch: int) -> Config:
     return full.replace(method="detector", criterion="fixed", at=switch)
 
 
+def _curve(training: Training) -> list[tuple[int, float]]:
+    """The mean rotation after each epoch."""
+    means = [math.fsum(rotation) / len(rotation) for rotation in training.rotations]
+    return list(enumerate(means, 1))
+
+
 def picks(history: Sequence[tuple[int, float]], total: int) -> dict[str, int | None]:
     """The epoch at which each criterion, but the fixed one, ends the period of this rotation."""
     ends = {}
-    for criterion in CRITERIA:
-        if criterion != "fixed":
+    for criterion, entry in criteria.items():
+        if getattr(entry.factory, "of_rotation", False):
             detector = CriticalPeriodDetector(criterion, total)
             for epoch, value in history:
                 detector.step(value, epoch)

@@ -8,7 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from cpfast.pruning import POLICIES
+from cpfast.pruning import policies
 from cpfast.train import report
 from cpfast.train.compare import arms
 from cpfast.train.compare.runner import begun_seeds
@@ -47,7 +47,7 @@ def style_of(arm: str) -> tuple[str, str, bool]:
     if arm in BASE_STYLE:
         return *BASE_STYLE[arm], True
     prefix, _, policy = arm.rpartition("+")
-    others = [name for p in POLICIES if (name := arms.NAMES.get(p, p)) not in BASE_STYLE]
+    others = [name for p in policies if (name := arms.NAMES.get(p, p)) not in BASE_STYLE]
     colours = {"rs2": SKY, **dict(zip(others, cycle(POLICY_COLOURS), strict=False))}
     return colours[policy], {"": "*", "k1": "s", "detector": "D"}[prefix], not prefix
 

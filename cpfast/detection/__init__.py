@@ -1,0 +1,6 @@
+"""Detection of the critical period's end: criteria, the probe they measure by, the detector."""
+
+from cpfast.detection.criterion import Criterion, Measured, Paths, Probe, criteria
+from cpfast.detection.detector import CriticalPeriodDetector
+
+__all__ = ["CriticalPeriodDetector", "Criterion", "Measured", "Paths", "Probe", "criteria"]

@@ -1,0 +1,97 @@
+"""What a criterion of the critical period's end is, and what it may measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from cpfast.moment import Moment
+from cpfast.registry import Registry
+
+__all__ = ["Criterion", "Measured", "Paths", "Probe", "criteria"]
+
+
+class Measured(NamedTuple):
+    """What a criterion measured after an epoch."""
+
+    epoch: int
+    """Epochs completed, from 1."""
+    values: tuple[float, ...]
+
+
+class Paths(NamedTuple):
+    """How the layers' weights went through an epoch's steps."""
+
+    displacement: Tensor
+    """[L] float64: |w_n - w_0|^2 from the epoch's first weights to its last."""
+    steps: Tensor
+    """[L] float64: the sum of |w_(t+1) - w_t|^2."""
+    count: int
+    """n, the number of steps."""
+
+
+class Probe(Protocol):
+    """What an epoch showed: each quantity is measured once, when it is first asked for, shared by
+    all criteria, and stays on the device. :class:`cpfast.detection.probe.ModelProbe` is one."""
+
+    def rotation(self) -> Tensor:
+        """The layers' rotation: [L] float32."""
+        ...
+
+    def paths(self) -> Paths:
+        """How the weights moved; of criteria with ``per_step``."""
+        ...
+
+    def path_null(self) -> float:
+        """What ``displacement / steps`` is in expectation where gradients are noise alone."""
+        ...
+
+    def rank_stability(self) -> Tensor:
+        """Spearman's correlation of the samples' losses with those an epoch ago: [] float64; NaN
+        after the first epoch."""
+        ...
+
+
+class Criterion(Protocol):
+    """Measures something after an epoch, and judges from all that it has measured.
+
+    It holds its settings alone: the same history gives the same verdict wherever it is replayed.
+    """
+
+    every: int = 1
+    """Cadence in epochs."""
+    earliest: int = 1
+    """The first epoch after which it can fire: had it been able to, it might have fired before."""
+    of_rotation: bool = False
+    """Whether it measures the mean rotation and nothing else: then a stored curve replays it."""
+    per_step: bool = False
+    """Whether it asks the probe for ``paths``, which are measured after each step."""
+
+    def check(self, total_epochs: int) -> None:  # noqa: B027
+        """Whether it goes with a training of that length.
+
+        Raises:
+            ValueError: it does not.
+        """
+
+    def measure(self, probe: Probe) -> Tensor:
+        """[width] floating on the device, without synchronising; always of one width."""
+        ...
+
+    def statistic(self, history: Sequence[Measured], moment: Moment) -> float | None:
+        """The number that decides, for logs; None while there is none."""
+        return None
+
+    def judge(self, history: Sequence[Measured], moment: Moment) -> str | None:
+        """A line that says why the period has ended, or None; pure.
+
+        Args:
+            history: what was measured so far, the last of it after ``moment.epoch`` epochs.
+            moment: its epoch counts the completed ones.
+        """
+        ...
+
+
+criteria: Registry[Criterion] = Registry("criterion", "cpfast.detection", "cpfast.criteria")

@@ -1,0 +1,162 @@
+"""When the critical learning period has ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from cpfast.detection.criterion import Criterion, Measured, criteria
+from cpfast.moment import Moment
+
+__all__ = ["CriticalPeriodDetector"]
+
+_STATE = ("criterion", "options", "total_epochs", "history", "end_epoch", "reason")
+
+
+class CriticalPeriodDetector:
+    """Takes what a criterion measured in each epoch, and says once when the critical learning
+    period has ended.
+
+    The criteria are in :data:`cpfast.criteria`: ``"slope45"`` (arXiv 2506.15954) watches the mean
+    layer rotation, ``"fixed"`` is a given epoch, the control of every comparison; ``cpfast list``
+    shows all. Nothing irreversible should follow from a detection: it is a rule of thumb.
+
+    Args:
+        criterion: a name, or a :class:`~cpfast.detection.Criterion`.
+        total_epochs: T, the length of the training in epochs.
+        options: the criterion's own, such as ``window`` of slope45 and ``at`` of fixed; None is
+            as if not given.
+
+    Attributes:
+        criterion: its name; of a criterion that was given as an object, its class's.
+        rule: the criterion itself.
+        ended: whether the period has ended.
+        end_epoch: the epoch (from 1) after which it had, else None: the paper's cp.
+        reason: one line for a log.
+        history: the (epoch, value) pairs so far; where a criterion measures several numbers, or
+            none, the value is a tuple.
+        statistics: the (epoch, number) pairs so far of what decides: the slopes of slope45.
+
+    Raises:
+        ValueError: for an unknown criterion, or numbers out of range.
+    """
+
+    def __init__(
+        self,
+        criterion: str | Criterion = "slope45",
+        total_epochs: int = 200,
+        **options: Any,
+    ) -> None:
+        if total_epochs < 1:
+            raise ValueError(f"total_epochs: expected at least 1, got {total_epochs}")
+        given = {name: value for name, value in options.items() if value is not None}
+        if isinstance(criterion, str):
+            self.rule: Criterion = criteria.make(criterion, **given)
+            self.criterion = criterion
+        else:
+            if given:
+                raise ValueError(f"{next(iter(given))}: goes with the name of a criterion alone")
+            self.rule = criterion
+            self.criterion = type(criterion).__name__
+        self.rule.check(total_epochs)
+        self.total_epochs = total_epochs
+        self._options = given
+        self._measured: list[Measured] = []
+        self.statistics: list[tuple[int, float]] = []
+        self.end_epoch: int | None = None
+        self.reason: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.end_epoch is not None
+
+    @property
+    def history(self) -> list[tuple[int, float | tuple[float, ...]]]:
+        return [(m.epoch, m.values[0] if len(m.values) == 1 else m.values) for m in self._measured]
+
+    @property
+    def slopes(self) -> list[tuple[int, float]]:
+        """The :attr:`statistics` of slope45 by their name."""
+        return self.statistics
+
+    def step(self, value: float | Sequence[float] | Tensor, epoch: int) -> bool:
+        """Takes what was measured after ``epoch`` epochs (from 1). True exactly once: when the
+        period has ended.
+
+        Reading a tensor on a GPU synchronises, which is what an epoch's end is for.
+
+        Args:
+            value: a number, or as many as the criterion measures. NaN says, of one number among
+                several, that there is none yet.
+
+        Raises:
+            ValueError: where a single value is not finite or the epochs do not increase; nothing
+                is recorded then.
+        """
+        values = _numbers(value)
+        if len(values) == 1 and not math.isfinite(values[0]):
+            raise ValueError(
+                f"value: expected a finite number after epoch {epoch}, got {values[0]}"
+            )
+        last = self._measured[-1].epoch if self._measured else 0
+        if epoch <= last:
+            raise ValueError(f"epoch: expected more than {last}, got {epoch}")
+        self._measured.append(Measured(int(epoch), values))
+        moment = Moment(epoch, self.total_epochs, self.end_epoch)
+        statistic = self.rule.statistic(self._measured, moment)
+        if statistic is not None:
+            self.statistics.append((epoch, statistic))
+        if self.ended:
+            return False
+        reason = self.rule.judge(self._measured, moment)
+        if reason is None:
+            return False
+        self.end_epoch, self.reason = epoch, reason
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings, the history and what was detected: numbers and strings alone."""
+        return {
+            "criterion": self.criterion,
+            "options": dict(self._options),
+            "total_epochs": self.total_epochs,
+            "history": [(m.epoch, list(m.values)) for m in self._measured],
+            "end_epoch": self.end_epoch,
+            "reason": self.reason,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`, the settings included.
+
+        Raises:
+            ValueError: where something is missing, or it is that of a criterion that was given as
+                an object, and this one has another; nothing is changed then.
+        """
+        for name in _STATE:
+            if name not in state:
+                raise ValueError(f"state_dict: {name!r} is missing")
+        if state["criterion"] == self.criterion and state["options"] == self._options:
+            restored = CriticalPeriodDetector(self.rule, state["total_epochs"])
+        elif state["criterion"] in criteria:
+            restored = CriticalPeriodDetector(state["criterion"], state["total_epochs"])
+            restored.rule = criteria.make(state["criterion"], **state["options"])
+        else:
+            raise ValueError(
+                f"state_dict['criterion']: expected {self.criterion!r}, got {state['criterion']!r}"
+            )
+        restored.criterion, restored._options = state["criterion"], dict(state["options"])
+        for epoch, values in state["history"]:
+            restored.step(values, epoch)
+        restored.end_epoch, restored.reason = state["end_epoch"], state["reason"]
+        self.__dict__.update(restored.__dict__)
+
+
+def _numbers(value: float | Sequence[float] | Tensor) -> tuple[float, ...]:
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return tuple(float(v) for v in value)
+    return (float(value),)  # type: ignore[arg-type]

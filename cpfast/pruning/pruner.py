@@ -1,0 +1,710 @@
+"""Dynamic data pruning: which samples an epoch trains on, and how their losses are weighted."""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cpfast import ops
+from cpfast.moment import Moment
+from cpfast.pruning.plan import LazyPlan, Shuffled
+from cpfast.pruning.policy import COLUMNS, BatchFilter, Chosen, Draw, Policy, Samples, policies
+
+__all__ = ["DataPruner"]
+
+_SETTINGS = ("num_samples", "num_epochs", "keep", "anneal", "seed")
+_ASKED = {"repeats": 1, "prune": True, "keep": None, "period_end": None}
+# An ignored sample would be recorded as one of loss 0.
+_NONE_IGNORED = torch.iinfo(torch.int64).min
+_CAUSES = (
+    "Usual causes: a loader that asked for the sampler's length once (call set_epoch, and let it "
+    "read the length each epoch), a second sharding by a trainer, drop_last, a limit of batches, "
+    "losses that do not go through the pruner"
+)
+
+
+class _Planned(NamedTuple):
+    """What the current plan was asked for."""
+
+    epoch: int
+    repeats: int
+    prune: bool
+    keep: float
+    period_end: int | None
+
+
+class DataPruner:
+    """Keeps what the loss says of each sample, and plans each epoch from it.
+
+    The policies are in :data:`cpfast.policies`: ``"infobatch"`` (arXiv 2303.04947) leaves out some
+    of the samples below the mean loss and weights the others up, ``"random"`` (arXiv 2305.18424)
+    draws a fresh subset an epoch; ``cpfast list`` shows all. Under each, epochs from
+    ceil(anneal * num_epochs) on are full, with weights 1 (InfoBatch's own code takes the floor).
+    ``anneal=1`` prunes to the end.
+
+    The plan is a function of what was recorded, the seed and the epoch: after :meth:`sync` it is
+    the same on every rank, and resuming needs no generator's state. What is recorded lives on one
+    device and never visits the host; :meth:`prepare` and :meth:`plan` read a few integers once an
+    epoch.
+
+    Args:
+        num_samples: N, the size of the data set.
+        num_epochs: length of the training in epochs.
+        policy: a name, or a :class:`~cpfast.pruning.Policy`.
+        keep: share that is kept, in (0, 1].
+        anneal: fraction of the training after which epochs are full, in [0, 1].
+        seed: of all random choices.
+        device: where the scores live; None: the CPU, until the first logits come, then theirs.
+        nan: what the next plan does about a score that is NaN: "raise", or "keep" the sample, to
+            train on it again.
+        strict: what the next plan does where another number of samples was recorded than planned:
+            False warns, once; True raises; None does not look.
+        options: the policy's own, such as ``confidence`` of kakurenbo.
+
+    Attributes:
+        policy: its name; of a policy that was given as an object, its class's.
+        rule: the policy itself.
+
+    Raises:
+        ValueError: for an unknown policy, or numbers out of range.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_epochs: int = 200,
+        policy: str | Policy = "infobatch",
+        keep: float = 0.5,
+        anneal: float = 0.875,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        *,
+        nan: str = "raise",
+        strict: bool | None = False,
+        **options: Any,
+    ) -> None:
+        self.num_samples = _whole("num_samples", num_samples)
+        self.num_epochs = _whole("num_epochs", num_epochs)
+        self.seed = _whole("seed", seed)
+        self.keep, self.anneal = _share("keep", keep), float(anneal)
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed: expected an integer of 64 bits, got {seed}")
+        for name in ("num_samples", "num_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.anneal <= 1:
+            raise ValueError(f"anneal: expected a fraction in [0, 1], got {anneal}")
+        if nan not in ("raise", "keep"):
+            raise ValueError(f"nan: expected 'raise' or 'keep', got {nan!r}")
+        self.nan, self.strict = nan, strict
+        if isinstance(policy, str):
+            self.rule: Policy = policies.make(policy, **options)
+            self.policy = policy
+        else:
+            if options:
+                raise ValueError(f"{next(iter(options))}: goes with the name of a policy alone")
+            self.rule, self.policy = policy, type(policy).__name__
+        columns = self.rule.columns or ("loss",)
+        for column in columns:
+            if column not in COLUMNS:
+                raise ValueError(
+                    f"policy: {self.policy!r} needs the column {column!r}; the loss gives "
+                    f"{', '.join(COLUMNS)}"
+                )
+        self._options = dict(options)
+        self._follows_logits = device is None
+        at = torch.device(device or "cpu")
+        self._columns = {
+            name: torch.full((self.num_samples,), COLUMNS[name], dtype=torch.float32, device=at)
+            for name in columns
+        }
+        self._state = self.rule.state(self.num_samples, self.device)
+        # As they were when the current epoch was planned: from them, and the policy's state, the
+        # plan can be made again.
+        self._columns_then = {name: value.clone() for name, value in self._columns.items()}
+        self._weights = torch.ones_like(self.scores)
+        # Only under torch.distributed: which scores this rank has written since the last sync.
+        self._touched: Tensor | None = None
+        self._unsynced = False
+        self._planned: _Planned | None = None
+        self._lazy_plan: LazyPlan | None = None
+        self._plan: Tensor | None = None
+        # Samples recorded in the current epoch: here since the last sync, and before it by all.
+        self._recorded = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._recorded_by_all = 0
+        self._earlier = {"planned": 0, "seen": 0, "full": 0}  # in all epochs before it
+        self._has_warned = False
+
+    @property
+    def scores(self) -> Tensor:
+        """[N] float32: the first of the columns that the policy needs, the last loss for most; inf
+        where a sample has not been seen."""
+        return next(iter(self._columns.values()))
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What is recorded of the samples, by name: [N] float32 each."""
+        return dict(self._columns)
+
+    @property
+    def device(self) -> torch.device:
+        return self.scores.device
+
+    @property
+    def planned(self) -> tuple[int, int, bool] | None:
+        """The (epoch, repeats, prune) of the current plan; None before the first."""
+        return None if self._planned is None else self._planned[:3]
+
+    @property
+    def samples_planned(self) -> int:
+        """Samples in all epochs planned so far, over all ranks."""
+        return self._earlier["planned"] + self._current_length()
+
+    @property
+    def samples_seen(self) -> int:
+        """Samples whose losses were recorded in training, over all ranks where :meth:`sync` has
+        told. Synchronises."""
+        return self._earlier["seen"] + self._recorded_by_all + int(self._recorded)
+
+    @property
+    def samples_saved(self) -> int:
+        """Samples that the plans so far have left out."""
+        full = 0 if self._planned is None else self._planned.repeats * self.num_samples
+        return self._earlier["full"] + full - self.samples_planned
+
+    @property
+    def lr(self) -> float:
+        """What the policy multiplies the learning rate by in the current epoch; 1 for most."""
+        if self._planned is None or not self._chooses(self._planned):
+            return 1.0
+        share = self._current_length() / (self._planned.repeats * self.num_samples)
+        return self.rule.lr(share, self._moment(self._planned))
+
+    @property
+    def batch_filter(self) -> BatchFilter | None:
+        """The policy's selection within the batches of the current epoch, where it has one."""
+        if self._planned is None or not self._chooses(self._planned):
+            return None
+        return self.rule.batch_filter(self._moment(self._planned), self._planned.keep)
+
+    def is_full(self, epoch: int) -> bool:
+        """Whether the policy leaves nothing out in ``epoch`` (from 0)."""
+        annealing = epoch >= math.ceil(self.anneal * self.num_epochs)
+        return annealing or self.rule.is_full(Moment(epoch, self.num_epochs))
+
+    def plan(
+        self,
+        epoch: int,
+        *,
+        repeats: int = 1,
+        prune: bool = True,
+        keep: float | None = None,
+        period_end: int | None = None,
+    ) -> Tensor:
+        """The indices of epoch ``epoch`` (from 0), in random order: [n] int64 on the device.
+
+        Asking again for the current epoch returns the same tensor. Another epoch becomes the
+        current one: its weights replace those of the last.
+
+        Args:
+            epoch: counts from 0.
+            repeats: passes over the data. Each is a selection and a permutation of its own, so
+                that no batch within a pass holds a sample twice.
+            prune: False plans full passes with weights 1, whatever the policy says.
+            keep: share that is kept in this epoch; None: that of the pruner.
+            period_end: epochs completed when the critical period ended, for policies that ask.
+
+        Raises:
+            ValueError: for numbers out of range, or NaN among scores that choose the samples.
+            RuntimeError: where scores were recorded under torch.distributed and not synced; with
+                ``strict``, where another number was recorded than planned.
+        """
+        asked = self._asked(epoch, repeats, prune, keep, period_end)
+        plan = self._prepare("plan", asked)
+        if self._plan is None:
+            self._plan = plan.batch(0, len(plan))
+        return self._plan
+
+    def prepare(
+        self,
+        epoch: int,
+        *,
+        repeats: int = 1,
+        prune: bool = True,
+        keep: float | None = None,
+        period_end: int | None = None,
+    ) -> LazyPlan:
+        """As :meth:`plan`, but the order is computed batch by batch, and stored nowhere.
+
+        Each batch is ``prepare(epoch).batch(start, batch_size)``, for ``start`` below the plan's
+        length in steps of the batch size.
+        """
+        return self._prepare("prepare", self._asked(epoch, repeats, prune, keep, period_end))
+
+    def planned_length(self, epoch: int, **options: Any) -> int:
+        """``len(plan(epoch, ...))`` as of now, without making that epoch the current one.
+
+        Args:
+            options: those of :meth:`plan`.
+        """
+        asked = self._asked(**{**_ASKED, **options, "epoch": epoch})
+        if asked == self._planned:
+            return self._current_length()
+        self._require_synced(f"planned_length({asked.epoch})")
+        with torch.no_grad():
+            return len(self._propose(asked)[0])
+
+    def _asked(
+        self, epoch: int, repeats: int, prune: bool, keep: float | None, period_end: int | None
+    ) -> _Planned:
+        epoch, repeats = _whole("epoch", epoch), _whole("repeats", repeats)
+        if epoch < 0:
+            raise ValueError(f"epoch: expected one from 0 on, got {epoch}")
+        if repeats < 1:
+            raise ValueError(f"repeats: expected at least 1, got {repeats}")
+        share = self.keep if keep is None else _share("keep", keep)
+        end = None if period_end is None else _whole("period_end", period_end)
+        return _Planned(epoch, repeats, bool(prune), share, end)
+
+    @torch.no_grad()
+    def _prepare(self, caller: str, asked: _Planned) -> LazyPlan:
+        if self._planned == asked:
+            if self._lazy_plan is None:  # restored, or moved to another device
+                samples = Samples(self.num_samples, self.device, self._columns_then, self._state)
+                self._lazy_plan, self._weights, _ = self._select(asked, samples)
+            return self._lazy_plan
+        self._require_synced(f"{caller}({asked.epoch})")
+        # Aside, so that an error leaves the current plan and its weights as they are.
+        plan, weights, recorded, samples = self._propose(asked)
+        last = self._planned
+        if last is not None and last.epoch != asked.epoch:
+            self._compare(last, self._current_length(), recorded)
+            self._earlier["planned"] += self._current_length()
+            self._earlier["seen"] += recorded
+            self._earlier["full"] += last.repeats * self.num_samples
+            self._recorded.zero_()
+            self._recorded_by_all = 0
+        self._columns_then, self._state = dict(samples.columns), dict(samples.state)
+        self._weights, self._lazy_plan, self._plan = weights, plan, None
+        self._planned = asked
+        return plan
+
+    def _propose(self, asked: _Planned) -> tuple[LazyPlan, Tensor, int, Samples]:
+        """What :meth:`_select` gives, and the samples as they are after the current epoch."""
+        columns = {name: value.clone() for name, value in self._columns.items()}
+        state = {name: value.clone() for name, value in self._state.items()}
+        samples = Samples(self.num_samples, self.device, columns, state)
+        if self._planned is not None and self._planned.epoch != asked.epoch:
+            self.rule.update(samples, self._moment(self._planned))
+        return *self._select(asked, samples), samples
+
+    def _require_synced(self, before: str) -> None:
+        if self._unsynced:
+            raise RuntimeError(
+                "DataPruner: scores were recorded since the last sync; under torch.distributed "
+                f"call sync() on every rank before {before}"
+            )
+
+    def _chooses(self, planned: _Planned) -> bool:
+        return planned.prune and not self.is_full(planned.epoch)
+
+    def _moment(self, planned: _Planned) -> Moment:
+        return Moment(planned.epoch, self.num_epochs, planned.period_end)
+
+    def _select(self, asked: _Planned, samples: Samples) -> tuple[LazyPlan, Tensor, int]:
+        """The passes of an epoch, the weights of all samples, and how many were recorded."""
+        chooses = self._chooses(asked)
+        draws = [Draw(self.seed, asked.epoch, stream) for stream in range(asked.repeats)]
+        if chooses:
+            moment = self._moment(asked)
+            passes = [self.rule.select(samples, moment, asked.keep, draw) for draw in draws]
+        else:
+            passes = [Chosen.everyone(samples)] * asked.repeats
+        again = [p.rescored[1] for p in passes if p.rescored is not None]
+        is_nan = torch.stack([column.isnan().any() for column in samples.columns.values()]).any()
+        *counts, has_nan, recorded = torch.stack(
+            [*(p.count for p in passes), *again, is_nan.long(), self._recorded]
+        ).tolist()  # the one reading of the device
+        if has_nan and chooses and self.nan == "raise":
+            _refuse_nan(samples)
+        weights = torch.ones_like(self._weights)
+        rescored = [torch.empty(0, dtype=torch.int64, device=self.device)]
+        counts_again = iter(counts[len(passes) :])
+        for one, count in zip(passes, counts, strict=False):
+            if one.weights is not None:
+                weights.index_copy_(0, one.indices[:count], one.weights[:count])
+            if one.rescored is not None:
+                rescored.append(one.rescored[0][: next(counts_again)])
+        shuffled = [
+            Shuffled(one.indices, one.count, count if one.take is None else one.take, *draw)
+            for one, count, draw in zip(passes, counts, draws, strict=False)
+        ]
+        plan = LazyPlan(shuffled, torch.cat(rescored).unique() if again else rescored[0])
+        return plan, weights, recorded + self._recorded_by_all
+
+    def _compare(self, last: _Planned, planned: int, recorded: int) -> None:
+        """What the last epoch delivered with what was planned for it."""
+        if recorded == planned or self.strict is None or (self._has_warned and not self.strict):
+            return
+        if recorded == 0 and not self.rule.columns:  # nobody needs to record
+            return
+        message = (
+            f"DataPruner: epoch {last.epoch} planned {planned} samples, and the losses of "
+            f"{recorded} were recorded. {_CAUSES}"
+        )
+        if self.strict:
+            raise RuntimeError(message)
+        self._has_warned = True
+        warnings.warn(message, stacklevel=4)
+
+    def _current_length(self) -> int:
+        if self._planned is None:
+            return 0
+        return len(self._prepare("plan", self._planned))
+
+    def weights(self, index: Tensor) -> Tensor:
+        """What the losses of samples ``index`` ([B] int64) are multiplied by: [B] float32."""
+        self._restore_plan()
+        return self._weights[index.to(self.device, non_blocking=True)]
+
+    def _restore_plan(self) -> None:
+        if self._lazy_plan is None and self._planned is not None:
+            self._prepare("plan", self._planned)
+
+    def loss(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        index: Tensor,
+        *,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        num_tokens: int | Tensor | None = None,
+        gradient: str | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
+        """Cross-entropy, weighted, averaged over the batch; records what the policy needs.
+
+        Args:
+            logits: [B, C], or [B, T, C] for sequences of tokens.
+            target: [B] int64, each a class, none is ignored; or [B, T].
+            index: [B] int64, which samples of the data set these are.
+            weight: [B] float32; None: ``weights(index)``, of the current plan. For batches that
+                hold samples of an earlier plan too.
+            label_smoothing: in [0, 1].
+            ignore_index: of tokens. A sequence's score is the mean over the others.
+            reduction: "mean", "sum", or "none".
+            num_tokens: what the sum of the losses is divided by, in place of the number of rows
+                that are not ignored: of all micro-batches whose gradients are accumulated, so that
+                they add up to that of one batch. Goes with "mean".
+            gradient: when it is computed, as in :func:`cpfast.ops.scored_cross_entropy`; None:
+                with the loss, so that there can be one backward pass (not for float16 logits,
+                whose loss scale would come too late, nor with "none").
+            training: whether this is a step of the training; None: whether gradients are enabled.
+                Otherwise nothing is recorded or weighted, and the samples may be others: the index
+                is not looked at.
+
+        Returns:
+            [] float32 (float64 for float64 logits), the sum of weight * loss over B, or over the
+            tokens that are not ignored; [B] or [B, T] with "none". Summed over an epoch, and times
+            B, the mean estimates the sum over the full data: with n of N samples planned, a
+            batch's value is some N / n times the full mean, as InfoBatch's is.
+
+        Raises:
+            ValueError: for an index of another shape, or num_tokens without "mean".
+        """
+        if num_tokens is not None and reduction != "mean":
+            raise ValueError(f"num_tokens: goes with reduction='mean', got {reduction!r}")
+        trains = torch.is_grad_enabled() if training is None else training
+        if trains and index.shape != target.shape[:1]:
+            raise ValueError(
+                f"index: expected shape {tuple(target.shape[:1])} as target, "
+                f"got {tuple(index.shape)}"
+            )
+        if gradient is None:
+            late = logits.dtype == torch.float16 or reduction == "none" or not trains
+            gradient = "backward" if late else "forward"
+        if trains:
+            self._move_to(logits.device)
+            index = index.to(self.device, non_blocking=True)
+            weight = self.weights(index) if weight is None else weight
+        scored = self._scored(
+            logits,
+            target,
+            index if trains else None,
+            weight=weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index if logits.dim() == 3 else _NONE_IGNORED,
+            reduction="sum" if num_tokens is not None else reduction,
+            gradient=gradient,
+        )
+        if trains:
+            self._recorded += len(index)
+        return scored if num_tokens is None else scored / num_tokens
+
+    def score(
+        self, logits: Tensor, target: Tensor, index: Tensor, *, ignore_index: int = -100
+    ) -> None:
+        """Records what the policy needs of samples that are only looked at: ``plan.rescored``.
+
+        They do not count as trained on. Arguments as those of :meth:`loss`.
+        """
+        self._move_to(logits.device)
+        with torch.no_grad():
+            self._scored(
+                logits,
+                target,
+                index.to(self.device, non_blocking=True),
+                ignore_index=ignore_index if logits.dim() == 3 else _NONE_IGNORED,
+            )
+
+    def _scored(
+        self, logits: Tensor, target: Tensor, index: Tensor | None, **options: Any
+    ) -> Tensor:
+        """The loss; with an index, the columns are recorded."""
+        first, *others = self._columns
+        if index is None:
+            return ops.scored_cross_entropy(logits, target, **options).loss
+        scored = ops.scored_cross_entropy(
+            logits, target, table=self._columns[first], index=index, score=first, **options
+        )
+        for name in others:
+            values = getattr(scored, name)
+            if values.dim() > 1:
+                values = _mean_over_tokens(values, target != options["ignore_index"])
+            ops.record_scores(self._columns[name], index, values)
+        self._touch(index)
+        return scored.loss
+
+    def weighted(self, losses: Tensor, index: Tensor) -> Tensor:
+        """The weighted mean of losses of any kind; records them.
+
+        Args:
+            losses: [B] or [B, ...] floating, one or several of each sample, whose mean is its loss.
+            index: [B] int64, which samples of the data set these are.
+
+        Returns:
+            [], differentiable in ``losses``.
+
+        Raises:
+            ValueError: for an index of another shape, or a policy that needs more than losses.
+        """
+        if index.shape != losses.shape[:1]:
+            raise ValueError(
+                f"index: expected shape {tuple(losses.shape[:1])}, one a sample of losses "
+                f"{tuple(losses.shape)}, got {tuple(index.shape)}"
+            )
+        each = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+        if not torch.is_grad_enabled():
+            return each.mean()
+        self._move_to(losses.device)
+        index = index.to(self.device, non_blocking=True)
+        weight = self.weights(index).to(each.dtype)
+        self.update(index, each.detach().float())
+        return (each * weight).mean()
+
+    @torch.no_grad()
+    def update(self, index: Tensor, score: Tensor, **columns: Tensor) -> None:
+        """Records scores of the user's own making, such as unweighted losses.
+
+        Of a sample that stands in the batch twice, the later score is kept. NaN is recorded, and
+        reported by the next :meth:`plan`.
+
+        Args:
+            index: [B] int64 in [0, N).
+            score: [B] floating: the first column that the policy needs, its loss for most.
+            columns: [B] floating each: the others, by name.
+
+        Raises:
+            ValueError: where one of the policy's columns is missing.
+        """
+        first, *others = self._columns
+        if set(columns) != set(others):
+            raise ValueError(
+                f"columns: the policy {self.policy!r} needs {', '.join(self._columns)}; "
+                f"got score and {', '.join(columns) or 'no other'}"
+            )
+        index = index.to(self.device, non_blocking=True)
+        for name, value in ((first, score), *columns.items()):
+            ops.record_scores(self._columns[name], index, value.to(self.device))
+        self._recorded += len(index)
+        self._touch(index)
+
+    def _touch(self, index: Tensor) -> None:
+        if _world_size() > 1:
+            if self._touched is None:
+                self._touched = torch.zeros_like(self.scores, dtype=torch.bool)
+            self._touched[index] = True
+            self._unsynced = True
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Merges the scores of all ranks, in one collective; call it once an epoch on each rank.
+
+        A sample that several ranks have scored gets the mean. Does nothing outside
+        torch.distributed.
+        """
+        if _world_size() > 1:
+            if self._touched is None:
+                self._touched = torch.zeros_like(self.scores, dtype=torch.bool)
+            # As two floats, which hold more than one does exactly.
+            count = torch.stack([self._recorded >> 20, self._recorded & 0xFFFFF]).float()
+            merged = torch.cat(
+                [
+                    *(torch.where(self._touched, c, 0.0) for c in self._columns.values()),
+                    self._touched.float(),
+                    count,
+                ]
+            )
+            dist.all_reduce(merged)
+            *totals, ranks = merged[:-2].view(-1, self.num_samples)
+            for name, total in zip(self._columns, totals, strict=True):
+                self._columns[name].copy_(
+                    torch.where(ranks > 0, total / ranks, self._columns[name])
+                )
+            high, low = merged[-2:].tolist()
+            self._recorded_by_all += (int(high) << 20) + int(low)
+            self._recorded.zero_()
+            self._touched.zero_()
+        self._unsynced = False
+
+    def _move_to(self, device: torch.device) -> None:
+        if device == self.device:
+            return
+        if not self._follows_logits:
+            raise RuntimeError(
+                f"logits: on {device}, but the pruner was made with device={str(self.device)!r}; "
+                "make it with the device of the model"
+            )
+        for kept in (self._columns, self._columns_then, self._state):
+            for name, value in kept.items():
+                kept[name] = value.to(device)
+        self._weights = self._weights.to(device)
+        self._recorded = self._recorded.to(device)
+        self._touched = None if self._touched is None else self._touched.to(device)
+        self._lazy_plan = self._plan = None  # made again from what was known then
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings, what is recorded of the samples, and from what the current epoch was planned:
+        numbers, strings and tensors, of the same names and shapes at every moment.
+
+        Raises:
+            RuntimeError: where scores were recorded under torch.distributed and not synced: each
+                rank would save other scores.
+        """
+        self._require_synced("state_dict()")
+        planned = self._planned or _Planned(-1, 1, False, self.keep, None)
+        tables = {
+            "columns": self._columns,
+            "state": self._state,
+            "columns_then": self._columns_then,
+        }
+        return {
+            **{name: getattr(self, name) for name in _SETTINGS},
+            "policy": self.policy,
+            "options": dict(self._options),
+            **{
+                key: {name: value.clone() for name, value in table.items()}
+                for key, table in tables.items()
+            },
+            "planned": {
+                **planned._asdict(),
+                "period_end": -1 if planned.period_end is None else planned.period_end,
+            },
+            "recorded": self._recorded_by_all + int(self._recorded),
+            "earlier": dict(self._earlier),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`, the settings included, on this pruner's device.
+
+        Raises:
+            ValueError: where the state is not that of a pruner of a data set of this size; nothing
+                is changed then.
+        """
+        names = (*_SETTINGS, "policy", "options", "columns", "state", "columns_then")
+        for name in (*names, "planned", "recorded", "earlier"):
+            if name not in state:
+                raise ValueError(f"state_dict: {name!r} is missing")
+        if state["num_samples"] != self.num_samples:
+            raise ValueError(
+                f"state_dict['num_samples']: expected {self.num_samples}, "
+                f"got {state['num_samples']}"
+            )
+        is_own = (state["policy"], state["options"]) == (self.policy, self._options)
+        if not is_own and state["policy"] not in policies:
+            raise ValueError(
+                f"state_dict['policy']: expected {self.policy!r}, got {state['policy']!r}"
+            )
+        restored = DataPruner(
+            **{name: state[name] for name in _SETTINGS},
+            policy=self.rule if is_own else state["policy"],
+            device=self.device,
+            nan=self.nan,
+            strict=self.strict,
+            **({} if is_own else state["options"]),
+        )
+        restored.policy, restored._options = state["policy"], dict(state["options"])
+        for key in ("columns", "state", "columns_then"):
+            _load_table(key, state[key], getattr(restored, f"_{key}"))
+        planned = _Planned(**state["planned"])
+        if planned.epoch >= 0:
+            end = planned.period_end
+            restored._planned = planned._replace(period_end=None if end == -1 else end)
+        restored._recorded_by_all = int(state["recorded"])
+        restored._earlier = {name: int(state["earlier"][name]) for name in self._earlier}
+        restored._follows_logits = self._follows_logits
+        self.__dict__.update(restored.__dict__)
+
+
+def _refuse_nan(samples: Samples) -> None:
+    for name, column in samples.columns.items():
+        nans = column.isnan().nonzero()[:, 0].tolist()
+        if nans:
+            raise ValueError(
+                f"scores: {len(nans)} of {samples.size} are NaN ({name}), the first is that of "
+                f"sample {nans[0]}: its loss has diverged; nan='keep' trains on it again"
+            )
+
+
+def _load_table(key: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    if set(saved) != set(own):
+        raise ValueError(f"state_dict[{key!r}]: expected {sorted(own)}, got {sorted(saved)}")
+    for name, value in own.items():
+        if saved[name].shape != value.shape or saved[name].dtype != value.dtype:
+            raise ValueError(
+                f"state_dict[{key!r}][{name!r}]: expected {list(value.shape)} {value.dtype}, "
+                f"got {list(saved[name].shape)} {saved[name].dtype}"
+            )
+        value.copy_(saved[name])
+
+
+def _mean_over_tokens(values: Tensor, counts: Tensor) -> Tensor:
+    """Of a sequence's scores, [B, T], those of its tokens that are not ignored."""
+    return (values * counts).sum(1) / counts.sum(1)
+
+
+def _whole(name: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}: expected an integer, got {value!r}") from None
+
+
+def _share(name: str, value: float) -> float:
+    share = float(value)
+    if not 0 < share <= 1:
+        raise ValueError(f"{name}: expected a share in (0, 1], got {value}")
+    return share
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
