@@ -15,18 +15,18 @@ from typing import Any, NoReturn
 import torch
 
 import cpfast
+from cpfast.detection import criteria
+from cpfast.pruning import policies
+from cpfast.recipes import recipes
 from cpfast.train import compare, data, energy, loop, models, plots, process, report, run
 from cpfast.train.compare.options import add_options, plan_from
 from cpfast.train.compare.show import show
 from cpfast.train.config import (
-    CRITERIA,
     ENVIRONMENT,
     LABELS,
-    METHODS,
     MODELS,
     NAMED,
     OPTIMIZERS,
-    POLICIES,
     PRECISIONS,
     SCHEDULES,
     STEPS,
