@@ -129,6 +129,7 @@ class PrunedSampler(DistributedSampler):
         self._replicas, self._rank = num_replicas, rank
         self._chosen: _Settings | None = None
         self._position = 0  # of this rank, in the current epoch
+        self._resumed_at = 0  # where the next iteration begins
         self._finished = False
         if num_replicas is not None or rank is not None:
             self._ranks()
@@ -174,7 +175,7 @@ class PrunedSampler(DistributedSampler):
         current = self._chosen
         if current is None or current.epoch != epoch:
             chosen = self._from_recipe(epoch)
-            self._position, self._finished = 0, False
+            self._position, self._resumed_at, self._finished = 0, 0, False
         else:
             chosen = current
         if repeats is not None:
@@ -182,7 +183,7 @@ class PrunedSampler(DistributedSampler):
         if prune is not None:
             chosen = chosen._replace(prune=prune)
         if chosen != current:
-            self._position, self._finished = 0, False
+            self._position, self._resumed_at, self._finished = 0, 0, False
         self._chosen = chosen
 
     def _from_recipe(self, epoch: int) -> _Settings:
@@ -230,13 +231,13 @@ class PrunedSampler(DistributedSampler):
                 "set_epoch(epoch) before each epoch",
                 stacklevel=2,
             )
-            self._position, self._finished = 0, False
         plan = self.pruner.plan(epoch, **current.options())
         own = plan[rank::replicas][: self._share(len(plan))].tolist()
         return self._yield_from(own, current)
 
     def _yield_from(self, own: list[int], current: _Settings) -> Iterator[int]:
-        begin = self._position if self._position < len(own) else 0
+        begin = 0 if self._finished else min(self._resumed_at, len(own))
+        self._position, self._resumed_at, self._finished = begin, 0, False
         for position in range(begin, len(own)):
             if self._current() == current:
                 self._position = position + 1
@@ -264,5 +265,5 @@ class PrunedSampler(DistributedSampler):
         self.set_epoch(int(state["epoch"]))
         if self.recipe is None and planned is not None and planned[0] == state["epoch"]:
             self.set_epoch(planned[0], repeats=planned[1], prune=planned[2])
-        self._position = int(state["position"])
+        self._position = self._resumed_at = int(state["position"])
         self._finished = bool(state["finished"])

@@ -15,7 +15,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["FractionLR", "FractionSchedule", "Schedule", "constant", "cosine", "linear", "one_cycle", "step"]
+__all__ = [
+    "FractionLR",
+    "FractionSchedule",
+    "Schedule",
+    "constant",
+    "cosine",
+    "linear",
+    "one_cycle",
+    "step",
+]
 
 Schedule = Callable[[float], float]
 

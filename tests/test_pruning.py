@@ -1,11 +1,16 @@
+import contextlib
 import copy
 import math
+import pickle
+import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import cpfast
+from cpfast import pruning
 
 N = 1001
 
@@ -92,7 +97,8 @@ def test_batches_are_slices_of_the_plan(device, policy, repeats, epoch):
     assert plan.batch(len(plan), 5).tolist() == []
     assert torch.equal(lazy.weights(expected), whole.weights(expected))
     assert torch.equal(lazy.plan(epoch, repeats=repeats), expected)
-    assert (lazy.samples_seen, lazy.samples_saved) == (whole.samples_seen, whole.samples_saved)
+    for name in ("samples_planned", "samples_saved"):
+        assert getattr(lazy, name) == getattr(whole, name)
     with pytest.raises(ValueError, match="start: .* got -1"):
         plan.batch(-1, 5)
 
@@ -154,12 +160,12 @@ def test_the_plan_of_an_epoch_holds_while_its_scores_change():
 
 def test_counts():
     pruner, _ = scored()
-    assert (pruner.samples_seen, pruner.samples_saved) == (N, 0)
+    assert (pruner.samples_planned, pruner.samples_saved) == (N, 0)
     n = len(pruner.plan(1))
-    assert (pruner.samples_seen, pruner.samples_saved) == (N + n, N - n)
+    assert (pruner.samples_planned, pruner.samples_saved) == (N + n, N - n)
     pruner.plan(1)
     m = len(pruner.plan(1, repeats=2))  # replaces the plan of epoch 1
-    assert (pruner.samples_seen, pruner.samples_saved) == (N + m, 2 * N - m)
+    assert (pruner.samples_planned, pruner.samples_saved) == (N + m, 2 * N - m)
 
 
 def test_unseen_samples_are_kept():
@@ -261,11 +267,10 @@ def test_a_pruner_without_a_device_follows_the_first_logits(device):
 def test_nan_losses_are_reported_with_their_sample():
     pruner, _ = scored()
     pruner.update(torch.tensor([5, 17]), torch.tensor([math.nan, math.nan]))
-    before = pruner._weights.fill_(3.0).clone()
     with pytest.raises(ValueError, match=f"scores: 2 of {N} are NaN, .* sample 5"):
         pruner.plan(1)
     assert pruner.planned == (0, 1, True)
-    assert torch.equal(pruner.weights(torch.arange(N)), before)
+    assert (pruner.weights(torch.arange(N)) == 1).all()
     pruner.update(torch.tensor([5, 17]), torch.ones(2))
     assert len(pruner.plan(1)) < N
 
@@ -276,7 +281,7 @@ def test_a_state_of_another_data_set_is_refused_and_changes_nothing():
     with pytest.raises(ValueError, match=rf"num_samples'\]: expected {N}, got 7"):
         pruner.load_state_dict(cpfast.DataPruner(7, seed=3).state_dict())
     assert pruner.seed == 0
-    assert torch.equal(pruner.scores, before["scores"])
+    assert torch.equal(pruner.scores, before["columns"]["loss"])
 
 
 @pytest.mark.parametrize(
@@ -314,20 +319,19 @@ def test_random_never_plans_an_empty_epoch():
     assert len(cpfast.DataPruner(3, policy="random", keep=0.1).plan(0)) == 1
 
 
-def test_an_epoch_planned_again_is_counted_once():
+def test_an_epoch_planned_again_at_once_is_counted_once():
     pruner, _ = scored()
-    for epoch in (3, 0, 3):
-        pruner.plan(epoch)
-    n = len(pruner.plan(3))
-    assert (pruner.samples_seen, pruner.samples_saved) == (N + n, N - n)
+    for _ in range(3):
+        n = len(pruner.plan(3))
+    assert (pruner.samples_planned, pruner.samples_saved) == (N + n, N - n)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"policy": "foo"}, "policy: .* got 'foo'"),
-        ({"scores": torch.zeros(3)}, rf"scores'\]: expected shape \[{N}\], got \[3\]"),
-        ({"weights": torch.zeros(N, 1)}, "weights.*expected shape"),
+        ({"columns": {"loss": torch.zeros(3)}}, rf"'loss'\]: expected \[{N}\] .*, got \[3\]"),
+        ({"columns": {}}, r"columns'\]: expected \['loss'\], got \[\]"),
     ],
 )
 def test_a_malformed_state_is_refused_and_changes_nothing(change, message):
@@ -383,3 +387,181 @@ def test_an_epoch_of_scoring_rotation_and_selection_never_waits_for_the_device()
         torch.cuda.set_sync_debug_mode("default")
     assert 0 < mean.item() < 1
     assert pruner.scores.isfinite().all()
+
+
+def warned(pruner, index=None, scores=None, **options):
+    """What the plan of the next epoch warns of."""
+    epoch = pruner.planned[0]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pruner.plan(epoch + 1, **options)
+    return [str(w.message) for w in caught]
+
+
+def test_samples_seen_are_those_trained_on():
+    pruner = cpfast.DataPruner(10)
+    plan = pruner.plan(0)
+    logits = torch.zeros(4, 3, requires_grad=True)
+    pruner.loss(logits, torch.zeros(4, dtype=torch.int64), plan[:4])
+    assert (pruner.samples_seen, pruner.samples_planned) == (4, 10)
+    with torch.no_grad():
+        pruner.loss(logits, torch.zeros(4, dtype=torch.int64), plan[:4])
+    pruner.score(logits, torch.zeros(4, dtype=torch.int64), plan[4:8])
+    assert pruner.samples_seen == 4
+    pruner.weighted(torch.ones(6, 2, requires_grad=True), plan[4:])
+    assert pruner.samples_seen == 10
+    assert warned(pruner) == []
+    assert pruner.samples_seen == 10
+
+
+@pytest.mark.parametrize("recorded", [9, 20])
+def test_what_was_delivered_is_compared_with_what_was_planned(recorded):
+    pruner = cpfast.DataPruner(10)
+    for epoch in range(2):
+        plan = pruner.plan(epoch).repeat(2)[:recorded]
+        pruner.update(plan, torch.ones(len(plan)))
+        (message,) = warned(pruner) or [None] if epoch == 0 else [None]
+        if epoch == 0:
+            assert f"epoch 0 planned 10 samples, and the losses of {recorded} were" in message
+            assert all(cause in message for cause in ("length once", "sharding", "drop_last"))
+        else:
+            assert message is None  # once
+    strict = cpfast.DataPruner(10, strict=True)
+    strict.update(strict.plan(0).repeat(2)[:recorded], torch.ones(recorded))
+    before = copy.deepcopy(strict.state_dict())
+    with pytest.raises(RuntimeError, match=f"planned 10 samples, .* of {recorded}"):
+        strict.plan(1)
+    assert str(strict.state_dict()) == str(before)
+
+
+def test_a_policy_that_needs_no_losses_misses_none():
+    pruner = cpfast.DataPruner(10, policy="random")
+    pruner.plan(0)
+    assert warned(pruner) == []
+
+
+@pytest.mark.parametrize("policy", ["infobatch", "random", "kakurenbo", "selective_backprop"])
+def test_it_is_pickled_and_copied_in_the_middle_of_an_epoch(policy):
+    pruner, _ = scored(policy=policy) if policy != "kakurenbo" else (cpfast.DataPruner(N), None)
+    plan = pruner.plan(1, repeats=2)
+    for other in (copy.deepcopy(pruner), pickle.loads(pickle.dumps(pruner))):
+        assert torch.equal(other.plan(1, repeats=2), plan)
+        assert torch.equal(other.weights(plan), pruner.weights(plan))
+
+
+def test_its_state_is_of_plain_numbers_and_fixed_shapes():
+    def shapes(value):
+        if isinstance(value, dict):
+            return {key: shapes(v) for key, v in value.items()}
+        if isinstance(value, torch.Tensor):
+            return value.shape, value.dtype
+        assert type(value) in (int, float, str, bool)
+        return type(value)
+
+    pruner = cpfast.DataPruner(np.int64(N), num_epochs=np.int32(9), keep=np.float32(0.5))
+    before = shapes(pruner.state_dict())
+    pruner.plan(np.int64(0), repeats=np.int64(2))
+    pruner.update(torch.arange(N), torch.rand(N))
+    assert shapes(pruner.state_dict()) == before
+    pruner.plan(1, period_end=np.int64(1))
+    assert shapes(pruner.state_dict()) == before
+
+
+def test_it_is_loaded_by_torchs_distributed_checkpoints(tmp_path):
+    from torch.distributed import checkpoint
+
+    pruner, _ = scored(policy="infobatch")
+    pruner.plan(1)
+    checkpoint.save({"pruner": pruner.state_dict()}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    fresh = cpfast.DataPruner(N, policy="infobatch")
+    state = {"pruner": fresh.state_dict()}
+    checkpoint.load(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    fresh.load_state_dict(state["pruner"])
+    assert torch.equal(fresh.plan(1), pruner.plan(1))
+    assert torch.equal(fresh.scores, pruner.scores)
+
+
+def test_accumulated_losses_add_up_to_one_batch():
+    pruner, _ = scored()
+    index = pruner.plan(0)[:6]
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(6, 4, 7, generator=g).requires_grad_()
+    target = torch.randint(7, (6, 4), generator=g)
+    target[0, 1:] = -100  # so that micro-batches have different numbers of tokens
+    (whole,) = torch.autograd.grad(pruner.loss(logits, target, index), logits)
+    tokens = int((target != -100).sum())
+    parts = [
+        pruner.loss(logits[part], target[part], index[part], num_tokens=tokens)
+        for part in (slice(0, 2), slice(2, 6))
+    ]
+    (grad,) = torch.autograd.grad(sum(parts), logits)
+    torch.testing.assert_close(grad, whole)
+
+
+def test_evaluation_leaves_scores_alone_and_weights_nothing():
+    pruner, _ = scored()
+    pruner.plan(1)
+    before = pruner.scores.clone()
+    logits, target = torch.randn(3, 4), torch.tensor([1, 2, 0])
+    index = torch.tensor([N, N + 1, N + 2])  # of another data set
+    for training in (None, False):
+        with torch.no_grad() if training is None else contextlib.nullcontext():
+            loss = pruner.loss(logits, target, index, training=training)
+        torch.testing.assert_close(loss, F.cross_entropy(logits, target))
+    assert torch.equal(pruner.scores, before)
+
+
+def test_nan_scores_are_kept_where_asked():
+    pruner, _ = scored(nan="keep")
+    pruner.update(torch.tensor([5, 17]), torch.tensor([math.nan, math.inf]))
+    for epoch in range(1, 20):
+        assert {5, 17} <= set(pruner.plan(epoch).tolist())
+    with pytest.raises(ValueError, match="nan: .* got 'drop'"):
+        cpfast.DataPruner(5, nan="drop")
+
+
+def test_kakurenbo_hides_easy_samples_and_scores_them_again():
+    pruner = cpfast.DataPruner(100, num_epochs=10, policy="kakurenbo", keep=0.7, anneal=1.0)
+    assert len(pruner.prepare(0)) == 100
+    loss = torch.linspace(0.01, 2, 100)
+    correct = torch.ones(100)
+    correct[3] = 0  # of the lowest losses, but wrong
+    pruner.update(torch.arange(100), loss, correct=correct)
+    plan = pruner.prepare(1)
+    easy = [i for i in range(30) if math.exp(-loss[i]) >= 0.7 and i != 3]
+    assert plan.rescored.tolist() == easy
+    trained = set(pruner.plan(1).tolist())
+    assert trained == set(range(100)) - set(easy)
+    assert pruner.lr == pytest.approx(1 / (1 - len(easy) / 100))
+    assert pruner.weights(torch.arange(100)).eq(1).all()
+    # from 30 % of the training on, .8 of the candidates
+    assert set(pruner.prepare(3).rescored.tolist()) == {i for i in easy if i < 24}
+    with pytest.raises(ValueError, match="columns: .* needs loss, correct; got score and no other"):
+        pruner.update(torch.arange(2), torch.zeros(2))
+
+
+def test_selective_backprop_prefers_large_losses():
+    pruner = cpfast.DataPruner(1000, num_epochs=10, policy="selective_backprop", keep=0.25)
+    assert pruner.plan(0).numel() == 1000
+    assert pruner.batch_filter is None  # before half of the training
+    pruner.plan(5)
+    chosen = pruner.batch_filter
+    losses = torch.rand(64, generator=torch.Generator().manual_seed(0))
+    draws = 4000
+    counts = torch.zeros(64)
+    for i in range(draws):
+        uniform = pruning.Draw(0, 0, 0).uniform(torch.arange(64) + 64 * i)
+        positions = chosen.choose(losses, uniform)
+        assert len(positions.unique()) == len(positions) == chosen.kept(64) == 16
+        counts[positions] += 1
+    # numpy's own draw without replacement, as the paper's code has it
+    generator = np.random.default_rng(0)
+    percentile = (np.arange(64) + 0.5) / 64
+    weights = percentile**3 / (percentile**3).sum()
+    expected = np.zeros(64)
+    for _ in range(draws):
+        expected[generator.choice(64, 16, replace=False, p=weights)] += 1
+    measured = counts[losses.argsort()].numpy()
+    error = 5 * np.sqrt(2 * draws * 0.25)
+    assert np.abs(measured - expected).max() < error
+    assert measured[:16].sum() < 0.1 * measured[48:].sum()

@@ -2,12 +2,14 @@ import math
 
 import pytest
 
-from cpfast import Recipe
-from cpfast.recipes import METHODS
+from cpfast import EpochSettings, Moment, Recipe, Window
+from cpfast.recipes import Freeze, Prune, Repeats, recipes
 
 
 def phases(recipe, end_epoch):
-    return [tuple(recipe.phase(e, end_epoch)) for e in range(recipe.total_epochs)]
+    total = recipe.total_epochs
+    settings = [recipe.settings(Moment(e, total, end_epoch)) for e in range(total)]
+    return [(s.repeats, s.prune) for s in settings]
 
 
 @pytest.mark.parametrize(
@@ -17,50 +19,112 @@ def phases(recipe, end_epoch):
         ("detector", (3, False), (1, False)),
         ("prune", (3, True), (3, True)),
         ("detector+prune", (3, False), (1, True)),
+        ("freeze", (3, False), (3, False)),
     ],
 )
 def test_what_each_method_changes_at_the_end_of_the_period(method, before, after):
-    recipe = Recipe.from_method(method, 10)
-    assert phases(recipe, None) == [before] * 10
+    recipe = Recipe.named(method, 8)
+    # InfoBatch's .875: the last epoch of eight leaves nothing out.
+    assert phases(recipe, None)[:7] == [before] * 7
     # The period ended after 4 epochs: epochs 0 to 3 were in it.
-    assert phases(recipe, 4) == [before] * 4 + [after] * 6
+    assert phases(recipe, 4)[:7] == [before] * 4 + [after] * 3
+    assert phases(recipe, 4)[7] == (after[0], False)
     assert recipe.uses_detector == (before != after)
-    assert method in METHODS
+    assert method in recipes
 
 
 @pytest.mark.parametrize("anneal", [0.5, 0.85, 0.95, 1.0])
 def test_annealing_resumes_the_full_recipe(anneal):
-    recipe = Recipe.from_method("detector+prune", 200, anneal=anneal)
+    recipe = Recipe.named("detector+prune", 200, anneal=anneal)
     resumed = 25 + math.ceil(175 * anneal)
     expected = [(3, False)] * 25 + [(1, True)] * (resumed - 25) + [(3, False)] * (200 - resumed)
     assert phases(recipe, 25) == expected
 
 
 def test_the_papers_saving():
-    # 1 - (T + (k - 1) cp) / (kT) with T = 200, k = 3, cp = 25: METHODS of arXiv 2506.15954.
-    recipe = Recipe.from_method("detector", 200)
-    passes = sum(recipe.phase(e, 25).repeats for e in range(200))
+    # 1 - (T + (k - 1) cp) / (kT) with T = 200, k = 3, cp = 25.
+    passes = sum(repeats for repeats, _ in phases(Recipe.named("detector", 200), 25))
     assert 1 - passes / 600 == pytest.approx(1 - (200 + 2 * 25) / 600)
 
 
+def settings(actions, epoch=0, total=10, end=None, rotations=()):
+    return Recipe(total, actions).settings(Moment(epoch, total, end, rotations))
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("window", "end", "inside"),
     [
-        ({"total_epochs": 0}, "total_epochs: .* got 0"),
-        ({"repeats": 0}, "repeats: .* got 0"),
-        ({"repeats_after": 0}, "repeats_after: .* got 0"),
-        ({"prune": "sometimes"}, "prune: .* got 'sometimes'"),
-        ({"keep": 0}, "keep: .* got 0"),
-        ({"anneal": 1.5}, "anneal: .* got 1.5"),
+        (Window(), None, range(20)),
+        (Window("during"), None, range(20)),
+        (Window("during"), 7, range(7)),
+        (Window("after"), None, []),
+        (Window("after"), 7, range(7, 20)),
+        (Window("after", begin=0.5), 7, range(7 + 7, 20)),
+        (Window("after", end=0.5), 7, range(7, 7 + 7)),
+        (Window("after", until=0.5), 7, range(7, 10)),
+        (Window(begin=0.75), None, range(15, 20)),
+        (Window(until=0.875), None, range(18)),
     ],
 )
-def test_bad_settings_are_named(arguments, message):
+def test_windows(window, end, inside):
+    amounts = [window.amount(Moment(epoch, 20, end)) for epoch in range(20)]
+    assert amounts == [float(epoch in inside) for epoch in range(20)]
+
+
+def test_a_ramp_rises_to_one():
+    window = Window(begin=0.5, ramp=0.2)
+    amounts = [window.amount(Moment(epoch, 20)) for epoch in range(20)]
+    assert amounts == [0.0] * 10 + [0.25, 0.5, 0.75] + [1.0] * 7
+    keeps = [settings([Prune(0.5, window)], epoch, 20).keep for epoch in (9, 10, 12, 13)]
+    assert keeps == [None, 0.875, 0.625, 0.5]
+    assert settings([Repeats(3), Repeats(1, window)], 11, 20).repeats == 2
+
+
+def test_an_empty_recipe_is_one_full_pass():
+    assert settings([]) == EpochSettings(repeats=1, prune=False, keep=None, lr=1.0, frozen=0)
+
+
+def test_freeze_counts_the_first_layers_that_stopped():
+    still, slow, fast = [0.5] * 9, [0.5 + 0.001 * e for e in range(9)], [0.1 * e for e in range(9)]
+
+    def frozen(*layers, epoch=9, **options):
+        rotations = tuple(zip(*layers, strict=True))
+        return settings([Freeze(**options)], epoch, 20, rotations=rotations).frozen
+
+    assert frozen(still, slow, fast) == 2
+    assert frozen(still, fast, still) == 1
+    assert frozen(fast, still, still) == 0
+    assert frozen(still, still, still) == 2  # never the last
+    assert frozen(still, slow, fast, below=0.001) == 1
+    assert frozen(still, slow, fast, epoch=3) == 0  # it looks three epochs back
+    # What comes later plays no part: the settings of an epoch can be asked for at any time.
+    assert frozen(still, slow, fast, epoch=5) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Recipe(0), "total_epochs: .* got 0"),
+        (lambda: Repeats(0), "repeats: .* got 0"),
+        (lambda: Prune(0), "keep: .* got 0"),
+        (lambda: Prune(window=Window(ramp=0.1)), "keep: "),
+        (lambda: Freeze(below=1.0), "below: .* got 1.0"),
+        (lambda: Freeze(epochs=0), "epochs: .* got 0"),
+        (lambda: Window("sometimes"), "phase: .* got 'sometimes'"),
+        (lambda: Window(begin=1.5), "begin: .* got 1.5"),
+        (lambda: Window("during", end=0.5), "phase: 'during' is whole"),
+        (lambda: Window(begin=0.6, end=0.5), "begin: expected at most end, 0.5, got 0.6"),
+        (lambda: Recipe.named("detector", 10, anneal=1.5), "end: .* got 1.5"),
+        (lambda: Recipe.named("magic", 10), "recipe: .* got 'magic'"),
+        (lambda: Recipe.named("detectr", 10), "did you mean detector"),
+        (
+            lambda: Recipe.named("full", 10, keep=0.5),
+            "keep: expected .*repeats, got 0.5 for 'full'",
+        ),
+        (lambda: settings([], epoch=10), r"epoch: expected one of 0\.\.9, got 10"),
+        (lambda: Recipe(10).settings(Moment(0, 9)), "moment: expected one of 10 epochs, got 9"),
+    ],
+)
+def test_what_is_wrong_is_named(make, message):
     with pytest.raises(ValueError, match=message):
-        Recipe(**{"total_epochs": 10, **arguments})
-
-
-def test_bad_calls_are_named():
-    with pytest.raises(ValueError, match="method: .* got 'magic'"):
-        Recipe.from_method("magic", 10)
-    with pytest.raises(ValueError, match=r"epoch: expected one of 0\.\.9, got 10"):
-        Recipe(10).phase(10)
+        make()

@@ -72,7 +72,9 @@ class ModelProbe:
             RuntimeError: without ``per_step``.
         """
         if self._walk is None:
-            raise RuntimeError("ModelProbe: paths need per_step=True, and after_step() in each step")
+            raise RuntimeError(
+                "ModelProbe: paths need per_step=True, and after_step() in each step"
+            )
         displacement = self._once("displacement", self._walk.displacement)
         return Paths(displacement, self._walk.steps.clone(), self._steps)
 

@@ -640,10 +640,6 @@ class DataPruner:
                 f"got {state['num_samples']}"
             )
         is_own = (state["policy"], state["options"]) == (self.policy, self._options)
-        if not is_own and state["policy"] not in policies:
-            raise ValueError(
-                f"state_dict['policy']: expected {self.policy!r}, got {state['policy']!r}"
-            )
         restored = DataPruner(
             **{name: state[name] for name in _SETTINGS},
             policy=self.rule if is_own else state["policy"],
@@ -670,8 +666,8 @@ def _refuse_nan(samples: Samples) -> None:
         nans = column.isnan().nonzero()[:, 0].tolist()
         if nans:
             raise ValueError(
-                f"scores: {len(nans)} of {samples.size} are NaN ({name}), the first is that of "
-                f"sample {nans[0]}: its loss has diverged; nan='keep' trains on it again"
+                f"scores: {len(nans)} of {samples.size} are NaN, the first is the {name} of "
+                f"sample {nans[0]}, which has diverged; nan='keep' trains on it again"
             )
 
 

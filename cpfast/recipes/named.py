@@ -70,6 +70,4 @@ def detector_freeze(total_epochs: int, repeats: int = 3, anneal: float | None = 
     are trained.
     """
     after = Window("after", end=1.0 if anneal is None else anneal)
-    return Recipe(
-        total_epochs, [Repeats(repeats), Repeats(1, after), Freeze(window=after)]
-    )
+    return Recipe(total_epochs, [Repeats(repeats), Repeats(1, after), Freeze(window=after)])

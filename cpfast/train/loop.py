@@ -85,9 +85,7 @@ class Training:
         )
         self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
         self.rotation = cpfast.LayerRotation(self.model, include=cpfast.is_weight)
-        self.detector = cpfast.CriticalPeriodDetector(
-            config.criterion, config.epochs, at=config.at
-        )
+        self.detector = cpfast.CriticalPeriodDetector(config.criterion, config.epochs, at=config.at)
         self.rotations: list[tuple[float, ...]] = []  # after each epoch
         # The recipe says when nothing is left out; a remainder is carried into the next epoch, so
         # that what an epoch delivers is not what it planned.
@@ -164,7 +162,12 @@ class Training:
 
     @torch.no_grad()
     def _choose(
-        self, batch_filter: BatchFilter, inputs: Tensor, targets: Tensor, index: Tensor, draw: Tensor
+        self,
+        batch_filter: BatchFilter,
+        inputs: Tensor,
+        targets: Tensor,
+        index: Tensor,
+        draw: Tensor,
     ) -> Tensor:
         """Positions in the batch; the loss of the epoch counts all of the batch."""
         self.model.eval()  # BatchNorm's statistics are moved by what is trained on
@@ -298,9 +301,7 @@ def _seconds(t: Training) -> dict[str, float | None]:
     return {**parts, **t.clock.read()}
 
 
-def _run_steps(
-    t: Training, settings: EpochSettings, steps: int, progress: Progress | None
-) -> int:
+def _run_steps(t: Training, settings: EpochSettings, steps: int, progress: Progress | None) -> int:
     """The epoch's steps; returns how many of them chose within their batch."""
     t.model.train()
     t.freeze(settings.frozen)
