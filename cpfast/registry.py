@@ -1,4 +1,4 @@
-"""Names for what can be exchanged: criteria, policies, actions, recipes, models, data sets, studies.
+"""Names for what can be exchanged: criteria, policies, actions, recipes, models, data, studies.
 
 A registry knows what the modules of one package register, and what other installed packages offer
 under an entry point. A file put into that package is all that a new name takes::

@@ -108,7 +108,8 @@ class PrunedSampler(DistributedSampler):
             raise ValueError(f"shard: expected 'auto' or 'never', got {shard!r}")
         if shard == "never" and (num_replicas, rank) != (None, None):
             raise ValueError(
-                f"shard: 'never' leaves nothing to num_replicas and rank, got {num_replicas}, {rank}"
+                "shard: 'never' leaves nothing to num_replicas and rank, got "
+                f"{num_replicas}, {rank}"
             )
         if detector is not None and recipe is None:
             raise ValueError("detector: has no effect without a recipe")

@@ -155,7 +155,7 @@ class FractionLR(LRScheduler):
         self.fraction = 0.0
         super().__init__(optimizer, last_epoch)
 
-    def step(self, fraction: float | None = None) -> None:  # type: ignore[override]
+    def step(self, fraction: float | None = None) -> None:
         """Sets the learning rates.
 
         Raises:
@@ -166,7 +166,7 @@ class FractionLR(LRScheduler):
         _check_fraction("fraction", self.fraction)
         super().step()
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The base values times ``schedule(fraction)``."""
         multiplier = self.schedule(self.fraction)
         return [float(base) * multiplier for base in self.base_lrs]

@@ -100,7 +100,7 @@ def test_each_arm_and_seed_once(finished):
 
 
 def test_each_policy_has_its_three_arms(monkeypatch):
-    monkeypatch.setattr(arms, "POLICIES", (*pruning.POLICIES, "newest"))
+    monkeypatch.setattr(arms, "policies", [*pruning.policies, "newest"])
     names = arms.known(AT)
     assert {"newest", "k1+newest", "detector+newest"} <= set(names)
     assert "shortened@100" not in arms.known(AT, (100,))  # it is full

@@ -18,7 +18,7 @@ from toy_comparison import (
     toy_data,
 )
 
-from cpfast.detection import CriticalPeriodDetector
+from cpfast.detection import Criterion, CriticalPeriodDetector, criteria
 from cpfast.train import compare, loop, plots
 from cpfast.train.compare import oracle, runner
 from cpfast.train.compare.oracle import SETTINGS
@@ -113,17 +113,17 @@ def test_picks_are_those_of_each_criterion_on_fulls_rotation(finished):
 
 
 def test_criteria_that_are_added_appear_by_themselves(monkeypatch):
-    monkeypatch.setattr(oracle, "CRITERIA", ("slope45", "fixed", "newest"))
+    monkeypatch.setattr(criteria, "_entries", dict(criteria._entries))
 
-    class Detector:
-        def __init__(self, criterion, total):
-            self.criterion, self.end_epoch = criterion, None
+    @criteria.register("newest", source="a test")
+    class Newest(Criterion):
+        """Half of a turn."""
 
-        def step(self, value, epoch):
-            if self.end_epoch is None and value > 0.5 and self.criterion == "newest":
-                self.end_epoch = epoch
+        of_rotation = True
 
-    monkeypatch.setattr(oracle, "CriticalPeriodDetector", Detector)
+        def judge(self, history, moment):
+            return "turned" if history[-1].values[0] > 0.5 else None
+
     history = [(1, 0.3), (2, 0.6), (3, 0.7)]
     assert oracle.picks(history, 8) == {"slope45": None, "newest": 2}
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from cpfast import ops
+from cpfast.recipes import EpochSettings, recipes
 from cpfast.train import loop, report, run
-from cpfast.train.config import METHODS, Config
+from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
@@ -74,7 +75,7 @@ def without_times(lines):
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", recipes)
 @pytest.mark.parametrize("stop", [1, 2, 4])
 def test_resume_equals_no_stop_to_the_bit(tmp_path, method, stop):
     config, data = make_config(method=method), toy_data()
@@ -115,7 +116,7 @@ def test_an_epoch_that_was_not_stored_is_done_again(tmp_path):
 def test_what_each_method_spends(tmp_path):
     data = toy_data()
     spent = {}
-    for method in METHODS:
+    for method in recipes:
         config = make_config(method=method, epochs=8, at=3)
         folder = start(tmp_path / method, config)
         run.train(config, data, folder)
@@ -131,7 +132,7 @@ def test_what_each_method_spends(tmp_path):
     assert spent["full"] == [(3, False, 90)] * 8
     assert spent["detector"] == [(3, False, 90)] * 3 + [(1, False, 30)] * 5
     assert spent["prune"][0] == (3, True, 90)
-    assert [s[:2] for s in spent["prune"]] == [(3, True)] * 8
+    assert [s[:2] for s in spent["prune"]] == [(3, True)] * 7 + [(3, False)]
     assert spent["prune"][7][2] == 90  # annealed
     assert min(s[2] for s in spent["prune"]) < 90
     assert spent["detector+prune"][:3] == [(3, False, 90)] * 3
@@ -140,7 +141,7 @@ def test_what_each_method_spends(tmp_path):
 
 
 def test_every_arm_scores_and_times_its_parts():
-    for method in METHODS:
+    for method in recipes:
         training = loop.Training(make_config(method=method), toy_data())
         seconds = loop.train_epoch(training)["seconds"]
         assert 0 < seconds["scoring"] < seconds["train"] and seconds["detection"] > 0
@@ -263,10 +264,11 @@ def test_a_compiled_step_does_what_an_eager_one_does():
     weights = {}
     for how in ("eager", "compile"):
         training = loop.Training(make_config(step=how, method="prune"), toy_data())
-        assert training.run_step.ready == (how == "eager")
+        step = training.step_of(EpochSettings(), None)
+        assert step.ready == (how == "eager")
         training.stream.extend(torch.arange(16), torch.zeros(16).long(), torch.ones(16))
         for _ in range(2):
-            training.run_step()
+            step()
         weights[how] = [p.detach() for p in training.model.parameters()]
         assert training.pruner.scores.isfinite().sum() == 16
     for eager, compiled in zip(weights["eager"], weights["compile"], strict=True):
@@ -507,7 +509,7 @@ def test_anneal_means_one_moment(tmp_path):
     lines = folder.metrics()
     assert lines[4]["planned_samples"] < 3 * TRAIN
     assert {line["planned_samples"] for line in lines[5:]} == {3 * TRAIN}
-    assert all(line["prune"] for line in lines)
+    assert [line["prune"] for line in lines] == [True] * 5 + [False] * 5
 
 
 def test_data_that_changed(tmp_path):
@@ -657,13 +659,14 @@ def test_cuda_steps_never_wait_for_the_device(how):
     config = make_config(device="cuda:0", precision="bf16", step=how)
     training = loop.Training(config, toy_data().to(torch.device("cuda:0")))
     loop.train_epoch(training)
-    assert training.run_step.ready
+    step = training.step_of(training.recipe.settings(training.moment()), None)
+    assert step.ready
     epoch = (torch.arange(TRAIN), torch.ones(TRAIN).long(), torch.ones(TRAIN))
     steps = training.stream.extend(*(x.cuda() for x in epoch))
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(steps):
             training.schedule.step(0.5)
-            training.run_step()
+            step()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -3,4 +3,4 @@
 from cpfast.detection.criterion import Criterion, Measured, Paths, Probe, criteria
 from cpfast.detection.detector import CriticalPeriodDetector
 
-__all__ = ["CriticalPeriodDetector", "Criterion", "Measured", "Paths", "Probe", "criteria"]
+__all__ = ["Criterion", "CriticalPeriodDetector", "Measured", "Paths", "Probe", "criteria"]

@@ -28,7 +28,7 @@ class Paths(NamedTuple):
     """[L] float64: |w_n - w_0|^2 from the epoch's first weights to its last."""
     steps: Tensor
     """[L] float64: the sum of |w_(t+1) - w_t|^2."""
-    count: int
+    count: int  # type: ignore[assignment]  # it hides tuple.count
     """n, the number of steps."""
 
 
@@ -69,7 +69,7 @@ class Criterion(Protocol):
     per_step: bool = False
     """Whether it asks the probe for ``paths``, which are measured after each step."""
 
-    def check(self, total_epochs: int) -> None:  # noqa: B027
+    def check(self, total_epochs: int) -> None:
         """Whether it goes with a training of that length.
 
         Raises:

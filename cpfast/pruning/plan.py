@@ -14,7 +14,7 @@ __all__ = ["LazyPlan", "Shuffled"]
 
 
 class Shuffled(NamedTuple):
-    """One pass over the data: the first ``length`` of the random order of the first ``count`` indices."""
+    """One pass over the data: the first ``length`` of the first ``count`` indices, shuffled."""
 
     indices: Tensor
     count: Tensor  # type: ignore[assignment]  # it hides tuple.count

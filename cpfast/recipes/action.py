@@ -98,7 +98,10 @@ ALWAYS = Window()
 class Action(Protocol):
     """Changes the settings of an epoch. It holds numbers alone, and nothing that it was told."""
 
-    window: Window
+    @property
+    def window(self) -> Window:
+        """When it applies."""
+        ...
 
     def apply(self, settings: EpochSettings, amount: float, moment: Moment) -> EpochSettings:
         """The settings, changed by ``amount`` in (0, 1] of what the action does; pure."""

@@ -89,7 +89,7 @@ class Training:
         self.rotations: list[tuple[float, ...]] = []  # after each epoch
         # The recipe says when nothing is left out; a remainder is carried into the next epoch, so
         # that what an epoch delivers is not what it planned.
-        self.pruner = cpfast.DataPruner(
+        self.pruner = pruner = cpfast.DataPruner(
             data.train_size,
             num_epochs=config.epochs,
             policy=config.policy,
@@ -102,7 +102,7 @@ class Training:
         self.recipe = config.recipe()
         self.probe = ModelProbe(
             self.rotation,
-            losses=lambda: self.pruner.columns["loss"],
+            losses=lambda: pruner.scores,
             optimizer=self.optimizer,
             per_step=config.detect and self.detector.rule.per_step,
         )
