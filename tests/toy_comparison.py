@@ -61,10 +61,8 @@ def assert_same_run(a, b):
     first, second = RunFolder(a).checkpoint(), RunFolder(b).checkpoint()
     assert first["model"].keys() == second["model"].keys()
     assert all(torch.equal(w, second["model"][name]) for name, w in first["model"].items())
-    for one, other in zip(
-        first["pruner"]["columns"].values(), second["pruner"]["columns"].values()
-    ):
-        assert torch.equal(one, other)
+    columns, others = (state["pruner"]["columns"] for state in (first, second))
+    assert all(torch.equal(column, others[name]) for name, column in columns.items())
 
 
 def told(results):
