@@ -80,7 +80,86 @@ class ModelProbe:
         displacement = self._once("displacement", self._walk.displacement)
         return Paths(displacement, self._walk.steps.clone(), self._steps)
 
-    @functools.cache
+    def path_null(self) -> float:
+        groups = [] if self._optimizer is None else self._optimizer.param_groups
+        group = groups[0] if groups else {}
+        momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
+        return path_null(float(momentum), self._steps, nesterov=bool(group.get("nesterov")))
+
+    @torch.no_grad()
+    def rank_stability(self) -> Tensor:
+        """
+        Raises:
+            RuntimeError: without ``losses``.
+        """
+        return self._once("rank_stability", self._rank_stability)
+
+    def _rank_stability(self) -> Tensor:
+        if self._losses is None:
+            raise RuntimeError("ModelProbe: rank_stability needs losses=")
+        ranks = _ranks(self._losses())
+        before, self._ranks = self._ranks, ranks
+        if before is None:
+            return torch.full((), torch.nan, dtype=torch.float64, device=ranks.device)
+        return _correlation(before.double(), ranks.double())
+
+    def _once(self, name: str, measure: Callable[[], Tensor]) -> Tensor:
+        if name not in self._seen:
+            self._seen[name] = measure()
+        return self._seen[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next epoch is compared with."""
+        return {"ranks": None if self._ranks is None else self._ranks.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`, between two epochs.
+
+        Raises:
+            ValueError: where it is not that of a probe.
+        """
+        ranks = state["ranks"]
+        if ranks is not None and (ranks.dim() != 1 or ranks.dtype != torch.int32):
+            raise ValueError(
+                f"state_dict['ranks']: expected [N] int32, got {tuple(ranks.shape)} {ranks.dtype}"
+            )
+        device = self._rotation.device
+        self._ranks = None if ranks is None else ranks.to(device, copy=True)
+        self._seen.clear()
+
+
+class _Walk:
+    """The steps of an epoch: one pass over the weights and one copy a step."""
+
+    def __init__(self, rotation: LayerRotation) -> None:
+        self._rotation = rotation
+        weights = rotation.weights()
+        self._before = [weight.detach().clone() for weight in weights]
+        self._first = [weight.detach().clone() for weight in weights]
+        self.steps = torch.zeros(len(weights), dtype=torch.float64, device=rotation.device)
+        self._plan(weights)
+
+    def _plan(self, weights: list[Tensor]) -> None:
+        self._step_plan = ops.LayerPlan(weights, self._before)
+        self._epoch_plan = ops.LayerPlan(weights, self._first)
+
+    def begin(self) -> None:
+        weights = self._rotation.weights()
+        if not self._step_plan.is_current(weights):
+            self._plan(weights)
+        torch._foreach_copy_(self._before, weights)
+        torch._foreach_copy_(self._first, weights)
+        self.steps.zero_()
+
+    def add_step(self) -> None:
+        self.steps += self._step_plan.layer_statistics().l2_distance.double().square()
+        torch._foreach_copy_(self._before, self._rotation.weights())
+
+    def displacement(self) -> Tensor:
+        return self._epoch_plan.layer_statistics().l2_distance.double().square()
+
+
+@functools.cache
 def path_null(momentum: float, steps: int, *, nesterov: bool = False) -> float:
     """E |w_n - w_0|^2 / E sum of |w_(t+1) - w_t|^2 over n steps of SGD on independent noise.
 

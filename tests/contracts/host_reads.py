@@ -1,4 +1,4 @@
-"""Counts what makes the host wait for a device: on the CPU, where it costs nothing, it shows too."""
+"""Counts what makes the host wait for a device; it shows on the CPU, where it costs nothing."""
 
 from __future__ import annotations
 
