@@ -1,0 +1,41 @@
+"""The snippets of docs/ run as they stand, each in a process of its own: they register names."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+PRINTED = {
+    "extending.md": [
+        "30 of 100 samples",
+        "[False, False, True, False]",
+        "EpochSettings(repeats=3, prune=False, keep=None, lr=1.0, frozen=0)\n"
+        "EpochSettings(repeats=1, prune=False, keep=None, lr=0.5, frozen=0)",
+    ]
+}
+SNIPPETS = [
+    (page, number, code, PRINTED[page][number])
+    for page in PRINTED
+    for number, code in enumerate(
+        re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+    )
+]
+
+
+@pytest.mark.parametrize(("page", "number", "code", "printed"), SNIPPETS)
+def test_a_snippet_prints_what_it_says(page, number, code, printed):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, f"{page}, snippet {number}:\n{done.stderr}"
+    assert done.stdout.strip() == printed
+
+
+def test_every_page_is_read_and_the_files_it_points_to_exist():
+    pages = sorted(DOCS.glob("*.md"))
+    with_code = {p.name for p in pages if "```python" in p.read_text()}
+    assert with_code == set(PRINTED)
+    for page in pages:
+        links = re.findall(r"\]\(([^)#:]+)[^)]*\)", page.read_text())
+        assert [link for link in links if not (page.parent / link).exists()] == []
