@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cpfast import _backend, reference
-from cpfast.ops._common import OPS, REFERENCE, check_devices
+from cpfast.ops._common import OPS, REFERENCE, check_devices, check_tensors, real, whole
 
 __all__ = ["augment_batch"]
 
@@ -62,10 +62,22 @@ def augment_batch(
     Raises:
         RuntimeError: for wrong shapes, dtypes, devices or values, or an index out of range (on
             the CPU; on CUDA that stops the device, as torch's own indexing does).
+        TypeError: for an argument of another type.
 
     Sources: rotation, shift and flip as in the paper's Keras pipeline (arXiv 2506.15954); cutout,
     DeVries and Taylor (arXiv 1708.04552).
     """
+    op = "augment_batch"
+    check_tensors(op, images=images, index=index)
+    seed, epoch, crop, cutout = (
+        whole(op, name, value)
+        for name, value in (("seed", seed), ("epoch", epoch), ("crop", crop), ("cutout", cutout))
+    )
+    if not isinstance(repeat, Tensor):
+        repeat = whole(op, "repeat", repeat)
+    shift, rotation = real(op, "shift", shift), real(op, "rotation", rotation)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"cpfast::{op}: dtype: expected a floating dtype, got {dtype!r}")
     if REFERENCE:
         return reference.augment_batch(
             images,
@@ -95,9 +107,9 @@ def augment_batch(
         seed,
         epoch,
         repeat,
-        flip,
-        float(shift),
-        float(rotation),
+        bool(flip),
+        shift,
+        rotation,
         crop,
         cutout,
         dtype,
@@ -106,6 +118,8 @@ def augment_batch(
 
 
 def _numbers(name: str, values: Sequence[float] | Tensor | None) -> list[float]:
+    if values is None:
+        return []
     if isinstance(values, Tensor):
         if values.device.type != "cpu":
             raise RuntimeError(
@@ -113,7 +127,9 @@ def _numbers(name: str, values: Sequence[float] | Tensor | None) -> list[float]:
                 f"from a device waits for it; got a tensor on {values.device}"
             )
         values = values.tolist()
-    return [] if values is None else [float(value) for value in values]
+    if not isinstance(values, Iterable):
+        raise TypeError(f"cpfast::augment_batch: {name}: expected a sequence, got {values!r}")
+    return [real("augment_batch", f"{name}[{i}]", value) for i, value in enumerate(values)]
 
 
 if not REFERENCE:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cpfast import reference
-from cpfast.ops._common import OPS, REFERENCE
+from cpfast.ops._common import OPS, REFERENCE, check_tensors
 from cpfast.ops._layer_statistics import _layer_arguments
 from cpfast.results import LayerStatistics
 
@@ -148,7 +148,9 @@ class LayerPlan:
 
         Raises:
             RuntimeError: for wrong shapes, dtypes or devices.
+            TypeError: for an argument that is no tensor.
         """
+        check_tensors("LayerPlan.record", history=history, cursor=cursor)
         self._copy()
         if REFERENCE:
             reference.record_layer_rotation(*self._reference_arguments(), history, cursor)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cpfast import _backend, reference
-from cpfast.ops._common import OPS, REFERENCE, check_devices
+from cpfast.ops._common import OPS, REFERENCE, check_devices, check_tensors
 from cpfast.results import LayerStatistics
 
 __all__ = ["layer_rotation", "layer_statistics"]
@@ -27,7 +27,15 @@ def _layer_arguments(
                 f"cpfast::{op}: {name}: expected a list of tensors, one a layer, got a tensor of "
                 f"shape {list(tensors.shape)}"
             )
+        if not isinstance(tensors, Iterable):
+            raise TypeError(
+                f"cpfast::{op}: {name}: expected a list of tensors, one a layer, got {tensors!r}"
+            )
     weights, references = list(params), list(refs)
+    for name, listed in (("params", weights), ("refs", references)):
+        check_tensors(op, **{f"{name}[{i}]": tensor for i, tensor in enumerate(listed)})
+    if ref_sq_norms is not None:
+        check_tensors(op, ref_sq_norms=ref_sq_norms)
     if not weights:
         raise RuntimeError(f"cpfast::{op}: params: expected at least one tensor, got an empty list")
     if not references:
@@ -62,6 +70,7 @@ def layer_rotation(
 
     Raises:
         RuntimeError: for empty or mismatched lists, shapes, dtypes or devices.
+        TypeError: for an argument of another type.
 
     Source: layer rotation, Carbonnelle & De Vleeschouwer (arXiv 1806.01603).
     """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cpfast import _backend, reference
-from cpfast.ops._common import OPS, REFERENCE, check_devices
+from cpfast.ops._common import OPS, REFERENCE, check_devices, check_tensors
 
 __all__ = ["record_scores"]
 
@@ -23,7 +23,9 @@ def record_scores(scores: Tensor, index: Tensor, values: Tensor) -> None:
     Raises:
         RuntimeError: for wrong shapes, dtypes or devices, or an index out of range (on the CPU;
             on CUDA that stops the device, as torch's own indexing does).
+        TypeError: for an argument that is no tensor.
     """
+    check_tensors("record_scores", scores=scores, index=index, values=values)
     values = values.detach().to(torch.float32).contiguous()
     if REFERENCE:
         reference.record_scores(scores, index, values)

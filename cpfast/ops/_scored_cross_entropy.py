@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cpfast import _backend, reference
-from cpfast.ops._common import OPS, REFERENCE, check_devices
+from cpfast.ops._common import OPS, REFERENCE, check_devices, check_tensors, real, whole
 from cpfast.results import ScoredLoss
 
 __all__ = ["scored_cross_entropy"]
@@ -43,8 +43,9 @@ def scored_cross_entropy(
         input: [N, C] logits, or [B, T, C] for sequences of tokens; float32, float64, float16 or
             bfloat16. Rows may be far apart, as in ``logits[:, :-1]``; they are not copied.
         target: [N] or [B, T] int64 or int32, classes in [0, C) or ``ignore_index``.
-        weight: optional, as target, or [B] for sequences; multiplies the loss. No gradient flows
-            into it.
+        weight: optional, as target, or [B] for sequences, or [N, 1] or [B, 1]; multiplies the
+            loss. No gradient flows into it. With as many samples as classes only the last two, for
+            a weight of that length is one per class in ``torch.nn.functional.cross_entropy``.
         label_smoothing: in [0, 1].
         ignore_index: rows with this target have loss, scores and gradient 0. -2**63 promises that
             there are none, and saves CUDA from counting them before it writes a mean's gradient.
@@ -73,16 +74,35 @@ def scored_cross_entropy(
         RuntimeError: for wrong shapes, dtypes, devices or values; for a target or index out of
             range on the CPU. On CUDA, where an error would cost a synchronisation, such a target
             makes its row NaN, and such an index stops the device, as torch's own indexing does.
+            Within torch.func's transforms.
+        TypeError: for an argument of another type.
 
     Sources: EL2N, Paul et al. (arXiv 2107.07075); margin, Pleiss et al. (arXiv 2001.10528); the
     gradient in the forward pass, Liger-Kernel (arXiv 2410.10989).
     """
-    if reduction not in _REDUCTIONS:
+    if reduction not in tuple(_REDUCTIONS):
         _refuse("reduction", _REDUCTIONS, reduction)
-    if score not in _SCORES:
+    if score not in tuple(_SCORES):
         _refuse("score", _SCORES, score)
     if gradient not in _GRADIENTS:
         _refuse("gradient", _GRADIENTS, gradient)
+    op = "scored_cross_entropy"
+    check_tensors(op, input=input, target=target)
+    if weight is not None:
+        check_tensors(op, weight=weight)
+    if (table is None) != (index is None):
+        missing, given = ("index", "table") if index is None else ("table", "index")
+        raise RuntimeError(f"cpfast::{op}: {missing}: goes with {given}, got None")
+    if table is not None:
+        check_tensors(op, table=table, index=index)
+    label_smoothing = real(op, "label_smoothing", label_smoothing)
+    ignore_index = whole(op, "ignore_index", ignore_index)
+    is_compiling = torch.compiler.is_compiling()
+    if not is_compiling and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "cpfast::scored_cross_entropy: input: torch.func's transforms are not implemented for "
+            "it; within them use torch.nn.functional.cross_entropy, and record_scores outside"
+        )
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             "cpfast::scored_cross_entropy: weight: requires a gradient, but none is computed for "
@@ -92,8 +112,13 @@ def scored_cross_entropy(
         raise RuntimeError(
             "cpfast::scored_cross_entropy: input: forward-mode derivatives are not implemented"
         )
-    if weight is not None and weight.dim() == 1 and input.dim() == 3:
-        weight = weight[:, None].expand(-1, input.shape[1])
+    if input.dim() == 3 and target.shape == (input.shape[0], input.shape[2]) != input.shape[:2]:
+        raise RuntimeError(
+            f"cpfast::scored_cross_entropy: input: expected classes last, {list(target.shape)} "
+            f"before them as in target, got {list(input.shape)}; give input.transpose(1, 2)"
+        )
+    if weight is not None and input.dim() in (2, 3):
+        weight = _weight_of_rows(weight, input)
     if REFERENCE:
         return reference.scored_cross_entropy(
             input,
@@ -120,7 +145,7 @@ def scored_cross_entropy(
             f"cpfast::scored_cross_entropy: gradient: {gradient!r} is refused for float16 logits: "
             "a loss scale would come too late; use 'backward', or logits.float()"
         )
-    elif gradient == "inplace" and torch.compiler.is_compiling():
+    elif gradient == "inplace" and (is_compiling or input.numel() == 0):
         gradient = "forward"
     elif gradient == "inplace" and input.is_leaf:
         raise RuntimeError(
@@ -136,6 +161,24 @@ def scored_cross_entropy(
     if input.dim() == 3:
         scores = scores.view(3, *target.shape)
     return ScoredLoss(loss, *scores.unbind())
+
+
+def _weight_of_rows(weight: Tensor, input: Tensor) -> Tensor:
+    """As the target, where it is one a sample."""
+    samples, classes = input.shape[0], input.shape[-1]
+    if weight.dim() == 1 and len(weight) == samples == classes > 1:
+        raise RuntimeError(
+            f"cpfast::scored_cross_entropy: weight: of shape [{classes}] it may be one per class, "
+            f"as torch has it, with as many samples as classes; one per sample is "
+            f"weight[:, None], of shape [{samples}, 1]"
+        )
+    if weight.shape == (samples, 1) and input.dim() == 2:
+        return weight[:, 0]
+    if weight.dim() == 1 and input.dim() == 3:
+        weight = weight[:, None]
+    if weight.shape == (samples, 1) and input.dim() == 3:
+        return weight.expand(-1, input.shape[1])
+    return weight
 
 
 def _refuse(name: str, expected: Any, value: Any) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cpfast import _backend, reference
-from cpfast.ops._common import OPS, REFERENCE
+from cpfast.ops._common import OPS, REFERENCE, check_tensors, real, whole
 from cpfast.results import Selection
 
 __all__ = ["select_samples"]
@@ -51,9 +51,19 @@ def select_samples(
 
     Raises:
         RuntimeError: for a wrong shape, dtype, ``keep`` or ``subset``.
+        TypeError: for an argument of another type.
 
     Source: InfoBatch, Qin et al. (arXiv 2303.04947).
     """
+    op = "select_samples"
+    check_tensors(op, scores=scores)
+    keep = real(op, "keep", keep)
+    seed, epoch, stream = (
+        whole(op, name, value)
+        for name, value in (("seed", seed), ("epoch", epoch), ("stream", stream))
+    )
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"cpfast::{op}: dtype: expected torch.int64 or torch.int32, got {dtype!r}")
     if REFERENCE:
         return reference.select_samples(
             scores,
@@ -68,7 +78,7 @@ def select_samples(
     _backend.require_kernels("select_samples", "scores", scores.device)
     exact = reference.is_exact(subset, scores.numel())
     return Selection(
-        *OPS.select_samples(scores, float(keep), seed, epoch, stream, shuffle, exact, dtype)
+        *OPS.select_samples(scores, keep, seed, epoch, stream, bool(shuffle), exact, dtype)
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cpfast import _backend, reference
-from cpfast.ops._common import OPS, REFERENCE, check_devices
+from cpfast.ops._common import OPS, REFERENCE, check_devices, check_tensors, whole
 
 __all__ = ["shuffled_slice"]
 
@@ -41,9 +41,18 @@ def shuffled_slice(
 
     Raises:
         RuntimeError: for a wrong shape, dtype or device, or a negative number.
+        TypeError: for an argument of another type.
 
     Source: Mitchell et al., Bandwidth-Optimal Random Shuffling for GPUs (arXiv 2106.06161).
     """
+    op = "shuffled_slice"
+    check_tensors(op, indices=indices, count=count)
+    seed, epoch, stream, size = (
+        whole(op, name, value)
+        for name, value in (("seed", seed), ("epoch", epoch), ("stream", stream), ("size", size))
+    )
+    if not isinstance(start, Tensor):
+        start = whole(op, "start", start)
     if REFERENCE:
         return reference.shuffled_slice(
             indices, count, start, size, seed=seed, epoch=epoch, stream=stream

@@ -436,6 +436,8 @@ class DataPruner:
             self._move_to(logits.device)
             index = index.to(self.device, non_blocking=True)
             weight = self.weights(index) if weight is None else weight
+        if weight is not None and weight.dim() == 1:
+            weight = weight[:, None]  # one a sample, whatever the number of classes
         scored = self._scored(
             logits,
             target,
