@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cpfast import ops
+from cpfast import layers, ops
+from cpfast.layers import is_weight
 
 __all__ = ["LayerRotation", "is_weight"]
-
-
-# Parameters of two or more dimensions that multiply nothing: they are added to the input.
-_ADDED = re.compile(r"(^|_)(pos(ition(s|al)?)?|tokens?|bias(es)?)(_|$)")
-
-
-def is_weight(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a convolution or dense kernel: it has two or more dimensions.
-
-    Biases and the parameters of normalisation layers have one. What has more and is told by the
-    last part of its name is left out too: position embeddings (``positions``, ``pos_embed``,
-    ``position_embedding``), class tokens (``class_token``, ``cls_token``), tables of biases.
-    Token embeddings count, as does every ``torch.nn.Embedding``: the weight of one is the kernel
-    of a dense layer on one-hot input.
-
-    These are the layers over which arXiv 2506.15954 averages.
-    """
-    return parameter.dim() >= 2 and not _ADDED.search(name.rpartition(".")[2])
 
 
 class LayerRotation:
@@ -38,23 +21,31 @@ class LayerRotation:
     The snapshot is float32 (float64 for float64 weights), lies beside the weights on their
     device, and takes what float32 weights would, and under 1 MB besides.
 
-    :meth:`update` looks whether the weights are where they were, and plans anew where they are
-    not (:class:`cpfast.ops.LayerPlan`). :meth:`record` does not look: it is for every K steps, and
-    for CUDA graphs; one that captured it must be captured again where weights have been replaced.
-    A weight that has been replaced stays in memory until the next update.
+    :meth:`update` asks the model for its layers by their names, so that one that was replaced is
+    measured as it is, and plans anew where weights have moved (:class:`cpfast.ops.LayerPlan`).
+    :meth:`record` looks whether the weights that it knows lie where they lay, which a CUDA graph
+    that captured it cannot: it must be captured again then.
+
+    Weights that a module computes from others (``torch.nn.utils.parametrize``, weight_norm,
+    spectral_norm, adapters of PEFT) are measured as it computes with them. Names are those of the
+    model without DataParallel, DistributedDataParallel, torch.compile and checkpoint wrappers, so
+    that states fit with and without them.
 
     Args:
         model: any module; its weights may change dtype or storage later, not shape or device.
-        include: ``include(name, parameter) -> bool`` chooses the layers, by default
-            :func:`is_weight`.
+        include: ``include(name, weight) -> bool`` chooses the layers, by default
+            :func:`is_weight`, which also looks at the module's type.
+        trainable_only: watch only layers that have a gradient now. In any case those without one
+            are left out of :meth:`mean`.
         snapshot_dtype: None, or torch.bfloat16 for half the memory (a quarter less to read). That
             rounds the reference, which turns it by about 1.4e-6: measured distances are from the
             rounded one, so smaller rotations than that are lost in it.
         history: how many measurements of :meth:`record` to keep.
 
     Raises:
-        ValueError: where ``include`` chooses no parameter, for another ``snapshot_dtype``, or for
-            a negative ``history``.
+        ValueError: where no layer is chosen, for another ``snapshot_dtype``, or for a negative
+            ``history``.
+        RuntimeError: for a model on the meta device.
 
     Source: arXiv 1806.01603; used as a signal in arXiv 2506.15954.
     """
@@ -62,8 +53,9 @@ class LayerRotation:
     def __init__(
         self,
         model: nn.Module,
-        include: Callable[[str, Tensor], bool] = is_weight,
+        include: Callable[[str, Tensor], bool] | None = None,
         *,
+        trainable_only: bool = False,
         snapshot_dtype: torch.dtype | None = None,
         history: int = 0,
     ) -> None:
@@ -73,38 +65,65 @@ class LayerRotation:
             )
         if history < 0:
             raise ValueError(f"history: expected 0 or more measurements, got {history}")
-        chosen = [name for name, p in model.named_parameters() if include(name, p)]
-        if not chosen:
+        if include is is_weight:
+            include = None
+        self._model = layers.unwrapped(model)
+        self._layers = layers.layers_of(self._model, include, trainable_only=trainable_only)
+        if not self._layers:
             raise ValueError(
                 f"model: include chooses none of the {len(list(model.parameters()))} parameters "
                 f"of {type(model).__name__}"
             )
-        self.names: list[str] = chosen
-        # Owners rather than parameters, which load_state_dict(assign=True) and others replace.
-        self._owners = [
-            (model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
-            for name in chosen
-        ]
+        self.names: list[str] = [layer.name for layer in self._layers]
         self._snapshot_dtype = snapshot_dtype
         self._rows = history
         self._refs: list[Tensor] = []
+        self._computed: dict[int, Tensor] = {}
+        self._live: list[int] = []  # the layers that have a gradient
         self.reset()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayerRotation:
+        """With its model, where that is copied too; else of the same model."""
+        memo.setdefault(id(self._model), self._model)
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        return new
 
     @property
     def device(self) -> torch.device:
         return self._sq_norms.device
 
     def weights(self) -> list[Tensor]:
-        """The model's weights that are measured, as :attr:`names` has them."""
-        return self._params()
+        """The model's weights that are measured, as :attr:`names` has them.
 
-    def _params(self) -> list[Tensor]:
-        # As nn.Module.__getattr__ finds them, in a tenth of its time: every update asks for all.
-        try:
-            return [module._parameters[attribute] for module, attribute in self._owners]  # type: ignore[misc]
-        except KeyError:  # no longer a parameter
-            return [getattr(module, attribute) for module, attribute in self._owners]
+        Raises:
+            RuntimeError: a layer is gone, or is on the meta device.
+        """
+        weights, self._live = [], []
+        for number, layer in enumerate(self._layers):
+            module = layers.find(self._model, layer)
+            weight, has_gradient = layers.weight_of(module, layer.attribute)
+            layers.check_materialised(layer.name, weight)
+            if weight is not module._parameters.get(layer.attribute):
+                weight = self._kept(number, weight)
+            weights.append(weight)
+            if has_gradient:
+                self._live.append(number)
+        return weights
 
+    def _kept(self, number: int, weight: Tensor) -> Tensor:
+        """A computed weight in a place of its own, so that a plan stays current."""
+        own = self._computed.get(number)
+        if own is None or (own.shape, own.dtype, own.device) != (
+            weight.shape,
+            weight.dtype,
+            weight.device,
+        ):
+            own = self._computed[number] = torch.empty_like(weight)
+        return own.copy_(weight)
+
+    @torch.inference_mode(False)
     @torch.no_grad()
     def reset(self) -> None:
         """Takes the current weights as the new reference, and forgets what was measured.
@@ -112,8 +131,8 @@ class LayerRotation:
         In place, where the weights have kept their device, dtypes and strides: then what a CUDA
         graph captured stays valid.
         """
-        params = self._params()
-        layers, device = len(params), params[0].device
+        params = self.weights()
+        number, device = len(params), params[0].device
         snapshots = [_snapshot(param, self._snapshot_dtype) for param in params]
         if not self._refs or not all(
             (ref.device, ref.dtype, ref.shape, ref.stride())
@@ -121,12 +140,12 @@ class LayerRotation:
             for ref, snapshot in zip(self._refs, snapshots, strict=True)
         ):
             self._refs = _arena(snapshots, device)
-            self._sq_norms = torch.empty(layers, dtype=torch.float64, device=device)
-            self._ring = torch.zeros(self._rows, layers, dtype=torch.float32, device=device)
+            self._sq_norms = torch.empty(number, dtype=torch.float64, device=device)
+            self._ring = torch.zeros(self._rows, number, dtype=torch.float32, device=device)
             self._cursor = torch.zeros((), dtype=torch.int64, device=device)
-            self.refresh()
+            self._replan(params)
         elif not self._plan.is_current(params):
-            self.refresh()
+            self._replan(params)
         for ref, param in zip(self._refs, params, strict=True):
             ref.copy_(param)
         self._measure_refs()
@@ -139,15 +158,24 @@ class LayerRotation:
             self._sq_norms[layer] = _square_norm(ref)
 
     def refresh(self) -> None:
-        """Plans anew, for weights that have been replaced, recast or moved in memory.
+        """Plans anew, for layers that have been replaced; :meth:`update` does so by itself.
 
-        :meth:`update` does so by itself; :meth:`record` needs it, as does a CUDA graph that
-        captured it, which then has to be captured again.
+        A CUDA graph that captured :meth:`record` has to be captured again.
 
         Raises:
             RuntimeError: where a weight has changed its shape or its device.
         """
-        self._plan = ops.LayerPlan(self._params(), self._refs, self._sq_norms)
+        self._replan(self.weights())
+
+    def _replan(self, weights: list[Tensor]) -> None:
+        for name, weight, ref in zip(self.names, weights, self._refs, strict=True):
+            if weight.shape != ref.shape or weight.device != ref.device:
+                raise RuntimeError(
+                    f"model: {name}: the snapshot is of shape {list(ref.shape)} on {ref.device}, "
+                    f"and the weight now {list(weight.shape)} on {weight.device}; call reset()"
+                    " on a new LayerRotation"
+                )
+        self._plan = ops.LayerPlan(weights, self._refs, self._sq_norms)
 
     def update(self) -> Tensor:
         """Measures now: [L] float32 on the device of the weights, without synchronising.
@@ -155,19 +183,30 @@ class LayerRotation:
         Raises:
             RuntimeError: where a weight has changed its shape or its device.
         """
-        if not self._plan.is_current(self._params()):
-            self.refresh()
+        with torch.no_grad():
+            weights = self.weights()
+        if not self._plan.is_current(weights):
+            self._replan(weights)
         self._latest = self._plan.layer_rotation()
         return self._latest
 
     def record(self) -> None:
-        """Measures into the history, without a check of where the weights are, and without
-        synchronising: a few microseconds of host time at any number of layers.
+        """Measures into the history, without synchronising.
+
+        Costs a look at where the weights lie: some microseconds of host time for a hundred layers.
+        Where they have moved, the model is asked anew. A layer that was replaced by another is seen
+        at the next :meth:`update` or :meth:`refresh`; what a module computes from others is
+        computed at each call.
 
         Raises:
-            RuntimeError: where no history is kept.
+            RuntimeError: where no history is kept, or a weight has changed its shape or its device.
         """
         self._check_history()
+        if self._computed or not self._plan.is_current():
+            with torch.no_grad():
+                weights = self.weights()
+            if not self._plan.is_current(weights):
+                self._replan(weights)
         self._plan.record(self._ring, self._cursor)
 
     def history(self) -> Tensor:
@@ -193,22 +232,44 @@ class LayerRotation:
         return self.update() if self._latest is None else self._latest
 
     def mean(self) -> Tensor:
-        """Unweighted mean over the layers at the last :meth:`update`: [] float32, on the device."""
-        return self._measured().mean()
+        """Unweighted mean over the layers at the last :meth:`update`: [] float32, on the device.
+
+        Layers without a gradient are left out, unless all are.
+        """
+        measured = self._measured()
+        return self.of_live(measured).mean()
+
+    def of_live(self, values: Tensor) -> Tensor:
+        """Those of the layers that had a gradient at the last :meth:`update`, of [L] values: all
+        where none has."""
+        if len(self._live) in (0, len(values)):
+            return values
+        return values[torch.tensor(self._live, device=values.device)]
 
     def compute(self) -> dict[str, float]:
         """Cosine distance per layer at the last :meth:`update`. Synchronises."""
         return dict(zip(self.names, self._measured().tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """The names, the snapshot, the last measurement, and the history where one is kept."""
+        """The names, the snapshot, the last measurement (NaN before the first), and the history,
+        in the order in which it was recorded, of as many rows as are kept: of the same shapes at
+        every moment."""
+        latest = torch.full_like(self._sq_norms, torch.nan, dtype=torch.float32)
+        history = torch.zeros_like(self._ring)
+        recorded = 0
+        if self._rows:
+            rows = self.history()
+            recorded = len(rows)
+            history[:recorded] = rows
         return {
             "names": list(self.names),
             "refs": [r.clone() for r in self._refs],
-            "latest": None if self._latest is None else self._latest.clone(),
-            "history": self.history() if self._rows else None,
+            "latest": latest if self._latest is None else self._latest.clone(),
+            "history": history,
+            "recorded": recorded,
         }
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`. A state without a history empties that of this object.
@@ -217,11 +278,11 @@ class LayerRotation:
             ValueError: where the snapshot is of other layers, or of a dtype that this one would
                 round; where the history is longer than the one kept. Nothing is changed then.
         """
-        if list(state["names"]) != self.names:
+        names = layers.plain_names(list(state["names"]))
+        if names != layers.plain_names(self.names):
             raise ValueError(
-                f"state_dict['names']: a snapshot of {len(state['names'])} layers "
-                f"{list(state['names'])[:3]}... does not fit the model's {len(self.names)} "
-                f"layers {self.names[:3]}..."
+                f"state_dict['names']: a snapshot of {len(names)} layers {names[:3]}... does not "
+                f"fit the model's {len(self.names)} layers {self.names[:3]}..."
             )
         if len(state["refs"]) != len(self._refs):
             raise ValueError(
@@ -239,25 +300,25 @@ class LayerRotation:
                     f"got {saved.dtype}"
                 )
         latest, history = state["latest"], state.get("history")
-        layers = len(self.names)
-        if latest is not None and latest.shape != (layers,):
+        number = len(self.names)
+        if latest is not None and latest.shape != (number,):
             raise ValueError(
-                f"state_dict['latest']: expected shape {(layers,)}, got {tuple(latest.shape)}"
+                f"state_dict['latest']: expected shape {(number,)}, got {tuple(latest.shape)}"
             )
-        if history is not None and (
-            history.dim() != 2 or history.shape[1] != layers or len(history) > self._rows
-        ):
-            raise ValueError(
-                f"state_dict['history']: expected at most {self._rows} rows of {layers} layers, "
-                f"got shape {tuple(history.shape)}"
-            )
+        if history is not None:
+            if history.dim() != 2 or history.shape[1] != number or len(history) > self._rows:
+                raise ValueError(
+                    f"state_dict['history']: expected at most {self._rows} rows of {number} "
+                    f"layers, got shape {tuple(history.shape)}"
+                )
+            history = history[: state.get("recorded", len(history))]
         # In place: the plan, and CUDA graphs that captured it, stay valid.
         for saved, ref in zip(state["refs"], self._refs, strict=True):
             ref.copy_(saved)
         self._measure_refs()
-        if latest is not None:
-            latest = latest.to(self._sq_norms.device, copy=True)
-        self._latest = latest
+        self._latest = None
+        if latest is not None and not latest.isnan().all():
+            self._latest = latest.to(self._sq_norms.device, copy=True)
         self._ring.zero_()
         self._cursor.zero_()
         if history is not None:

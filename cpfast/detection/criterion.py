@@ -37,7 +37,7 @@ class Probe(Protocol):
     all criteria, and stays on the device. :class:`cpfast.detection.probe.ModelProbe` is one."""
 
     def rotation(self) -> Tensor:
-        """The layers' rotation: [L] float32."""
+        """The rotation of the layers that are trained: [L] float32."""
         ...
 
     def paths(self) -> Paths:

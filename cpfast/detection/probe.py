@@ -65,6 +65,12 @@ class ModelProbe:
 
     @torch.no_grad()
     def rotation(self) -> Tensor:
+        """Of the layers that have a gradient: what is frozen does not turn."""
+        return self._rotation.of_live(self.all_rotations())
+
+    @torch.no_grad()
+    def all_rotations(self) -> Tensor:
+        """As ``rotation.names`` has them: [L] float32."""
         return self._once("rotation", self._rotation.update)
 
     @torch.no_grad()

@@ -75,6 +75,7 @@ class DataPruner:
         ValueError: for an unknown policy, or numbers out of range.
     """
 
+    @torch.inference_mode(False)  # what it makes is written to in training
     def __init__(
         self,
         num_samples: int,
@@ -272,6 +273,7 @@ class DataPruner:
         end = None if period_end is None else _whole("period_end", period_end)
         return _Planned(epoch, repeats, bool(prune), share, end)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _prepare(self, caller: str, asked: _Planned) -> LazyPlan:
         if self._planned == asked:
@@ -625,6 +627,7 @@ class DataPruner:
             "earlier": dict(self._earlier),
         }
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`, the settings included, on this pruner's device.
 

@@ -84,7 +84,7 @@ class Training:
             self.optimizer, getattr(cpfast.schedules, config.schedule)()
         )
         self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
-        self.rotation = cpfast.LayerRotation(self.model, include=cpfast.is_weight)
+        self.rotation = cpfast.LayerRotation(self.model)
         self.detector = cpfast.CriticalPeriodDetector(config.criterion, config.epochs, at=config.at)
         self.rotations: list[tuple[float, ...]] = []  # after each epoch
         # The recipe says when nothing is left out; a remainder is carried into the next epoch, so
@@ -247,7 +247,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
         layers = len(t.rotation.names) if config.detect else 0
         if config.detect:
             with t.clock.part("detection"):
-                summary += t.probe.rotation().double().unbind()
+                summary += t.probe.all_rotations().double().unbind()
                 summary += t.detector.rule.measure(t.probe).to(t.device, torch.float64).unbind()
         train_loss, *measured = torch.stack(summary).tolist()
         rotation, values = measured[:layers], measured[layers:]
@@ -255,7 +255,9 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
         if steps:
             _check_finite("training loss", train_loss, t.epoch + 1)
         if rotation and steps:  # what has not moved says nothing
-            mean_rotation = math.fsum(rotation) / len(rotation)
+            # those of layers that are trained: what is frozen does not turn
+            trained = rotation[settings.frozen :]
+            mean_rotation = math.fsum(trained) / len(trained)
             _check_finite("layer rotation", mean_rotation, t.epoch + 1)
             with t.clock.part("detection"):
                 t.detector.step(values, t.epoch + 1)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import cpfast
+from cpfast.layers import kernels
 from cpfast.train.config import Config
 
 MOMENTUM = 0.9  # of sgd
@@ -91,12 +91,11 @@ def _execution(name: str, device: torch.device, graph: bool) -> dict[str, Any]:
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    kernels: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (kernels if cpfast.is_weight(name, parameter) else others).append(parameter)
+    decayed = kernels(model)
+    known = {id(parameter) for parameter in decayed}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in known]
     return [
-        {"params": kernels, "weight_decay": weight_decay},
+        {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
 

@@ -1,0 +1,263 @@
+"""The layers of a model whose rotation says something, and the weights that they compute with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+__all__ = ["Layer", "is_weight", "kernels", "layers_of", "unwrapped", "weight_of"]
+
+# Modules whose parameter "weight" is a kernel.
+_KERNELS = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag,
+)  # fmt: skip
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_NORMALISATIONS = (
+    nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm,
+)  # fmt: skip
+# Parameters of two or more dimensions that are no kernels: added to the input, or scales of it.
+_OTHERS = re.compile(
+    r"(^|_)(pos(ition(s|al)?)?|tokens?|bias(es)?|registers?|prompts?|gamma|scales?|a_log)(_|$)",
+    re.IGNORECASE,
+)
+# What wrappers put into the names of what they wrap.
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_ROOT_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def is_weight(name: str, parameter: Tensor, module: nn.Module | None = None) -> bool:
+    """Whether a parameter is the kernel of a convolution, dense layer or embedding.
+
+    Where the type of its module is known, that decides: the ``weight`` of a convolution, a linear
+    or bilinear layer, an embedding; the ``weight_*`` of recurrent ones; the projections of
+    attention; nothing of a normalisation layer, LayerNorm over [C, H, W] among them. Otherwise it
+    has two or more dimensions, and the last part of its name does not tell that it is added to the
+    input, or a scale: ``pos_embed``, ``class_token``, ``registers``, ``prompts``, ``layer_scale``,
+    ``logit_scale``, ``A_log``, tables of biases.
+
+    Token embeddings count: the weight of one is the kernel of a dense layer on one-hot input.
+
+    These are the layers over which arXiv 2506.15954 averages.
+    """
+    last = name.rpartition(".")[2]
+    if parameter.dim() < 2 or isinstance(module, _NORMALISATIONS):
+        return False
+    if isinstance(module, _KERNELS):
+        return last == "weight"
+    if isinstance(module, _RECURRENT):
+        return last.startswith("weight")
+    if isinstance(module, nn.MultiheadAttention):
+        return last.endswith("proj_weight")
+    return not _OTHERS.search(last)
+
+
+class Layer(NamedTuple):
+    """Where a weight is to be found in a model."""
+
+    name: str
+    """As the model has it without wrappers."""
+    path: tuple[str, ...]
+    """Of the module that it belongs to."""
+    attribute: str
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DistributedDataParallel and torch.compile."""
+    while True:
+        if isinstance(model, _ROOT_WRAPPERS):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def layers_of(
+    model: nn.Module,
+    include: Callable[[str, Tensor], bool] | None = None,
+    *,
+    trainable_only: bool = False,
+) -> list[Layer]:
+    """The layers of an unwrapped model, in the order of its parameters; shared weights once.
+
+    Args:
+        include: ``include(name, weight)`` chooses; None: :func:`is_weight`, with the module.
+        trainable_only: leave out those without a gradient.
+    """
+    chosen, seen = [], set()
+    for path, module, attribute in _weights(model):
+        tensor, has_gradient = weight_of(module, attribute)
+        name = ".".join((*path, attribute))
+        key = id(module._parameters.get(attribute, module)), attribute
+        if key in seen or (trainable_only and not has_gradient):
+            continue
+        if (
+            is_weight(name, tensor, _innermost(module))
+            if include is None
+            else include(name, tensor)
+        ):
+            seen.add(key)
+            chosen.append(Layer(name, path, attribute))
+    return chosen
+
+
+def kernels(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that :func:`is_weight` knows as kernels, such as weight decay is for."""
+    return [
+        parameter
+        for prefix, module in model.named_modules()
+        for name, parameter in module.named_parameters(prefix, recurse=False)
+        if is_weight(name, parameter, module)
+    ]
+
+
+def find(model: nn.Module, layer: Layer) -> nn.Module:
+    """The module of a layer, by its name, as the model is now.
+
+    Raises:
+        RuntimeError: the model has no such layer any more.
+    """
+    module = model
+    for part in layer.path:
+        while part not in module._modules:
+            inner = _wrapped(module) or getattr(module, "base_layer", None)
+            if not isinstance(inner, nn.Module):
+                raise RuntimeError(
+                    f"model: layer {layer.name!r} is gone ({type(module).__name__} has no "
+                    f"{part!r}); make a LayerRotation of the model as it is now"
+                )
+            module = inner
+        child = module._modules[part]
+        assert child is not None
+        module = child
+    while (inner := _wrapped(module)) is not None:
+        module = inner
+    return module
+
+
+def weight_of(module: nn.Module, attribute: str) -> tuple[Tensor, bool]:
+    """The weight that a module computes with, and whether it has a gradient.
+
+    Of a parametrised module (``torch.nn.utils.parametrize``, or the older weight_norm and
+    spectral_norm), and of one with adapters of PEFT, that is computed from several.
+
+    Raises:
+        RuntimeError: the module has no such weight any more.
+    """
+    if hasattr(type(module), "get_delta_weight"):
+        return _adapted(module, attribute)
+    parametrized = module._modules.get("parametrizations")
+    if parametrized is not None and attribute in parametrized._modules:
+        originals = parametrized._modules[attribute]
+        assert originals is not None
+        has_gradient = any(p.requires_grad for p in originals.parameters())
+        return getattr(module, attribute).detach(), has_gradient
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm) and hook.name == attribute:
+            direction = getattr(module, f"{attribute}_v")
+            return hook.compute_weight(module).detach(), direction.requires_grad
+        if isinstance(hook, SpectralNorm) and hook.name == attribute:
+            weight = hook.compute_weight(module, do_power_iteration=False)
+            return weight.detach(), getattr(module, f"{attribute}_orig").requires_grad
+    weight = module._parameters.get(attribute)
+    if weight is None:
+        weight = getattr(module, attribute, None)
+    if not isinstance(weight, Tensor):
+        raise RuntimeError(
+            f"model: {type(module).__name__} has no {attribute!r} any more; make a LayerRotation "
+            "of the model as it is now"
+        )
+    return weight, weight.requires_grad
+
+
+def _adapted(module: Any, attribute: str) -> tuple[Tensor, bool]:
+    """W0 + the adapters' change, as peft merges it."""
+    weight, has_gradient = weight_of(module.base_layer, attribute)
+    has_gradient = has_gradient or any(p.requires_grad for p in module.parameters())
+    if attribute != "weight" or module.merged or module.disable_adapters:
+        return weight, has_gradient
+    # peft's names of adapters are keys of the module's tables; not all are in use
+    changes = [module.get_delta_weight(a) for a in module.active_adapters if a in module.lora_A]
+    for change in changes:
+        weight = weight + change.to(weight.dtype)
+    return weight.detach(), has_gradient
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module, str]]:
+    """Path without wrappers, module and attribute of what may be a layer."""
+    passed_over: set[str] = set()
+    for prefix, module in model.named_modules():
+        if any(prefix.startswith(one) for one in passed_over):
+            continue
+        path = tuple(part for part in prefix.split(".") if part and part not in _WRAPPERS)
+        if hasattr(type(module), "get_delta_weight"):
+            passed_over.add(f"{prefix}.")
+            yield path, module, "weight"
+            continue
+        parametrized = module._modules.get("parametrizations")
+        if parametrized is not None:
+            passed_over.add(f"{prefix}.parametrizations" if prefix else "parametrizations")
+            for attribute in parametrized._modules:
+                yield path, module, attribute
+        hooked = [
+            hook.name
+            for hook in module._forward_pre_hooks.values()
+            if isinstance(hook, (WeightNorm, SpectralNorm))
+        ]
+        for attribute in hooked:
+            yield path, module, attribute
+        own = {f"{name}_{part}" for name in hooked for part in ("g", "v", "orig")}
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None and attribute not in own:
+                yield path, module, attribute
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    for name in _WRAPPERS:
+        inner = module._modules.get(name)
+        if inner is not None:
+            return inner
+    return None
+
+
+def _innermost(module: nn.Module) -> nn.Module:
+    """What an adapter adapts, for its type."""
+    inner = getattr(module, "base_layer", None)
+    return _innermost(inner) if isinstance(inner, nn.Module) else module
+
+
+def check_materialised(name: str, weight: Tensor) -> None:
+    """
+    Raises:
+        RuntimeError: the weight has no values.
+    """
+    if weight.device.type == "meta":
+        raise RuntimeError(
+            f"model: {name} is on the meta device and has no values yet; give it some first "
+            "(model.to_empty(device=...) and an initialisation, or load_state_dict(assign=True))"
+        )
+
+
+def plain_names(names: list[str]) -> list[str]:
+    """Without what wrappers put into them, so that states fit with and without."""
+    parts = [[part for part in name.split(".") if part not in _WRAPPERS] for name in names]
+    while parts and all(len(one) > 1 and one[0] == "module" for one in parts):
+        parts = [one[1:] for one in parts]
+    return [".".join(one) for one in parts]
+
+
+def is_sharded(weight: Tensor) -> bool:
+    """Whether it is a DTensor."""
+    return hasattr(weight, "to_local") and hasattr(weight, "device_mesh")
+
+
+def local(weight: Tensor) -> Tensor:
+    """What this rank holds."""
+    with torch.no_grad():
+        return weight.to_local() if is_sharded(weight) else weight  # type: ignore[attr-defined]
