@@ -165,7 +165,7 @@ def weight_of(module: nn.Module, attribute: str) -> tuple[Tensor, bool]:
         if isinstance(hook, SpectralNorm) and hook.name == attribute:
             weight = hook.compute_weight(module, do_power_iteration=False)
             return weight.detach(), getattr(module, f"{attribute}_orig").requires_grad
-    weight = module._parameters.get(attribute)
+    weight: Any = module._parameters.get(attribute)
     if weight is None:
         weight = getattr(module, attribute, None)
     if not isinstance(weight, Tensor):
