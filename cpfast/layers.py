@@ -163,8 +163,8 @@ def weight_of(module: nn.Module, attribute: str) -> tuple[Tensor, bool]:
             direction = getattr(module, f"{attribute}_v")
             return hook.compute_weight(module).detach(), direction.requires_grad
         if isinstance(hook, SpectralNorm) and hook.name == attribute:
-            weight = hook.compute_weight(module, do_power_iteration=False)
-            return weight.detach(), getattr(module, f"{attribute}_orig").requires_grad
+            computed = hook.compute_weight(module, do_power_iteration=False)
+            return computed.detach(), getattr(module, f"{attribute}_orig").requires_grad
     weight: Any = module._parameters.get(attribute)
     if weight is None:
         weight = getattr(module, attribute, None)
