@@ -7,7 +7,7 @@ import torch
 try:
     from hypothesis import settings
 except ModuleNotFoundError:
-    pass  # the tests that draw examples cannot be collected then; all others can
+    pass  # see examples.py
 else:
     # Fixed examples: a test that passes once passes always.
     settings.register_profile("cpfast", derandomize=True, deadline=None, database=None)

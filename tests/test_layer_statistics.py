@@ -2,8 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from examples import given, st
 from torch.library import opcheck
 
 from cpfast import ops, reference

@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
+from examples import given, st
 from torch.library import opcheck
 
 from cpfast import ops, reference

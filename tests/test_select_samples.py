@@ -5,8 +5,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from examples import given, st
 from torch.library import opcheck
 
 import cpfast
