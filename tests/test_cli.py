@@ -474,6 +474,8 @@ def test_without_optional_libraries_a_run_trains_and_says_what_is_left_out(npz, 
     assert re.search("^energy +not measured$", out, flags=re.MULTILINE)
     assert re.search(r"^cost +measured .*\(2 an hour\)$", out, flags=re.MULTILINE)
     assert not list(folder.glob("*.png")) and len(RunFolder(folder).metrics()) == 2
+    assert cli.main(["report", str(folder)]) == 0
+    assert notes(capsys)[1] == [NOT_DRAWN]
     # it goes on without a word where that was chosen
     assert cli.main(["train", "--resume", "--out", str(folder)]) == 0
     assert notes(capsys)[1] == []

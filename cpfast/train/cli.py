@@ -176,14 +176,15 @@ def _compare(options: dict[str, Any], arguments: list[str]) -> None:
 
 
 def _report(options: dict[str, Any]) -> None:
+    plot = options["plot"] is not False and _can_draw()
     for number, folder in enumerate(options["runs"]):
         if number:
             print()
         path = Path(folder)
         if (path / compare.RESULTS).exists():
-            print(show(path, compare.read_results(path), options["plot"] is not False))
+            print(show(path, compare.read_results(path), plot))
         elif (path / CONFIG).exists():
-            _show_run(RunFolder(path), options["plot"] is not False)
+            _show_run(RunFolder(path), plot)
         else:
             raise UserError(
                 f"{path}: no run and no comparison here (no {CONFIG}, no {compare.RESULTS})"
@@ -229,14 +230,19 @@ def _prepare(config: Config, options: dict[str, Any]) -> Config:
                 raise
             _note(f"energy is not metered: {error}")
             config = config.replace(energy=False)
-    if config.plot:
-        try:
-            require("matplotlib", "a picture", ", or pass --no-plot")
-        except MissingLibrary as error:
-            _note(f"nothing is drawn: {error}")
-            config = config.replace(plot=False)
+    if config.plot and not _can_draw():
+        config = config.replace(plot=False)
     process.prepare(config)
     return config
+
+
+def _can_draw() -> bool:
+    try:
+        require("matplotlib", "a picture", ", or pass --no-plot")
+    except MissingLibrary as error:
+        _note(f"nothing is drawn: {error}")
+        return False
+    return True
 
 
 def _note(message: str) -> None:
