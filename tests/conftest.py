@@ -1,5 +1,6 @@
 import pathlib
 import signal
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -21,6 +22,10 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            if find_spec(*mark.args) is None:
+                item.add_marker(pytest.mark.skip(reason=f"{mark.args[0]} is not installed"))
     # With a GPU they run, and fail where the build has no CUDA ops.
     if not torch.cuda.is_available():
         for item in items:

@@ -87,9 +87,9 @@ def same_models(a, b):
     return all(torch.equal(w, second["model"][name]) for name, w in first["model"].items())
 
 
+@pytest.mark.needs("codecarbon")
+@pytest.mark.needs("matplotlib")
 def test_train_end_to_end(npz, tmp_path):
-    for library in ("codecarbon", "matplotlib"):
-        pytest.importorskip(library)
     process = spawn("train", "--data", npz, *QUICK[:-1], "--epochs", "7", "--seed", "3",
                     "--criterion", "fixed", "--at", "3", "--country", "BRA",
                     "--price-hour", "2")  # fmt: skip
@@ -282,6 +282,7 @@ def test_default_folders_do_not_collide(npz, tmp_path):
     assert runs == [f"toy.npz-cnn-detector+prune-{n}" for n in (1, 2)]
 
 
+@pytest.mark.needs("matplotlib")
 def test_compare_end_to_end(npz, tmp_path, capsys):
     command = ["compare", "--data", npz, *QUICK, "--epochs", "4", "--seeds", "2",
                "--criterion", "fixed", "--at", "1"]  # fmt: skip
@@ -307,6 +308,7 @@ def test_compare_end_to_end(npz, tmp_path, capsys):
     assert (folder / "seed0" / "detector" / "rotation.png").exists()
 
 
+@pytest.mark.needs("matplotlib")
 @pytest.mark.parametrize(
     ("kind", "options", "runs", "picture"),
     [
@@ -376,7 +378,14 @@ def test_env(capsys):
         (["train", "--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["train", "--keep", "2"], "--keep must be in (0, 1], got 2.0"),
         (["train", "--data", "/nowhere"], "--data /nowhere: no such folder or file"),
-        (["train", "--limit", "3"], "--limit must be in 10 (classes) .. 256"),
+        pytest.param(
+            ["train", "--limit", "3"], "--limit must be in 10 (classes) .. 256",
+            marks=pytest.mark.needs("sklearn"),
+        ),
+        pytest.param(
+            ["train", "--country", "BR"], "--country BR: codecarbon has no data for it",
+            marks=pytest.mark.needs("codecarbon"),
+        ),
         (["train", "--epoch", "3"], "unrecognized arguments: --epoch 3 (see cpfast train --help)"),
         (["compare", "--resume"], "unrecognized arguments: --resume (see cpfast compare --help)"),
         (["train", "--data", ""], "--data: an empty name"),
@@ -391,17 +400,11 @@ def test_env(capsys):
         (["report", "/nowhere"], "/nowhere: no run and no comparison here"),
         (["report"], "the following arguments are required: RUN"),
     ],
-)
+)  # fmt: skip
 def test_bad_arguments(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_country_is_named(capsys):
-    pytest.importorskip("codecarbon")
-    message = fails(capsys, "train", "--country", "BR")
-    assert message.startswith("--country BR: codecarbon has no data for it")
 
 
 @pytest.mark.parametrize(
