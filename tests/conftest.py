@@ -4,7 +4,7 @@ import signal
 import pytest
 import torch
 from cuda_emulation.build import build
-from cuda_emulation.harness import Emulation, emulated_only
+from cuda_emulation.harness import CUDA, EMULATED, Emulation
 
 try:
     from hypothesis import settings
@@ -30,10 +30,6 @@ def pytest_collection_modifyitems(items):
         too_much = item.get_closest_marker("not_emulated")
         if too_much and item.get_closest_marker("emulated"):
             item.add_marker(pytest.mark.skip(reason=f"not emulated: {too_much.args[0]}"))
-
-
-CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
-EMULATED = pytest.param("emulated", marks=[pytest.mark.emulated, *emulated_only])
 
 
 @pytest.fixture(params=["cpu", CUDA, EMULATED])

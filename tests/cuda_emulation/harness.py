@@ -23,6 +23,9 @@ emulated_only = [
     ),
     pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation needs g++"),
 ]
+# Where CUDA kernels run: params of the fixture `device`.
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+EMULATED = pytest.param("emulated", marks=[pytest.mark.emulated, *emulated_only])
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 INF, NAN = math.inf, math.nan
