@@ -102,11 +102,11 @@ inline float exp2_approx(float x) {
 namespace cpfast {
 
 inline float exp(float x) { return emulation::within_ulps(2, std::exp(double{x}), x); }
-inline double exp(double x) { return emulation::within_ulps(1, std::exp(emulation::Wide<double>{x}), x); }
 inline float log(float x) { return emulation::within_ulps(1, std::log(double{x}), x); }
-inline double log(double x) { return emulation::within_ulps(1, std::log(emulation::Wide<double>{x}), x); }
 inline float log1p(float x) { return emulation::within_ulps(1, std::log1p(double{x}), x); }
-inline double log1p(double x) { return emulation::within_ulps(1, std::log1p(emulation::Wide<double>{x}), x); }
+inline double exp(double x) { return emulation::within_ulps(1, expl(x), x); }
+inline double log(double x) { return emulation::within_ulps(1, logl(x), x); }
+inline double log1p(double x) { return emulation::within_ulps(1, log1pl(x), x); }
 
 }  // namespace cpfast
 
