@@ -49,6 +49,9 @@ def _prepare(csrc: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
         r'asm volatile\("st\.global\.v4\.u32 .*?: "memory"\);',
         "emulation::store(reinterpret_cast<uint4*>(to), words);",
     )
+    _replace(
+        folder / "cuda" / "device.h", r'asm\("ex2\.approx.*?\(x\)\);', "power = emulation::exp2(x);"
+    )
     kernels = sorted(folder.glob("cuda/*.cu"))
     for kernel in kernels:
         _replace(

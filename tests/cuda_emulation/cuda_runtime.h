@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -62,6 +63,12 @@ T exchange_with(unsigned mask, T value, int from, int label) {
 
 inline void store(uint4* to, const uint4& words) { *to = words; }
 
+// Of normal numbers alone, as ex2.approx.ftz.
+inline float exp2(float x) { return x < -126 ? 0.0f : exp2f(x); }
+
+// Traps where bytes beside a guarded tensor are read.
+void check_read(const void* from, size_t bytes);
+
 }  // namespace emulation
 
 void __syncthreads();
@@ -99,6 +106,7 @@ inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vo
 
 template <typename T>
 inline T __ldg(const T* from) {
+  emulation::check_read(from, sizeof(T));
   return *from;
 }
 
