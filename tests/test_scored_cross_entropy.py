@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -556,3 +558,28 @@ def test_the_gradient_costs_no_second_buffer_of_the_logits_size():
     assert peak("backward") < size / 100
     assert size <= peak("forward") < 1.01 * size
     assert peak("inplace") < size / 100
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("shape", [(16, 10), (4, 1000), (2, 50257), (70, 50257)])
+@pytest.mark.parametrize("gradient", ["forward", "backward"])
+def test_a_first_call_may_be_captured(shape, gradient):
+    """In a process of its own, where no kernel has been loaded yet."""
+    program = f"""
+import torch
+from cpfast import ops
+x = torch.randn({shape}, device="cuda", requires_grad=True)
+y = torch.zeros({shape[0]}, dtype=torch.int64, device="cuda")
+torch.autograd.grad((2 * x).sum(), x)  # starts the thread that walks graphs
+torch.cuda.synchronize()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    loss = ops.scored_cross_entropy(x, y, reduction="mean", gradient={gradient!r}).loss
+    (grad,) = torch.autograd.grad(loss, x, torch.ones_like(loss))
+graph.replay()
+again = ops.scored_cross_entropy(x, y, reduction="mean", gradient={gradient!r}).loss
+assert torch.equal(loss, again)
+assert torch.equal(grad, torch.autograd.grad(again, x)[0])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -17,8 +17,26 @@
 
 namespace cpfast {
 
+// While a stream is captured, its thread may not do what synchronises or allocates on the way, as
+// loading a kernel can (CUDA does that lazily: at its first launch, or at a query of its occupancy).
+// None of that is to be replayed, so here it may. Kernels are captured as ever.
+class UnhinderedByCapture {
+ public:
+  UnhinderedByCapture() { STD_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  ~UnhinderedByCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  UnhinderedByCapture(const UnhinderedByCapture&) = delete;
+  UnhinderedByCapture& operator=(const UnhinderedByCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // then that of before
+};
+
 class Launcher {
  public:
+  // Of what is read twice, so much may be under way at a time: it must stay in L2, which has 50 MB
+  // on an H100.
+  static constexpr int64_t kStreamedBytes = 32 << 20;
+
   explicit Launcher(const Tensor& on) : guard_(on.get_device_index()) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
@@ -65,6 +83,7 @@ class Launcher {
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;
+  UnhinderedByCapture unhindered_;
   cudaStream_t stream_;
 };
 

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -96,6 +97,9 @@ inline float exp2_approx(float x) {
   return flush(exp2_within_2_ulps(flush(x)));
 }
 
+// Traps where bytes beside a guarded tensor are read.
+void check_read(const void* from, size_t bytes);
+
 }  // namespace emulation
 
 // In the kernels' own namespace, where their calls find these before those of the host.
@@ -145,6 +149,7 @@ inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vo
 
 template <typename T>
 inline T __ldg(const T* from) {
+  emulation::check_read(from, sizeof(T));
   return *from;
 }
 

@@ -8,6 +8,7 @@ import mmap
 import platform
 import shutil
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -39,11 +40,15 @@ def is_same(a, b):
     return torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (a, b)))
 
 
+_loaded: list[ctypes.CDLL] = []
+
+
 class Emulation:
     def __init__(self, library):
         torch.ops.load_library(str(library))
         self.library = ctypes.CDLL(str(library))
         self.library.emulation_allocated.restype = ctypes.c_int64
+        _loaded.append(self.library)
         self.allocated = 0
         """Bytes of the outputs and the scratch of the last run."""
 
@@ -92,7 +97,8 @@ class Emulation:
 
 def guarded(tensor, offset=None):
     """A copy between two pages that nobody may touch: up to the second one, or, given an offset,
-    so many elements after the first one."""
+    so many elements after the first one. Of what lies beside it, kernels may not read a byte by
+    __ldg."""
     if tensor.numel() == 0:
         return tensor.clone()
     item, page = tensor.element_size(), mmap.PAGESIZE
@@ -104,6 +110,11 @@ def guarded(tensor, offset=None):
     for address in (first, first + end):
         assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), ctypes.c_size_t(page), 0) == 0
     begin = end - size if offset is None else page + offset * item
+    for library in _loaded:
+        pointer, int64 = ctypes.c_void_p, ctypes.c_int64
+        extent = (int64(end + page), pointer(first + begin), int64(size))
+        library.emulation_guard(pointer(first), *extent)
+        weakref.finalize(memory, library.emulation_unguard, pointer(first)).atexit = False
     copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=begin)
     return copy.view(tensor.shape).copy_(tensor)
 

@@ -52,6 +52,9 @@ namespace cpfast {
 
 class Launcher {
  public:
+  // Less than on a device, so that rows of a few thousand classes are too long for it.
+  static constexpr int64_t kStreamedBytes = 8 << 20;
+
   explicit Launcher(const Tensor&) {}
 
   template <typename... Parameters, typename... Arguments>
