@@ -310,6 +310,8 @@ def test_it_breaks_a_compiled_graph_rather_than_being_traced():
 def test_replays_of_a_graph_are_equal_to_the_bit_and_fill_the_ring():
     params, refs = pairs([70_001, 3, 0, 9000], device="cuda")
     plan = ops.LayerPlan(params, refs, square_norms(refs))
+    # Loads the kernels of all three calls below, and asks how many of their blocks fit the device:
+    # a capture is no place for either.
     expected = plan.layer_rotation()
     ring = torch.zeros(7, 4, device="cuda")
     cursor = torch.zeros((), dtype=torch.int64, device="cuda")

@@ -18,6 +18,8 @@
 
 namespace cpfast {
 
+inline constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;  // of a grid, on every device
+
 class Launcher {
  public:
   explicit Launcher(const Tensor& on) : guard_(on.get_device_index()) {
@@ -26,11 +28,13 @@ class Launcher {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
-  // A grid of no blocks, which CUDA refuses, is no work.
+  // A grid of no blocks, which CUDA refuses, is no work. One of 2^32 would be launched as one of none.
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), int64_t blocks, int threads,
                   const Arguments&... arguments) const {
     if (blocks == 0) return;
+    check(blocks <= kMaxBlocks, "cuda", "expected work for at most ", kMaxBlocks,
+          " blocks, got ", blocks, "; use smaller batches");
     kernel<<<static_cast<unsigned>(blocks), threads, 0, stream_>>>(arguments...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }

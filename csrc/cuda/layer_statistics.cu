@@ -125,6 +125,7 @@ struct Arrays {
   const W* w;
   const R* w0;
 
+  // A vector lies in its tile as a whole: aligned, nothing beside the tile is read.
   __device__ void load_vector(int64_t i, Real (&a)[kVector], Real (&b)[kVector]) const {
     load<kAligned_>(w + i, a);
     load<kAligned_>(w0 + i, b);

@@ -60,7 +60,7 @@ __device__ double fold(const double (&own)[kOwn]) {
   return sum;
 }
 
-// Sum and number of the finite scores of a tile.
+// Sum and number of the finite scores of a tile. Vectors are loaded of whole tiles alone.
 template <int kThreads>
 __device__ double tile_sum(const float* tile, int n, int& finite) {
   constexpr int kOwn = kSumLanes / kThreads;
@@ -271,6 +271,7 @@ struct Share {
       }
       position += __popc(mark);
     }
+    __syncwarp();  // lane 0 may now write the marks of another tile
   }
 };
 
