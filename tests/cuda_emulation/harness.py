@@ -68,6 +68,15 @@ class Emulation:
         result = self.call(op, *arguments, seed=seed)
         return [result] if isinstance(result, torch.Tensor) else list(result or [])
 
+    @contextlib.contextmanager
+    def refusing_beyond(self, blocks):
+        """Cooperative grids of more blocks are refused, as where a tool has grown the kernel."""
+        self.library.emulation_refuse_beyond(ctypes.c_int64(blocks))
+        try:
+            yield
+        finally:
+            self.library.emulation_refuse_beyond(ctypes.c_int64(1 << 30))
+
     def __call__(self, op, *arguments):
         outputs = self.run(op, *arguments)
         again = self.run(op, *arguments, seed=1)
