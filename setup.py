@@ -1,28 +1,35 @@
 """Builds cpfast/_C (ops for the CPU, and the Python module) and cpfast/_cuda (ops for CUDA).
 
 CPFAST_CUDA=1 demands the CUDA library, CPFAST_CUDA=0 leaves it out; unset, it is built where
-torch has CUDA and nvcc is found. TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured.
+torch has CUDA and csrc/cuda_toolkit.py finds a toolkit, and where that fails, _C stands alone.
+TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured.
 """
 
 import os
 import pathlib
-import re
 import shutil
-import subprocess
 import sys
+import sysconfig
+import textwrap
 
 import pybind11
 import torch
 from setuptools import Extension, setup
 from torch.utils import cpp_extension
 
+ROOT = pathlib.Path(__file__).parent.resolve()
+# A build in isolation does not look for modules here.
+sys.path.insert(0, str(ROOT / "csrc"))
+
+import cuda_toolkit  # noqa: E402
+
 # The oldest torch whose stable ABI the ops use: 2.11, as TORCH_TARGET_VERSION encodes it.
 TORCH_TARGET_VERSION = "0x020b000000000000"
 OLDEST_TORCH = "2.11"
 # Ampere and Hopper in machine code; PTX for whatever comes after.
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+CUDA = "cpfast._cuda"
 
-ROOT = pathlib.Path(__file__).parent.resolve()
 # No -march: the kernels choose their instruction set at run time, and the wheel serves every CPU.
 CXX_FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-attributes"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
@@ -32,34 +39,37 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
 
-def toolkit_version() -> str:
-    home = cpp_extension.CUDA_HOME
-    nvcc = str(pathlib.Path(home, "bin", "nvcc")) if home else "nvcc"
-    out = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"release (\d+\.\d+)", out)
-    return found[1] if found else "unknown"
+def find_cuda() -> cuda_toolkit.Toolkit:
+    """The toolkit to build the CUDA ops with.
 
-
-def wants_cuda() -> bool:
-    setting = os.environ.get("CPFAST_CUDA", "")
-    if setting not in ("", "0", "1"):
-        sys.exit(f"setup.py: CPFAST_CUDA: expected 0, 1 or nothing, got {setting!r}")
-    missing = []
+    Raises:
+        NotFound: with the reason to leave them out.
+    """
+    if SETTING == "0":
+        raise cuda_toolkit.NotFound("CPFAST_CUDA=0")
     if torch.version.cuda is None:
-        missing.append(
+        raise cuda_toolkit.NotFound(
             f"torch {torch.__version__} has no CUDA (install a CUDA build of torch, "
             "and build with --no-build-isolation)"
         )
-    if cpp_extension.CUDA_HOME is None and shutil.which("nvcc") is None:
-        missing.append("nvcc is not found (install the CUDA toolkit, or set CUDA_HOME)")
-    elif torch.version.cuda is not None:
-        # torch refuses to build across major versions.
-        toolkit = toolkit_version()
-        if toolkit.split(".")[0] != torch.version.cuda.split(".")[0]:
-            missing.append(f"nvcc is of CUDA {toolkit}, and torch of CUDA {torch.version.cuda}")
-    if setting == "1" and missing:
-        sys.exit("setup.py: CPFAST_CUDA=1, but " + "; ".join(missing))
-    return setting != "0" and not missing
+    toolkit = cuda_toolkit.find()
+    # torch refuses to build across major versions.
+    if toolkit.version.split(".")[0] != torch.version.cuda.split(".")[0]:
+        raise cuda_toolkit.NotFound(
+            f"nvcc in {toolkit.home} is of CUDA {toolkit.version}, and torch of CUDA "
+            f"{torch.version.cuda}"
+        )
+    return toolkit
+
+
+def put_ninja_in_path() -> None:
+    """pip puts it beside the interpreter, whose folder is in PATH in an activated venv alone.
+
+    Without ninja the files are compiled one after the other.
+    """
+    scripts = sysconfig.get_path("scripts")
+    if shutil.which("ninja", path=scripts):
+        os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)])
 
 
 def extension(name: str, files: list[str], *, cuda: bool) -> Extension:
@@ -69,8 +79,8 @@ def extension(name: str, files: list[str], *, cuda: bool) -> Extension:
         "CPFAST_OLDEST_TORCH": f'"{OLDEST_TORCH}"',
         "CPFAST_BUILT_WITH_TORCH": f'"{torch.__version__}"',
         "CPFAST_CXX_FLAGS": '"' + " ".join(CXX_FLAGS) + '"',
-        "CPFAST_CUDA_VERSION": f'"{torch.version.cuda}"' if CUDA else '"none"',
-        "CPFAST_CUDA_ARCHITECTURES": f'"{ARCHITECTURES}"' if CUDA else '"none"',
+        "CPFAST_CUDA_VERSION": f'"{torch.version.cuda}"' if TOOLKIT else '"none"',
+        "CPFAST_CUDA_ARCHITECTURES": f'"{ARCHITECTURES}"' if TOOLKIT else '"none"',
     }
     if cuda:
         definitions["USE_CUDA"] = None
@@ -79,21 +89,70 @@ def extension(name: str, files: list[str], *, cuda: bool) -> Extension:
         name,
         files,
         include_dirs=[pybind11.get_include()],
+        library_dirs=[str(TOOLKIT.libraries)] if cuda else [],
         define_macros=list(definitions.items()),
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
     )
 
 
-CUDA = wants_cuda()
+class BuildExtensions(cpp_extension.BuildExtension):
+    """Builds the CPU's extension, and then CUDA's, whose failure leaves the CPU's in place."""
+
+    def run(self) -> None:
+        *cpu, cuda = self.extensions if TOOLKIT else [*self.extensions, None]
+        # One of an earlier build must not be loaded beside what is built now.
+        in_place, built = self.get_ext_fullpath(CUDA), self.get_ext_filename(CUDA)
+        for library in (pathlib.Path(in_place), pathlib.Path(self.build_lib, built)):
+            library.unlink(missing_ok=True)
+        self._build(cpu)
+        if cuda is None:
+            return say(f"built without CUDA ops: {WITHOUT}")
+        say(f"CUDA ops with {TOOLKIT.home}, for {ARCHITECTURES}")
+        try:
+            self._build([cuda])
+        # of compiler and linker, or of what torch checks before them
+        except Exception as error:
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
+            message = (
+                f"the CUDA ops could not be built, see above ({reason}); those for the CPU are in "
+                "place"
+            )
+            if SETTING == "1":
+                sys.exit(f"setup.py: CPFAST_CUDA=1, but {message}")
+            self.extensions = cpu  # what there is to install
+            return say(message)
+        self.extensions = [*cpu, cuda]
+
+    def _build(self, extensions: list[Extension]) -> None:
+        compiler = self.compiler
+        self.extensions = extensions
+        super().run()
+        self.compiler = compiler  # its name, of which the run made an object
+
+
+def say(message: str) -> None:
+    print(f"setup.py: {message}", file=sys.stderr, flush=True)
+
+
+SETTING = os.environ.get("CPFAST_CUDA", "")
+if SETTING not in ("", "0", "1"):
+    sys.exit(f"setup.py: CPFAST_CUDA: expected 0, 1 or nothing, got {SETTING!r}")
+TOOLKIT, WITHOUT = None, ""
+try:
+    TOOLKIT = find_cuda()
+    # torch guessed it from where nvcc lies, which may be a script in another folder.
+    cpp_extension.CUDA_HOME = str(TOOLKIT.home)
+except cuda_toolkit.NotFound as error:
+    if SETTING == "1":
+        sys.exit(f"setup.py: CPFAST_CUDA=1, but {error}")
+    WITHOUT = str(error)
 ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHITECTURES
 # With no GPU visible, torch would look for one to choose an architecture, and fail.
 os.environ["TORCH_CUDA_ARCH_LIST"] = ARCHITECTURES
+put_ninja_in_path()
 
 extensions = [extension("cpfast._C", ["csrc/module.cpp", *sources("cpu/*.cpp")], cuda=False)]
-if CUDA:
-    extensions.append(extension("cpfast._cuda", sources("cuda/*.cu"), cuda=True))
+if TOOLKIT:
+    extensions.append(extension(CUDA, sources("cuda/*.cu"), cuda=True))
 
-setup(
-    ext_modules=extensions,
-    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)},
-)
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtensions})

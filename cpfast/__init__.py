@@ -18,7 +18,7 @@ from cpfast.sampling import IndexedDataset, PrunedSampler
 
 try:
     __version__ = _metadata.version("cpfast")
-except _metadata.PackageNotFoundError:  # a checkout that is not installed, on the reference
+except _metadata.PackageNotFoundError:  # a checkout that is built in place, or on the reference
     __version__ = "0+unknown"
 
 __all__ = [

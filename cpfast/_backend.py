@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import os
 import pathlib
+import warnings
 from typing import Any
 
 import torch
@@ -48,19 +49,49 @@ def _load_native() -> Any:
     return _C
 
 
-def _load_cuda() -> bool:
+def _cuda_library() -> pathlib.Path | None:
     # Its name ends as that of an extension module does, though it holds ops alone.
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        library = _FOLDER / f"_cuda{suffix}"
-        if library.exists() and torch.version.cuda is not None:
-            torch.ops.load_library(str(library))
-            return True
-    return False
+    libraries = (_FOLDER / f"_cuda{end}" for end in importlib.machinery.EXTENSION_SUFFIXES)
+    return next((library for library in libraries if library.exists()), None)
+
+
+def _load_cuda() -> str:
+    """Why there are no CUDA ops; "" once they are loaded."""
+    library = _cuda_library()
+    if library is None:
+        return (
+            "this build of cpfast has no CUDA ops: rebuild with a CUDA build of torch and nvcc, "
+            f"CPFAST_CUDA=1 {_REBUILD}"
+        )
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA: install a CUDA build of torch"
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        # torch names cpfast's library, and the cause the one that cannot be found.
+        missing = _why_cuda_fails(str(error.__cause__ or error))
+        warnings.warn(
+            f"{missing}; until then the ops run on the CPU alone", RuntimeWarning, stacklevel=1
+        )
+        return missing
+    return ""
+
+
+def _why_cuda_fails(error: str) -> str:
+    built, present = _load_native().build_info()["cuda"], torch.version.cuda
+    cure = "put the folder of what is missing in LD_LIBRARY_PATH"
+    if present is not None and built.split(".")[0] != present.split(".")[0]:
+        cure = f"install a torch with CUDA {built.split('.')[0]}"
+    return (
+        f"cpfast's CUDA ops cannot be loaded ({error}): they were built with CUDA {built}, and "
+        f"torch {torch.__version__} has CUDA {present}; {cure}, or rebuild them with "
+        f"CPFAST_CUDA=1 {_REBUILD}"
+    )
 
 
 _check_torch()
 NATIVE = None if _wants_reference() else _load_native()
-CUDA_LOADED = NATIVE is not None and _load_cuda()
+CUDA_MISSING = "CPFAST_BACKEND=reference" if NATIVE is None else _load_cuda()
 
 
 def backend() -> str:
@@ -71,7 +102,7 @@ def backend() -> str:
     """
     if NATIVE is None:
         return "reference"
-    return "cuda" if CUDA_LOADED and torch.cuda.is_available() else "cpu"
+    return "cuda" if not CUDA_MISSING and torch.cuda.is_available() else "cpu"
 
 
 def build_info() -> dict[str, str]:
@@ -79,18 +110,20 @@ def build_info() -> dict[str, str]:
 
     Empty under ``CPFAST_BACKEND=reference``.
     """
-    return {} if NATIVE is None else dict(NATIVE.build_info())
+    if NATIVE is None:
+        return {}
+    info = dict(NATIVE.build_info())
+    if _cuda_library() is None:  # its build may have failed after that of the rest
+        info |= {"cuda": "none", "cuda_architectures": "none"}
+    return info
 
 
 def require_kernels(op: str, argument: str, device: torch.device) -> None:
     """Raises RuntimeError where no compiled kernel serves tensors on ``device``."""
-    if device.type in ("cpu", "meta") or (device.type == "cuda" and CUDA_LOADED):
+    if device.type in ("cpu", "meta") or (device.type == "cuda" and not CUDA_MISSING):
         return
     if device.type == "cuda":
-        raise RuntimeError(
-            f"cpfast.ops.{op}: {argument} is on {device}, but this build of cpfast has no CUDA "
-            f"ops: rebuild with a CUDA build of torch and nvcc, CPFAST_CUDA=1 {_REBUILD}"
-        )
+        raise RuntimeError(f"cpfast.ops.{op}: {argument} is on {device}, but {CUDA_MISSING}")
     raise RuntimeError(
         f"cpfast.ops.{op}: {argument} is on {device}, but the ops run on cpu and cuda: "
         "move it, or set CPFAST_BACKEND=reference"

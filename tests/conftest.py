@@ -1,13 +1,16 @@
 import pathlib
 import signal
+from importlib.util import find_spec
 
 import pytest
 import torch
+from cuda_emulation.build import build
+from cuda_emulation.harness import CUDA, EMULATED, Emulation
 
 try:
     from hypothesis import settings
 except ModuleNotFoundError:
-    pass  # the tests that draw examples cannot be collected then; all others can
+    pass  # see examples.py
 else:
     # Fixed examples: a test that passes once passes always.
     settings.register_profile("cpfast", derandomize=True, deadline=None, database=None)
@@ -21,16 +24,26 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
-    # With a GPU they run, and fail where the build has no CUDA ops.
-    if not torch.cuda.is_available():
-        for item in items:
-            if "cuda" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no GPU"))
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            if find_spec(*mark.args) is None:
+                item.add_marker(pytest.mark.skip(reason=f"{mark.args[0]} is not installed"))
+        # With a GPU they run, and fail where the build has no CUDA ops.
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
+        too_much = item.get_closest_marker("not_emulated")
+        if too_much and item.get_closest_marker("emulated"):
+            item.add_marker(pytest.mark.skip(reason=f"not emulated: {too_much.args[0]}"))
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(params=["cpu", CUDA, EMULATED])
 def device(request):
-    return torch.device(request.param)
+    """Where tensors lie; "emulated" is the CPU, on which the ops run the CUDA kernels."""
+    if request.param != "emulated":
+        yield torch.device(request.param)
+        return
+    with request.getfixturevalue("emulated").instead_of_cpu():
+        yield torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +80,5 @@ def one_thread():
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
     """Runs the CUDA kernels on the CPU: ``emulated(op, *arguments)`` gives the op's outputs."""
-    from cuda_emulation.build import build
-    from cuda_emulation.harness import Emulation
-
     csrc = pathlib.Path(__file__).resolve().parent.parent / "csrc"
     return Emulation(build(csrc, tmp_path_factory.mktemp("cuda_emulation")))

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cpfast.train import cli
+from cpfast.train.config import Config
 from cpfast.train.runfolder import RunFolder
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -49,11 +50,11 @@ def npz(tmp_path, monkeypatch):
 
 
 def fails(capsys, *arguments):
-    """The one-line message of a command that must fail."""
+    """The one-line message of a command that must fail, below notes of what is not installed."""
     assert cli.main(list(arguments)) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    lines = output.err.splitlines()
+    lines = [x for x in output.err.splitlines() if not x.startswith("cpfast: note: ")]
     assert len(lines) == 1 and lines[0].startswith("cpfast: error: "), output.err
     return lines[0].removeprefix("cpfast: error: ")
 
@@ -86,6 +87,8 @@ def same_models(a, b):
     return all(torch.equal(w, second["model"][name]) for name, w in first["model"].items())
 
 
+@pytest.mark.needs("codecarbon")
+@pytest.mark.needs("matplotlib")
 def test_train_end_to_end(npz, tmp_path):
     process = spawn("train", "--data", npz, *QUICK[:-1], "--epochs", "7", "--seed", "3",
                     "--criterion", "fixed", "--at", "3", "--country", "BRA",
@@ -279,6 +282,7 @@ def test_default_folders_do_not_collide(npz, tmp_path):
     assert runs == [f"toy.npz-cnn-detector+prune-{n}" for n in (1, 2)]
 
 
+@pytest.mark.needs("matplotlib")
 def test_compare_end_to_end(npz, tmp_path, capsys):
     command = ["compare", "--data", npz, *QUICK, "--epochs", "4", "--seeds", "2",
                "--criterion", "fixed", "--at", "1"]  # fmt: skip
@@ -304,6 +308,7 @@ def test_compare_end_to_end(npz, tmp_path, capsys):
     assert (folder / "seed0" / "detector" / "rotation.png").exists()
 
 
+@pytest.mark.needs("matplotlib")
 @pytest.mark.parametrize(
     ("kind", "options", "runs", "picture"),
     [
@@ -373,8 +378,14 @@ def test_env(capsys):
         (["train", "--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["train", "--keep", "2"], "--keep must be in (0, 1], got 2.0"),
         (["train", "--data", "/nowhere"], "--data /nowhere: no such folder or file"),
-        (["train", "--limit", "3"], "--limit must be in 10 (classes) .. 256"),
-        (["train", "--country", "BR"], "--country BR: codecarbon has no data for it"),
+        pytest.param(
+            ["train", "--limit", "3"], "--limit must be in 10 (classes) .. 256",
+            marks=pytest.mark.needs("sklearn"),
+        ),
+        pytest.param(
+            ["train", "--country", "BR"], "--country BR: codecarbon has no data for it",
+            marks=pytest.mark.needs("codecarbon"),
+        ),
         (["train", "--epoch", "3"], "unrecognized arguments: --epoch 3 (see cpfast train --help)"),
         (["compare", "--resume"], "unrecognized arguments: --resume (see cpfast compare --help)"),
         (["train", "--data", ""], "--data: an empty name"),
@@ -389,7 +400,7 @@ def test_env(capsys):
         (["report", "/nowhere"], "/nowhere: no run and no comparison here"),
         (["report"], "the following arguments are required: RUN"),
     ],
-)
+)  # fmt: skip
 def test_bad_arguments(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, *arguments)
@@ -437,15 +448,76 @@ def test_divergence_is_one_line(npz, tmp_path, capsys):
     assert re.fullmatch(r"cpfast: error: training diverged: .* of epoch 1 is .*\n", error)
 
 
+@pytest.fixture
+def bare(monkeypatch):
+    """A machine with none of the libraries that only add to a training."""
+    for library in ("codecarbon", "matplotlib", "tqdm"):
+        monkeypatch.setitem(sys.modules, library, None)
+
+
+NOT_METERED = "energy is not metered: measuring energy needs codecarbon"
+NOT_DRAWN = "nothing is drawn: a picture needs matplotlib"
+
+
+def notes(capsys):
+    """Without what is said of how to mend it."""
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert all("install the extra cpfast[train], by pip install" in line for line in lines)
+    return out, [line.removeprefix("cpfast: note: ").partition(",")[0] for line in lines]
+
+
+@pytest.mark.usefixtures("bare")
+def test_without_optional_libraries_a_run_trains_and_says_what_is_left_out(npz, tmp_path, capsys):
+    folder = tmp_path / "run"
+    options = ["--data", npz, *QUICK[:-1], "--epochs", "2", "--price-hour", "2"]
+    assert cli.main(["train", *options, "--out", str(folder)]) == 0
+    out, told = notes(capsys)
+    assert told == [NOT_METERED, NOT_DRAWN]
+    assert re.search("^energy +not measured$", out, flags=re.MULTILINE)
+    assert re.search(r"^cost +measured .*\(2 an hour\)$", out, flags=re.MULTILINE)
+    assert not list(folder.glob("*.png")) and len(RunFolder(folder).metrics()) == 2
+    assert cli.main(["report", str(folder)]) == 0
+    assert notes(capsys)[1] == [NOT_DRAWN]
+    # it goes on without a word where that was chosen
+    assert cli.main(["train", "--resume", "--out", str(folder)]) == 0
+    assert notes(capsys)[1] == []
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_metered_run_goes_on_without_the_meter(npz, tmp_path, capsys):
+    folder = RunFolder(tmp_path / "run")
+    config = Config.from_options({"data": npz, "model": "cnn", "epochs": 1, "batch_size": 8})
+    assert config.energy and config.plot
+    folder.create(config)
+    assert cli.main(["train", "--resume", "--out", str(folder.path)]) == 0
+    assert notes(capsys)[1] == [NOT_METERED, NOT_DRAWN]
+    assert folder.epochs() == 1 and folder.energy()["kwh"] is None
+
+
+@pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize(
-    ("module", "option"), [("codecarbon", "--no-energy"), ("matplotlib", "--no-plot")]
+    ("kind", "told"),
+    [
+        (["--arms", "full,k1"], [NOT_METERED, NOT_DRAWN]),
+        (["--oracle", "--oracle-settings", "base", "--switch-epochs", "1"], [NOT_DRAWN]),
+    ],
 )
-def test_a_missing_library_names_extra_and_option(module, option, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, module, None)
-    message = fails(capsys, "train")
-    assert f"needs {module}" in message and "pip install '.[train]'" in message
-    assert message.endswith(f"or pass {option}")
+def test_a_comparison_runs_without_optional_libraries(npz, tmp_path, capsys, kind, told):
+    options = ["--data", npz, *QUICK[:-1], "--epochs", "2", "--seeds", "1", *kind]
+    assert cli.main(["compare", *options, "--out", str(tmp_path / "runs")]) == 0
+    assert notes(capsys)[1] == told
+    assert not list((tmp_path / "runs").glob("*.png"))
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize("asked", [["--country", "BRA"], ["--price-kwh", "0.2"]])
+def test_what_is_asked_for_and_cannot_be_done_is_an_error(command, asked, capsys, tmp_path):
+    message = fails(capsys, command, *asked)
+    assert message.startswith("measuring energy needs codecarbon")
+    assert "pip install '.[train]'" in message and message.endswith("or pass --no-energy")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -454,7 +526,6 @@ def test_a_missing_library_names_extra_and_option(module, option, capsys, tmp_pa
      ("detector+prune", 1, "\npruning on"), ("detector", 1, ""), ("prune", 3, "")],
 )  # fmt: skip
 def test_a_picture_says_what_the_end_of_the_period_brings(method, repeats, action):
-    from cpfast.train.config import Config
     from cpfast.train.plots import run
 
     assert run._action(Config.from_options({"method": method, "repeats": repeats})) == action
@@ -463,7 +534,6 @@ def test_a_picture_says_what_the_end_of_the_period_brings(method, repeats, actio
 def test_a_picture_of_many_layers_and_of_a_period_that_goes_on(tmp_path):
     image_module = pytest.importorskip("PIL.Image")
     from cpfast.train import plots
-    from cpfast.train.config import Config
 
     names = [f"layer{i}.weight" for i in range(30)]
     metrics = [

@@ -236,8 +236,10 @@ def test_no_rows_and_rows_of_columns(emulated, classes):
     check_rows(emulated, columns, torch.randint(classes, (9,), generator=generator(classes)))
 
 
-# Rows that lanes hold, that stream, that are split among blocks, and that share a block.
+# Rows that share a block, that lanes hold, that blocks share (in teams, of which one has room here,
+# or launch by launch), that stream (in bfloat16), and that are counted before.
 SHAPES = [(70, 3), (33, 10), (9, 1000), (3, 8000), (2, 16_384), (65, 16_400), (2, 40_000)]
+SHAPES += [(5000, 3)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -263,6 +265,41 @@ def test_means(emulated, shape, with_gradient):
             inputs = (torch.tensor(0.3), *arguments, reduction)
             (grad,) = emulated("scored_cross_entropy_backward", *inputs)
             assert_close(grad, cpu.scored_cross_entropy_backward(*inputs), 1e-5, 1e-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_bit_of_the_loss_depends_on_where_the_gradient_is_computed(emulated, shape, dtype):
+    rows, classes = shape
+    logits = logits_for(*shape, dtype, "start")
+    target = torch.randint(classes, (rows,), generator=generator(*shape))
+    weight = torch.rand(rows, generator=generator(rows), dtype=torch.float64)
+    weight = weight if dtype == torch.float64 else weight.float()
+    for ignored in range(min(rows - 1, 8 if classes <= 1000 else 2)):
+        y = target.clone()
+        y[:ignored] = -100
+        for ignore_index in (-100, -(2**63)) if ignored == 0 else (-100,):
+            options = (y, weight, 0.1, ignore_index, 1)
+            losses = [
+                emulated.run("scored_cross_entropy", x, *options, grad)[0]
+                for x, grad in [(logits, None), (logits, guarded(logits)), [cloned(logits)] * 2]
+            ]
+            assert is_same(losses[0], losses[1])
+            assert is_same(losses[0], losses[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 5), (7, 10), (5, 77), (3, 1027), (2, 16_421), (65, 16_395)])
+def test_no_byte_beside_the_logits_is_read(emulated, shape, dtype):
+    target = torch.randint(shape[1], shape[:1], generator=generator(*shape))
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    for offset in [None, *range(9)] if shape[0] < 65 else [None, 1]:
+        logits = guarded(torch.randn(shape, generator=generator(*shape)).to(dtype), offset)
+        _, _, stats = emulated.run("scored_cross_entropy", logits, target)
+        options = (logits, target, stats, None, 0.0, -100, 0)
+        emulated.run("scored_cross_entropy_backward", torch.ones(shape[0], dtype=real), *options)
+        emulated.run("scored_cross_entropy", logits, target, None, 0.0, -100, 1, logits)
+        emulated.run("rescale_gradient", logits, torch.tensor(0.5, dtype=real))
 
 
 @pytest.mark.parametrize("kind", range(4))

@@ -2,8 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from examples import given, st
 from torch.library import opcheck
 
 from cpfast import ops, reference
@@ -142,6 +141,7 @@ def test_storage_offsets(device, offset, dtype):
     assert_close(torch.cat(list(out)), statistics64(w[offset:], w0[: 5001 - offset]))
 
 
+@pytest.mark.not_emulated("5,000 blocks")
 def test_thousands_of_layers(device):
     pairs = [pair(1 + i % 7, seed=i) for i in range(5000)]
     out = ops.layer_statistics([w.to(device) for w, _ in pairs], [r.to(device) for _, r in pairs])

@@ -2,8 +2,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from examples import given, st
 
 from cpfast import schedules
 

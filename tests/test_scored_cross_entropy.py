@@ -1,10 +1,12 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
+from cuda_emulation.harness import CUDA, EMULATED
+from examples import given, st
 from torch.library import opcheck
 
 from cpfast import ops, reference
@@ -358,10 +360,10 @@ def test_bad_arguments_are_named(input, target, options, message):
         ops.scored_cross_entropy(input, target, **options)
 
 
-@pytest.mark.cuda
-def test_a_target_out_of_range_makes_its_row_nan_on_cuda():
-    target = torch.tensor([0, 4, -1], device="cuda")
-    out, grad = loss_and_gradient(ops.scored_cross_entropy, X.cuda(), target)
+@pytest.mark.parametrize("device", [CUDA, EMULATED], indirect=True)
+def test_a_target_out_of_range_makes_its_row_nan_on_cuda(device):
+    target = torch.tensor([0, 4, -1], device=device)
+    out, grad = loss_and_gradient(ops.scored_cross_entropy, X.to(device), target)
     assert out.loss.isnan().tolist() == [False, True, True]
     assert out.correct[1:].tolist() == [0, 0]
     assert grad.isnan().all(dim=1).tolist() == [False, True, True]
@@ -556,3 +558,28 @@ def test_the_gradient_costs_no_second_buffer_of_the_logits_size():
     assert peak("backward") < size / 100
     assert size <= peak("forward") < 1.01 * size
     assert peak("inplace") < size / 100
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("shape", [(16, 10), (4, 1000), (2, 50257), (70, 50257)])
+@pytest.mark.parametrize("gradient", ["forward", "backward"])
+def test_a_first_call_may_be_captured(shape, gradient):
+    """In a process of its own, where no kernel has been loaded yet."""
+    program = f"""
+import torch
+from cpfast import ops
+x = torch.randn({shape}, device="cuda", requires_grad=True)
+y = torch.zeros({shape[0]}, dtype=torch.int64, device="cuda")
+torch.autograd.grad((2 * x).sum(), x)  # starts the thread that walks graphs
+torch.cuda.synchronize()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    loss = ops.scored_cross_entropy(x, y, reduction="mean", gradient={gradient!r}).loss
+    (grad,) = torch.autograd.grad(loss, x, torch.ones_like(loss))
+graph.replay()
+again = ops.scored_cross_entropy(x, y, reduction="mean", gradient={gradient!r}).loss
+assert torch.equal(loss, again)
+assert torch.equal(grad, torch.autograd.grad(again, x)[0])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from cpfast.train import data
 from cpfast.train.errors import UserError
 
 
+@pytest.mark.needs("sklearn")
 def test_digits_are_split_with_every_class_in_its_share():
     digits = data.load("digits")
     assert digits.train_images.shape == (256, 8, 8, 1)
@@ -22,6 +23,7 @@ def test_digits_are_split_with_every_class_in_its_share():
     assert len(flat.unique(dim=0)) == len(np.unique(load_digits().data, axis=0))
 
 
+@pytest.mark.needs("sklearn")
 def test_fingerprint_notices_one_pixel_and_one_label():
     digits = data.load("digits", limit=20)
     before = digits.fingerprint()
@@ -32,12 +34,14 @@ def test_fingerprint_notices_one_pixel_and_one_label():
     assert digits.fingerprint() != before
 
 
+@pytest.mark.needs("sklearn")
 def test_mean_is_that_of_the_training_images():
     digits = data.load("digits")
     expected = digits.train_images.numpy().astype(np.float64).mean(0) / 255
     np.testing.assert_allclose(digits.mean().numpy(), expected, rtol=1e-6)
 
 
+@pytest.mark.needs("sklearn")
 @pytest.mark.parametrize("count", [10, 37, 100, 1797])
 def test_stratified_keeps_shares_within_one(count):
     from sklearn.datasets import load_digits
@@ -56,6 +60,7 @@ def test_stratified_keeps_a_rare_class():
     )
 
 
+@pytest.mark.needs("sklearn")
 @pytest.mark.parametrize("limit", [9, 257])
 def test_limit_out_of_range_says_the_range(limit):
     with pytest.raises(UserError, match=rf"--limit must be in 10 .* 256 .*got {limit}"):
@@ -88,10 +93,12 @@ def test_an_unknown_layout_says_what_was_expected(tmp_path):
         assert layout in str(raised.value)
 
 
+@pytest.mark.needs("sklearn")
 def test_digits_are_the_same_every_time():
     assert data.load("digits").fingerprint() == data.load("digits").fingerprint()
 
 
+@pytest.mark.needs("sklearn")
 def test_random_labels_are_uniform_and_follow_from_the_seed():
     digits = data.load("digits")
     drawn = digits.with_random_labels(3)
@@ -108,6 +115,7 @@ def test_random_labels_are_uniform_and_follow_from_the_seed():
     assert drawn.fingerprint() != digits.fingerprint()
 
 
+@pytest.mark.needs("sklearn")
 def test_what_describes_a_data_set_says_what_was_changed():
     digits = data.load("digits", limit=20)
     line = "digits: 20 training and 1,541 test images of 8x8x1, 10 classes"
@@ -115,6 +123,8 @@ def test_what_describes_a_data_set_says_what_was_changed():
     assert digits.with_random_labels(0).describe() == f"{line}; random training labels"
 
 
+@pytest.mark.needs("sklearn")
+@pytest.mark.not_emulated("no kernel runs")
 def test_moving_keeps_everything(device):
     digits = data.load("digits", limit=20).with_random_labels(0)
     moved = digits.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 import shlex
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 import cpfast
+from cpfast import _backend
 from cpfast.detection import criteria
 from cpfast.pruning import policies
 from cpfast.recipes import recipes
@@ -33,7 +35,7 @@ from cpfast.train.config import (
     Config,
     differences,
 )
-from cpfast.train.errors import UserError, require
+from cpfast.train.errors import MissingLibrary, UserError, require
 from cpfast.train.progress import ProgressBar
 from cpfast.train.runfolder import CONFIG, RunFolder, new_folder
 
@@ -110,7 +112,7 @@ def _train(options: dict[str, Any]) -> None:
         if folder is not None:
             folder.check_free()
         config = Config.from_options({**options, "device": _device(options["device"])})
-    _prepare(config)
+    config = _prepare(config, options)
     dataset = data.load(config.data, config.limit, progress=True, download=download)
     loop.check(config, dataset)
     header = _header(config, dataset)  # it builds the model, and so checks that too
@@ -148,8 +150,8 @@ def _resumed_config(folder: RunFolder, options: dict[str, Any]) -> Config:
 def _compare(options: dict[str, Any], arguments: list[str]) -> None:
     out, download = options.pop("out"), options.pop("download")
     plan = plan_from({**options, "device": _device(options["device"])})
-    config = plan.config
-    _prepare(config)
+    config = _prepare(plan.config, options)
+    plan = dataclasses.replace(plan, config=config)
     path = Path(out) if out is not None else compare.default_folder(plan)
     folder = RunFolder(path)
     compare.check_folder(path)
@@ -174,14 +176,15 @@ def _compare(options: dict[str, Any], arguments: list[str]) -> None:
 
 
 def _report(options: dict[str, Any]) -> None:
+    plot = options["plot"] is not False and _can_draw()
     for number, folder in enumerate(options["runs"]):
         if number:
             print()
         path = Path(folder)
         if (path / compare.RESULTS).exists():
-            print(show(path, compare.read_results(path), options["plot"] is not False))
+            print(show(path, compare.read_results(path), plot))
         elif (path / CONFIG).exists():
-            _show_run(RunFolder(path), options["plot"] is not False)
+            _show_run(RunFolder(path), plot)
         else:
             raise UserError(
                 f"{path}: no run and no comparison here (no {CONFIG}, no {compare.RESULTS})"
@@ -196,6 +199,7 @@ def _env() -> None:
         except metadata.PackageNotFoundError:
             rows.append((name, "not installed"))
     rows.append(("backend", cpfast.backend()))
+    rows.append(("CUDA ops", _backend.CUDA_MISSING or "loaded"))
     rows += [(f"build {key}", str(value)) for key, value in cpfast.build_info().items()]
     rows.append(("platform", platform.platform()))
     rows.append(("CPU", f"{os.cpu_count()} threads, torch uses {torch.get_num_threads()}"))
@@ -214,14 +218,35 @@ def _env() -> None:
 # --- their parts ----------------------------------------------------------------------------
 
 
-def _prepare(config: Config) -> None:
-    """Fail for a missing library before anything is read or written; set up the process."""
-    require("tqdm", "the progress bar")
+def _prepare(config: Config, options: dict[str, Any]) -> Config:
+    """Set up the process, and leave out what needs a library that is missing, unless it is asked
+    for: then fail before anything is read or written.
+    """
     if config.energy:
-        energy.grams_per_kwh(config.country)
-    if config.plot:
-        require("matplotlib", "a picture", ", or pass --no-plot")
+        try:
+            energy.grams_per_kwh(config.country)
+        except MissingLibrary as error:
+            if options["country"] is not None or options["price_kwh"] is not None:
+                raise
+            _note(f"energy is not metered: {error}")
+            config = config.replace(energy=False)
+    if config.plot and not _can_draw():
+        config = config.replace(plot=False)
     process.prepare(config)
+    return config
+
+
+def _can_draw() -> bool:
+    try:
+        require("matplotlib", "a picture", ", or pass --no-plot")
+    except MissingLibrary as error:
+        _note(f"nothing is drawn: {error}")
+        return False
+    return True
+
+
+def _note(message: str) -> None:
+    print(f"cpfast: note: {message}", file=sys.stderr)
 
 
 def _device(name: str | None) -> str:
@@ -244,10 +269,7 @@ def _device(name: str | None) -> str:
     if not torch.cuda.is_available():
         raise UserError(f"--device {name}: {_no_cuda()}; or use --device cpu")
     if cpfast.backend() == "cpu":
-        raise UserError(
-            f"--device {name}: this cpfast is built without CUDA; rebuild it where nvcc is found: "
-            "CPFAST_CUDA=1 pip install --no-build-isolation .; or use --device cpu"
-        )
+        raise UserError(f"--device {name}: {_backend.CUDA_MISSING}; or use --device cpu")
     index = device.index or 0
     if index >= torch.cuda.device_count():
         raise UserError(
@@ -390,7 +412,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="how a training step is executed; default: eager on the CPU, else graph",
     )
     add("--threads", type=int, help="of the CPU; default: 1 for cnn, else half of the processors")
-    add("--no-energy", dest="energy", action="store_const", const=False)
+    add("--no-energy", dest="energy", action="store_const", const=False,
+        help="by default it is metered where codecarbon is installed")  # fmt: skip
     add("--country", help="whose electricity makes the CO2e, as BRA; default: the world's mean")
     add("--price-kwh", type=float, help="of the cost, in any currency; evaluation is included")
     add("--price-hour", type=float, help="of the machine; the cost is the sum of both prices")

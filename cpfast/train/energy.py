@@ -62,6 +62,7 @@ def grams_per_kwh(country: str | None) -> float:
 
     Raises:
         UserError: there is no data for it. (codecarbon itself would take the world's mean.)
+        MissingLibrary: codecarbon is not installed.
     """
     require("codecarbon", "measuring energy", ", or pass --no-energy")
     tables = require("codecarbon.input", "counting CO2e").DataSource()

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Wrong input or a missing piece of the environment; the message says what to do."""
 
 
+class MissingLibrary(UserError):
+    """An optional library cannot be imported."""
+
+
 class Diverged(UserError):
     """Training left the finite numbers."""
 
@@ -18,13 +22,13 @@ def require(module: str, purpose: str, otherwise: str = "") -> ModuleType:
     """Import an optional library where it is used.
 
     Raises:
-        UserError: it is not installed; names the extra that brings it, and `otherwise`.
+        MissingLibrary: it is not installed; names the extra that brings it, and `otherwise`.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         top = module.split(".")[0]
-        raise UserError(
+        raise MissingLibrary(
             f"{purpose} needs {top}, which cannot be imported ({error}): install the extra "
             f"cpfast[train], by pip install '.[train]' in a checkout{otherwise}"
         ) from error

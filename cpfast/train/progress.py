@@ -1,4 +1,4 @@
-"""The progress bar of a run, and its end by Ctrl-C."""
+"""Progress bars, and the end of a run by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from cpfast.train.errors import require
+from cpfast.train.errors import MissingLibrary, require
 
 
 class Interrupt:
@@ -47,17 +47,44 @@ class Interrupt:
         self._pressed = True
 
 
+class _NoBar:
+    """What stands for tqdm's bar where that is not installed."""
+
+    n = 0.0
+
+    def update(self, n: float = 1) -> None:
+        pass
+
+    def set_postfix_str(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def bar(label: str, shown: bool = True, **options: Any) -> Any:
+    """A bar of tqdm's that goes when it is done; nothing where stderr is no terminal."""
+    try:
+        tqdm = require("tqdm", "the progress bar").tqdm
+    except MissingLibrary:
+        return _NoBar()
+    return tqdm(desc=label, leave=False, disable=None if shown else True, **options)
+
+
 class ProgressBar:
     """A bar over epochs that moves within them; nothing where stderr is no terminal."""
 
     def __init__(self, epochs: int, done: int = 0, label: str = "training") -> None:
-        tqdm = require("tqdm", "the progress bar").tqdm
-        self._bar = tqdm(
+        self._bar = bar(
+            label,
             total=epochs,
             initial=done,
-            desc=label,
-            leave=False,
-            disable=None,
             bar_format="{desc} {percentage:3.0f} %|{bar}| epoch {n:.1f}/{total} "
             "[{elapsed}<{remaining}{postfix}]",
         )

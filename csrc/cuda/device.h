@@ -27,32 +27,37 @@ __device__ inline bool is_aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 
-// 16 bytes from any address of a T, by aligned accesses. They read past both ends of the 16 bytes,
-// but not past the aligned 16 bytes in which an end lies, and so never into another page.
+// 16 bytes from any address of a T, and no byte beside them: a tensor may end where its allocation
+// does. What accesses of 4 or 8 bytes are more than one of 16, they save in shifting words.
 template <typename T>
 __device__ inline uint4 load_across(const T* from) {
-  const unsigned shift = reinterpret_cast<uintptr_t>(from) % 16;
-  const uint4* at =
-      reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(from) - shift);
-  const uint4 low = __ldg(at), high = __ldg(at + (shift != 0));
-  unsigned words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-  for (int i = 0; i < 6; ++i) words[i] = shift & 8 ? words[i + 2] : words[i];
-  if constexpr (sizeof(T) < 8) {
-#pragma unroll
-    for (int i = 0; i < 5; ++i) words[i] = shift & 4 ? words[i + 1] : words[i];
+  if constexpr (sizeof(T) == 8) {
+    const auto* at = reinterpret_cast<const uint64_t*>(from);
+    const uint64_t low = __ldg(at), high = __ldg(at + 1);
+    return {static_cast<unsigned>(low), static_cast<unsigned>(low >> 32),
+            static_cast<unsigned>(high), static_cast<unsigned>(high >> 32)};
+  } else {
+    const auto* at = reinterpret_cast<const unsigned*>(from);
+    if (sizeof(T) == 4 || reinterpret_cast<uintptr_t>(from) % 4 == 0)
+      return {__ldg(at), __ldg(at + 1), __ldg(at + 2), __ldg(at + 3)};
+    // Between words: the first and the last element come alone.
+    const auto* halves = reinterpret_cast<const unsigned short*>(from);
+    at = reinterpret_cast<const unsigned*>(halves + 1);
+    const unsigned first = unsigned{__ldg(halves)} << 16, last = __ldg(halves + 7);
+    const unsigned words[3] = {__ldg(at), __ldg(at + 1), __ldg(at + 2)};
+    return {__funnelshift_r(first, words[0], 16), __funnelshift_r(words[0], words[1], 16),
+            __funnelshift_r(words[1], words[2], 16), __funnelshift_r(words[2], last, 16)};
   }
-  if constexpr (sizeof(T) < 4) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      words[i] = __funnelshift_r(words[i], words[i + 1], shift % 4 * 8);
-  }
-  return {words[0], words[1], words[2], words[3]};
 }
 
-// kCount elements, from a multiple of 16 bytes if kAligned. By way of the read-only cache also where
-// the kernel writes there later: a gradient over its logits. No thread reads what another has
-// written, nor again what it has written itself.
+template <bool kAligned, typename T>
+__device__ inline uint4 load_words(const T* from) {
+  return kAligned ? __ldg(reinterpret_cast<const uint4*>(from)) : load_across(from);
+}
+
+// kCount elements, from a multiple of 16 bytes if kAligned, and no byte beside them. By way of the
+// read-only cache also where the kernel writes there later: a gradient over its logits. No thread
+// reads what another has written, nor again what it has written itself.
 template <bool kAligned, int kCount, typename T, typename Real>
 __device__ inline void load(const T* from, Real (&to)[kCount]) {
   static_assert(kCount % kWidth<T> == 0);
@@ -60,8 +65,7 @@ __device__ inline void load(const T* from, Real (&to)[kCount]) {
   uint4 words[kCount / kWidth<T>];
 #pragma unroll
   for (int i = 0; i < kCount / kWidth<T>; ++i)
-    words[i] = kAligned ? __ldg(reinterpret_cast<const uint4*>(from) + i)
-                        : load_across(from + i * kWidth<T>);
+    words[i] = load_words<kAligned>(from + i * kWidth<T>);
   std::memcpy(values, words, sizeof(values));
 #pragma unroll
   for (int i = 0; i < kCount; ++i) to[i] = static_cast<Real>(values[i]);
@@ -79,6 +83,14 @@ __device__ inline void store(T* to, const Compute<T> (&from)[kWidth<T>]) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
                : "memory");
+}
+
+// 2^x by the hardware, within 2 ulp; what would be subnormal is 0, which saves the three
+// instructions that scale x, and 2^x back.
+__device__ inline float exp2_approx(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
 }
 
 // The same in all lanes, for every lane adds the same numbers up to their order in a pair.

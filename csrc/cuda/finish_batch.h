@@ -16,17 +16,20 @@ struct Batch {
   double *sums, *counts;  // [parts] of losses and of rows that count: a part a block, or a row
   int64_t parts;
   Real<T>* loss;    // [], where there is a reduction
-  Real<T>* factor;  // [], where that is the mean; null if all rows count, and it is 1 / count
-  bool has_factor;  // it is there already
+  Real<T>* factor;  // null, or [], where that is the mean: 1 / count, for the backward pass
   float* table;     // null where nothing is recorded
   const int64_t* index;
   int64_t samples, sequences;
-  unsigned* ticket;  // zero; null where there is nothing to do
+  unsigned* ticket;  // zero, of more than one block; null where there is nothing to do
 };
 
 // Is this the last block of the grid to come here? Then it sees what the others have written.
 __device__ inline bool is_last_block(unsigned* ticket) {
   __shared__ bool last;
+  if (gridDim.x == 1) {
+    __syncthreads();
+    return true;
+  }
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == gridDim.x - 1;
@@ -103,11 +106,11 @@ __device__ void finish_batch(const Rows<T>& f, const Batch<T>& batch) {
     sum = block_sum<kThreads>(sum);
     counted = block_sum<kThreads>(counted);
     if (threadIdx.x == 0) {
-      double factor = 1;
-      if (batch.reduction == Reduction::kMean)
-        factor = batch.has_factor ? static_cast<double>(*batch.factor) : 1 / counted;
+      // In float64 also where gradients had to be scaled before: the loss does not depend on when
+      // they are computed.
+      const double factor = batch.reduction == Reduction::kMean ? 1 / counted : 1;
       *batch.loss = static_cast<R>(sum * factor);
-      if (batch.factor && !batch.has_factor) *batch.factor = static_cast<R>(factor);
+      if (batch.factor) *batch.factor = static_cast<R>(factor);
     }
   }
   if (batch.table == nullptr) return;

@@ -4,6 +4,7 @@
 #include "../scored_cross_entropy.h"
 
 #include "device.h"
+#include "launch.h"
 #include "row_sums.h"
 
 #include <algorithm>
@@ -19,11 +20,22 @@ constexpr int kThreads = kLanes > 256 ? kLanes : 256;
 // Accesses of 16 bytes that a lane has in flight while it streams: 32 KB a block.
 inline constexpr int kUnroll = 4;
 
-// A few long rows are split among blocks, by their number and length alone.
+// Blocks of kStreamLanes at a time on an H100, two a multiprocessor.
+inline constexpr int kStreamBlocks = 2;
+inline constexpr int64_t kStreamSlots = 132 * kStreamBlocks;
+
+// Long rows are split among blocks, by their number and length alone: where they are few, and where
+// those that may be under way at a time are too few to keep a device busy.
 inline constexpr int64_t kFewRows = 64, kSplitClasses = 8192, kMaxSplits = 32;
 
-inline int64_t splits_of(int64_t rows, int64_t classes) {
-  return rows >= kFewRows ? 1 : std::clamp<int64_t>(classes / kSplitClasses, 1, kMaxSplits);
+inline int64_t streamed_rows(int64_t row_bytes) {
+  return std::max<int64_t>(1, Launcher::kStreamedBytes / row_bytes);
+}
+
+inline int64_t splits_of(int64_t rows, int64_t classes, int64_t row_bytes) {
+  const int64_t most = std::clamp<int64_t>(classes / kSplitClasses, 1, kMaxSplits);
+  return rows < kFewRows ? most
+                         : std::clamp<int64_t>(kStreamSlots / streamed_rows(row_bytes), 1, most);
 }
 
 template <int kLanes>
@@ -41,12 +53,11 @@ void for_lanes(int64_t classes, const Run& run) {
   return run(std::integral_constant<int, kStreamLanes>{});
 }
 
-// Where a row is split, and the part of it that a block has: a multiple of 16 bytes long.
+// The part of a split row that a block has: a multiple of 16 bytes long.
 struct Split {
-  int64_t row, begin, end;
+  int64_t begin, end;
 
   __device__ Split(int64_t splits, int64_t classes) {
-    row = blockIdx.x / splits;
     const int64_t part = ((classes + splits - 1) / splits + 15) / 16 * 16;
     begin = min(classes, blockIdx.x % splits * part);
     end = min(classes, begin + part);
@@ -78,6 +89,7 @@ __device__ Real<T> row_weight(const Rows<T>& f, int64_t row, Real<T> scale) {
 
 // Runs element(i) and vector(i), i being the first of kWidth classes, on the classes [begin, end)
 // of a row of the gradient: vectors where they lie at a multiple of 16 bytes, elements at the ends.
+// Backwards: what was read last is what the L2 cache is surest to hold.
 template <typename T, int kLanes, typename Element, typename Vector>
 __device__ void for_classes(int lane, const T* grad, int64_t begin, int64_t end,
                             const Element& element, const Vector& vector) {
@@ -86,7 +98,7 @@ __device__ void for_classes(int lane, const T* grad, int64_t begin, int64_t end,
   const int64_t vectors = (end - head) / kWidth<T>;
   if (begin + lane < head) element(begin + lane);
 #pragma unroll kUnroll
-  for (int64_t v = lane; v < vectors; v += kLanes) vector(head + v * kWidth<T>);
+  for (int64_t v = vectors - 1 - lane; v >= 0; v -= kLanes) vector(head + v * kWidth<T>);
   const int64_t last = head + vectors * kWidth<T> + lane;
   if (last < end) element(last);
 }
@@ -113,7 +125,7 @@ __device__ void write_gradient(const Rows<T>& f, int64_t row, int lane, int64_t 
           for (int k = 0; k < kWidth<T>; ++k)
             values[k] = exp_below(values[k] - g.max) * g.per_sum - g.smooth;
           const int64_t own = target - i;
-          if (own >= 0 && own < kWidth<T>) {
+          if (static_cast<uint64_t>(own) < kWidth<T>) {
 #pragma unroll
             for (int k = 0; k < kWidth<T>; ++k)
               if (k == own) values[k] = g.at_target;

@@ -17,20 +17,39 @@ namespace {
 template <typename T, int kLanes>
 constexpr int kHeld = kLanes == kFewLanes ? 8 : std::is_same_v<T, double> ? 16 : 32;
 
-// Of rows that are read again, so many bytes may be under way at a time: they must stay in L2.
-constexpr int64_t kStreamedBytes = 32 << 20;
-
 // The last block records up to so many rows, for others would need more launches. (Not measured.)
 constexpr int64_t kFinishedRows = 4096;
+
+// Of up to so many rows every block counts the targets itself, which is less than to wait for a
+// kernel that does. (Not measured.)
+constexpr int64_t kCountedRows = 4096;
+
+// An ignore_index of no sample: rows need no counting.
+constexpr int64_t kNoneIgnored = std::numeric_limits<int64_t>::min();
+
+// How many rows are not ignored, known to all threads of the block.
+template <int kThreads>
+__device__ int64_t count_targets(const int64_t* target, int64_t rows, int64_t ignore_index) {
+  if (ignore_index == kNoneIgnored) return rows;
+  int64_t counted = 0;
+  for (int64_t row = threadIdx.x; row < rows; row += kThreads)
+    counted += target[row] != ignore_index;
+  return block_sum<kThreads>(counted);
+}
 
 template <typename T>
 struct Forward : Rows<T> {
   Batch<T> batch;
+  const Real<T>* factor;  // null, or of the mean, where there are more than kCountedRows
   Real<T>* splits;  // [count, 3]: max, s1 and exp(x_y - max), which gradients of split rows need
 
+  // Of the gradients. All threads of the block must ask.
+  template <int kThreads>
   __device__ Real<T> scale() const {
     if (batch.reduction != Reduction::kMean) return 1;
-    return batch.factor ? *batch.factor : 1 / static_cast<Real<T>>(this->count);
+    if (factor) return *factor;
+    const int64_t counted = count_targets<kThreads>(this->target, this->count, this->ignore_index);
+    return static_cast<Real<T>>(1 / static_cast<double>(counted));
   }
 };
 
@@ -50,14 +69,19 @@ __device__ void write_row(const Rows<T>& f, int64_t row, Real<T> loss, float pla
   }
 }
 
+// The largest logit, and s1 relative to it.
+template <typename R>
+__device__ void with_target(const RowSums<R>& others, R x_y, R& max, R& s1) {
+  max = fmax(others.max, x_y);
+  s1 = static_cast<R>(others.s1 * (others.max == max ? R(1) : exp(others.max - max)));
+}
+
 // Writes a row that counts, and returns its loss; leaves the largest logit and s1 relative to it.
 template <typename T>
 __device__ Real<T> write_sums(const Rows<T>& f, int64_t row, Real<T> x_y,
                            const RowSums<Real<T>>& others, Real<T>& max, Real<T>& s1) {
   using R = Real<T>;
-  max = fmax(others.max, x_y);
-  const R gap = others.max == max ? R(1) : exp(others.max - max);
-  s1 = static_cast<R>(others.s1 * gap);
+  with_target<R>(others, x_y, max, s1);
   const R e_y = exp(x_y - max), z = s1 + e_y;
   const R nll = x_y >= max ? log1p(s1 / e_y) : (max - x_y) + log(z);
   const bool is_nan = nll != nll;
@@ -65,7 +89,8 @@ __device__ Real<T> write_sums(const Rows<T>& f, int64_t row, Real<T> x_y,
   if (f.smoothing > 0) {
     // The mean of lse - x_j, by differences. A masked target has an infinite loss.
     const double smooth = isinf(nll) ? nll : nll - others.total / f.classes;
-    value = (1 - f.smoothing) * nll + f.smoothing * smooth;
+    // Written as one rounding in every kernel, for losses are the same in all of them.
+    value = fma(f.smoothing, smooth, (1 - f.smoothing) * nll);
   }
   // sqrt(s2 + s1^2) with s1 taken out, so that s2 of a confident row does not underflow.
   const R ratio =
@@ -83,6 +108,8 @@ __device__ void write_stats(const Rows<T>& f, int64_t row, Real<T> max, Real<T> 
   if (f.stats == nullptr) return;
   f.stats[2 * row] = max;
   f.stats[2 * row + 1] = s1;
+  // Where the loss is a mean, the last block, which comes after all rows, writes its factor here.
+  if (row == 0) f.stats[2 * f.count] = f.stats[2 * f.count + 1] = 1;
 }
 
 // Writes a row whose target is ignored, or out of range: 0 or NaN throughout, as is its loss.
@@ -120,19 +147,33 @@ __global__ void __launch_bounds__(kRecordThreads, 1)
 constexpr int kCountThreads = 1024;
 
 // The factor of the mean, for gradients that are computed before the losses are known.
-template <typename T>
+template <typename R>
 __global__ void __launch_bounds__(kCountThreads)
-    count_targets(const int64_t* target, int64_t rows, int64_t ignore_index, Real<T>* factor) {
-  int64_t counted = 0;
-  for (int64_t row = threadIdx.x; row < rows; row += kCountThreads)
-    counted += target[row] != ignore_index;
-  counted = block_sum<kCountThreads>(counted);
-  if (threadIdx.x == 0) *factor = static_cast<Real<T>>(1 / static_cast<double>(counted));
+    find_factor(const int64_t* target, int64_t rows, int64_t ignore_index, R* factor) {
+  const int64_t counted = count_targets<kCountThreads>(target, rows, ignore_index);
+  if (threadIdx.x == 0) *factor = static_cast<R>(1 / static_cast<double>(counted));
+}
+
+// kWidth logits, or as many of kLowest.
+template <bool kAligned, typename T>
+__device__ void load_if(bool exists, const T* from, Real<T> (&to)[kWidth<T>]) {
+  constexpr unsigned kHigh = std::is_same_v<T, double> ? 0xfff00000u
+      : std::is_same_v<T, float>                       ? 0xff800000u
+      : std::is_same_v<T, c10::Half>                   ? 0xfc00fc00u
+                                                       : 0xff80ff80u;
+  constexpr unsigned kLow = std::is_same_v<T, double> ? 0 : kHigh;
+  uint4 words{kLow, kHigh, kLow, kHigh};
+  if (exists) words = load_words<kAligned>(from);
+  T values[kWidth<T>];
+  std::memcpy(values, &words, sizeof(values));
+#pragma unroll
+  for (int k = 0; k < kWidth<T>; ++k) to[k] = static_cast<Real<T>>(values[k]);
 }
 
 // Rows that a block's lanes hold: every logit is read once and has one exponential.
+// What it reads of x, all kernels here read: elements of [0, classes) and no byte beside.
 template <typename T, int kLanes, bool kGrad>
-__global__ void __launch_bounds__(kThreads<kLanes>, 1)
+__global__ void __launch_bounds__(kThreads<kLanes>, kLanes == kFewLanes ? 3 : 1)
     forward_held(const __grid_constant__ Forward<T> f) {
   using R = Real<T>;
   constexpr int kVector = kWidth<T>, kVectors = kHeld<T, kLanes> / kVector;
@@ -149,52 +190,42 @@ __global__ void __launch_bounds__(kThreads<kLanes>, 1)
 
   // Which lane adds which classes depends on their indices alone, not on their addresses.
   RowSums<R> sums;
-  const int64_t vectors = classes / kVector;
-  const int64_t last_at[1] = {vectors * kVector + lane};
-  R last[1][1] = {{last_at[0] < classes ? static_cast<R>(x[last_at[0]]) : kLowest<R>}};
+  const int whole = static_cast<int>(classes) / kVector * kVector, first = lane * kVector;
+  const int last_at = whole + lane;
+  R last[1][1] = {{last_at < classes ? static_cast<R>(x[last_at]) : kLowest<R>}};
   R held[kVectors][kVector];
-  int64_t at[kVectors];
-#pragma unroll
-  for (int u = 0; u < kVectors; ++u) {
-    const int64_t v = lane + int64_t{u} * kLanes;
-    at[u] = v < vectors ? v * kVector : classes;
-  }
+  constexpr int kStep = kLanes * kVector;
   const auto load_all = [&]<bool kAligned>(std::bool_constant<kAligned>) {
 #pragma unroll
-    for (int u = 0; u < kVectors; ++u) {
-      if (at[u] < classes) {
-        load<kAligned>(x + at[u], held[u]);
-      } else {
-#pragma unroll
-        for (int k = 0; k < kVector; ++k) held[u][k] = kLowest<R>;
-      }
-    }
+    for (int u = 0; u < kVectors; ++u)
+      load_if<kAligned>(first + u * kStep < whole, x + first + u * kStep, held[u]);
   };
   if (is_aligned(x))
     load_all(std::true_type{});
   else
     load_all(std::false_type{});
-  const int64_t own = counts ? target : -1;  // an ignored one may be any number
-  sums.observe(last, last_at, own, classes, with_total, x_y);
-  sums.observe(held, at, own, classes, with_total, x_y);
+  const int own = counts ? static_cast<int>(target) : -1;  // an ignored one may be any number
+  sums.template observe<1>(last, last_at, own, classes, with_total, x_y);
+  sums.template observe<kStep>(held, first, own, whole, with_total, x_y);
   const R shift = sums.settle(), lane_max = sums.max;
   sums.add(last, shift);
   sums.add(held, shift);
 
+  const R scale = kGrad ? f.template scale<kThreads<kLanes>>() : R(0);
   sums.template merge_lanes<(kLanes < 32 ? kLanes : 32)>(with_total);
   if constexpr (kLanes > 32) sums.template merge_warps<kLanes / 32>(with_total);
   RowGradient<R> g = {};
   double loss = 0;
   if (counts && (kLanes <= 32 || threadIdx.x < 32)) {
-    R max = fmax(sums.max, x_y), s1 = 0;
+    R max, s1;
     if (lane == 0) {
       loss = write_sums<T>(f, row, x_y, sums, max, s1);
       write_stats<T>(f, row, max, s1);
     }
     if constexpr (kGrad) {
       // Every lane knows the sums, which is less than passing on what one lane makes of them.
-      s1 = static_cast<R>(sums.s1 * (sums.max == max ? R(1) : exp(sums.max - max)));
-      g = gradient_of<T>(f, row_weight<T>(f, row, f.scale()), max, s1, exp(x_y - max));
+      with_target<R>(sums, x_y, max, s1);
+      g = gradient_of<T>(f, row_weight<T>(f, row, scale), max, s1, exp(x_y - max));
     }
   } else if (!counts && lane == 0 && row < f.count) {
     loss = write_without_target<T>(f, row);
@@ -214,21 +245,22 @@ __global__ void __launch_bounds__(kThreads<kLanes>, 1)
       const bool aligned = is_aligned(grad);
 #pragma unroll
       for (int u = 0; u < kVectors; ++u) {
-        if (at[u] >= classes) continue;
+        const int at = first + u * kStep;
+        if (at >= whole) continue;
         R values[kVector];
 #pragma unroll
         for (int k = 0; k < kVector; ++k)
-          values[k] = at[u] + k == target ? g.at_target : held[u][k] * factor - g.smooth;
+          values[k] = at + k == own ? g.at_target : held[u][k] * factor - g.smooth;
         if (aligned) {
-          store(grad + at[u], values);
+          store(grad + at, values);
         } else {
 #pragma unroll
-          for (int k = 0; k < kVector; ++k) grad[at[u] + k] = static_cast<T>(values[k]);
+          for (int k = 0; k < kVector; ++k) grad[at + k] = static_cast<T>(values[k]);
         }
       }
-      if (last_at[0] < classes)
-        grad[last_at[0]] = static_cast<T>(
-            last_at[0] == target ? g.at_target : last[0][0] * factor - g.smooth);
+      if (last_at < classes)
+        grad[last_at] = static_cast<T>(
+            last_at == own ? g.at_target : last[0][0] * factor - g.smooth);
     } else if (row < f.count) {
       fill_gradient<T, kLanes>(f, row, lane, 0, f.classes);
     }
@@ -253,28 +285,22 @@ __device__ RowSums<Real<T>> stream_row(const Rows<T>& f, const T* x, int64_t tar
   const int lane = threadIdx.x;
   RowSums<R> sums;
   const int64_t vectors = (end - begin) / kVector;
+  const int64_t whole = begin + vectors * kVector;
   {
-    const int64_t at[1] = {begin + vectors * kVector + lane};
-    R last[1][1] = {{at[0] < end ? static_cast<R>(x[at[0]]) : kLowest<R>}};
-    sums.observe(last, at, target, end, with_total, x_y);
+    const int64_t at = whole + lane;
+    R last[1][1] = {{at < end ? static_cast<R>(x[at]) : kLowest<R>}};
+    sums.template observe<1>(last, at, target, end, with_total, x_y);
     sums.add(last, sums.settle());
   }
+  constexpr int kStep = kStreamLanes * kVector;
   const auto add_vectors = [&]<bool kAligned>(std::bool_constant<kAligned>) {
-    for (int64_t v = lane; v < vectors; v += kVectors * kStreamLanes) {
+    for (int64_t at = begin + lane * kVector; at < whole; at += kVectors * kStep) {
       R logits[kVectors][kVector];
-      int64_t at[kVectors];
+      const int left = near(whole - at);
 #pragma unroll
-      for (int u = 0; u < kVectors; ++u) {
-        const bool inside = v + u * kStreamLanes < vectors;
-        at[u] = inside ? begin + (v + u * kStreamLanes) * kVector : end;
-        if (inside) {
-          load<kAligned>(x + at[u], logits[u]);
-        } else {
-#pragma unroll
-          for (int k = 0; k < kVector; ++k) logits[u][k] = kLowest<R>;
-        }
-      }
-      sums.observe(logits, at, target, end, with_total, x_y);
+      for (int u = 0; u < kVectors; ++u)
+        load_if<kAligned>(u * kStep < left, x + at + u * kStep, logits[u]);
+      sums.template observe<kStep>(logits, at, target, whole, with_total, x_y);
       sums.add(logits, sums.settle());
     }
   };
@@ -289,10 +315,11 @@ __device__ RowSums<Real<T>> stream_row(const Rows<T>& f, const T* x, int64_t tar
 
 // Longer rows, one after the other: few enough at a time that the gradient finds them in L2.
 template <typename T, bool kGrad>
-__global__ void __launch_bounds__(kStreamLanes, 1)
+__global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
     forward_streamed(const __grid_constant__ Forward<T> f) {
   using R = Real<T>;
   __shared__ RowGradient<R> known;
+  const R scale = kGrad ? f.template scale<kStreamLanes>() : R(0);
   for (int64_t row = blockIdx.x; row < f.count; row += gridDim.x) {
     const int64_t target = f.target[row];
     const bool counts = target != f.ignore_index && target >= 0 && target < f.classes;
@@ -305,7 +332,7 @@ __global__ void __launch_bounds__(kStreamLanes, 1)
         write_part(f.batch, row, write_sums<T>(f, row, x_y, sums, max, s1), 1);
         write_stats<T>(f, row, max, s1);
         if constexpr (kGrad)
-          known = gradient_of<T>(f, row_weight<T>(f, row, f.scale()), max, s1, exp(x_y - max));
+          known = gradient_of<T>(f, row_weight<T>(f, row, scale), max, s1, exp(x_y - max));
       }
     } else if (threadIdx.x == 0) {
       write_part(f.batch, row, write_without_target<T>(f, row), target != f.ignore_index);
@@ -322,31 +349,108 @@ __global__ void __launch_bounds__(kStreamLanes, 1)
   if (f.batch.ticket && is_last_block(f.batch.ticket)) finish_batch<kStreamLanes, T>(f, f.batch);
 }
 
+// The blocks of a team have a row together, and wait for each other where its sums must be known.
+// All of them must run at once. Nothing of that depends on how many teams there are.
 template <typename T>
-__global__ void __launch_bounds__(kStreamLanes, 1)
+struct Teams {
+  int64_t splits;           // blocks of a team
+  RowSums<Real<T>>* parts;  // [2, teams, splits]
+  unsigned* arrived;        // [teams], zero
+};
+
+// Leaves the sums of the row in the first warp of each of the team's blocks. Parts have two places:
+// while a block still reads them, others may have come to their next row, but not beyond.
+template <typename T>
+__device__ void merge_team(const Teams<T>& teams, unsigned turn, RowSums<Real<T>>& sums,
+                           bool with_total) {
+  if (threadIdx.x >= 32) return;
+  const int64_t team = blockIdx.x / teams.splits, count = gridDim.x / teams.splits;
+  RowSums<Real<T>>* const parts = teams.parts + (turn % 2 * count + team) * teams.splits;
+  if (threadIdx.x == 0) {
+    parts[blockIdx.x % teams.splits] = sums;
+    __threadfence();
+    atomicAdd(teams.arrived + team, 1u);
+    const volatile unsigned* const arrived = teams.arrived + team;
+    while (*arrived < (turn + 1) * teams.splits) __nanosleep(32);
+    __threadfence();
+  }
+  __syncwarp();
+  sums = RowSums<Real<T>>();
+  if (threadIdx.x < teams.splits) sums = parts[threadIdx.x];
+  sums.template merge_lanes<32>(with_total);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
+    forward_in_teams(const __grid_constant__ Forward<T> f, const __grid_constant__ Teams<T> teams) {
+  using R = Real<T>;
+  __shared__ RowGradient<R> known;
+  const R scale = f.template scale<kStreamLanes>();
+  const Split split(teams.splits, f.classes);
+  const bool writes = threadIdx.x == 0 && split.begin == 0;
+  unsigned turn = 0;
+  for (int64_t row = blockIdx.x / teams.splits; row < f.count; row += gridDim.x / teams.splits) {
+    const int64_t target = f.target[row];
+    const bool counts = target != f.ignore_index && target >= 0 && target < f.classes;
+    if (counts) {
+      const T* x = f.input + f.at(row);
+      // Once all have come, another block may write the gradient over it.
+      const R x_y = static_cast<R>(x[target]);
+      RowSums<R> sums = stream_row<T>(f, x, target, x_y, split.begin, split.end);
+      merge_team<T>(teams, turn++, sums, f.smoothing > 0);
+      if (threadIdx.x == 0) {
+        R max, s1;
+        if (writes) write_part(f.batch, row, write_sums<T>(f, row, x_y, sums, max, s1), 1);
+        with_target<R>(sums, x_y, max, s1);
+        known = gradient_of<T>(f, row_weight<T>(f, row, scale), max, s1, exp(x_y - max));
+      }
+    } else if (writes) {
+      write_part(f.batch, row, write_without_target<T>(f, row), target != f.ignore_index);
+    }
+    __syncthreads();
+    if (counts)
+      write_gradient<T, kStreamLanes>(f, row, threadIdx.x, split.begin, split.end,
+                                      RowGradient<R>(known));
+    else
+      fill_gradient<T, kStreamLanes>(f, row, threadIdx.x, split.begin, split.end);
+    __syncthreads();  // before the next row's is known
+  }
+  if (f.batch.ticket && is_last_block(f.batch.ticket)) finish_batch<kStreamLanes, T>(f, f.batch);
+}
+
+constexpr int kMergedRows = kStreamLanes / 32;  // a block
+
+// The same in three launches, where there is no gradient that would read a row again, or a device
+// has no room for a team. And makes the next one's ticket ready.
+template <typename T>
+__global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
     sum_splits(const __grid_constant__ Forward<T> f, int64_t splits, RowSums<Real<T>>* parts) {
   using R = Real<T>;
+  if (f.batch.ticket && blockIdx.x == 0 && threadIdx.x == 0) *f.batch.ticket = 0;
   const Split split(splits, f.classes);
-  const int64_t target = f.target[split.row];
+  const int64_t row = blockIdx.x / splits, target = f.target[row];
   if (target < 0 || target >= f.classes || target == f.ignore_index) return;
-  const T* x = f.input + f.at(split.row);
+  const T* x = f.input + f.at(row);
   const RowSums<R> sums =
       stream_row<T>(f, x, target, static_cast<R>(x[target]), split.begin, split.end);
   if (threadIdx.x == 0) parts[blockIdx.x] = sums;
 }
 
-// A warp a row, a lane a part of it.
+// A warp a row, a lane a part of it. As many threads as forward_in_teams has, for their number is
+// the order in which they add the batch.
 template <typename T>
-__global__ void __launch_bounds__(32)
+__global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
     merge_splits(const __grid_constant__ Forward<T> f, int64_t splits,
                  const RowSums<Real<T>>* parts) {
   using R = Real<T>;
-  const int64_t row = blockIdx.x, target = f.target[row];
+  const int lane = threadIdx.x % 32;
+  const int64_t row = int64_t{blockIdx.x} * kMergedRows + threadIdx.x / 32;
+  const int64_t target = row < f.count ? f.target[row] : f.ignore_index;
   if (target != f.ignore_index && target >= 0 && target < f.classes) {
     RowSums<R> sums;
-    if (threadIdx.x < splits) sums = parts[row * splits + threadIdx.x];
+    if (lane < splits) sums = parts[row * splits + lane];
     sums.template merge_lanes<32>(f.smoothing > 0);
-    if (threadIdx.x == 0) {
+    if (lane == 0) {
       const R x_y = static_cast<R>(f.input[f.at(row) + target]);
       R max, s1;
       write_part(f.batch, row, write_sums<T>(f, row, x_y, sums, max, s1), 1);
@@ -357,18 +461,19 @@ __global__ void __launch_bounds__(32)
         f.splits[3 * row + 2] = exp(x_y - max);
       }
     }
-  } else if (threadIdx.x == 0) {
+  } else if (lane == 0 && row < f.count) {
     write_part(f.batch, row, write_without_target<T>(f, row), target != f.ignore_index);
   }
-  if (f.batch.ticket && is_last_block(f.batch.ticket)) finish_batch<32, T>(f, f.batch);
+  if (f.batch.ticket && is_last_block(f.batch.ticket)) finish_batch<kStreamLanes, T>(f, f.batch);
 }
 
 // Does not read the target's logit, which the gradient may be written over by another block.
 template <typename T>
-__global__ void __launch_bounds__(kStreamLanes, 1)
+__global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
     gradient_of_splits(const __grid_constant__ Forward<T> f, int64_t splits) {
+  const Real<T> scale = f.template scale<kStreamLanes>();
   const Split split(splits, f.classes);
-  const int64_t row = split.row, target = f.target[row];
+  const int64_t row = blockIdx.x / splits, target = f.target[row];
   if (target == f.ignore_index || target < 0 || target >= f.classes) {
     fill_gradient<T, kStreamLanes>(f, row, threadIdx.x, split.begin, split.end);
     return;
@@ -376,7 +481,7 @@ __global__ void __launch_bounds__(kStreamLanes, 1)
   const Real<T>* known = f.splits + 3 * row;
   write_gradient<T, kStreamLanes>(
       f, row, threadIdx.x, split.begin, split.end,
-      gradient_of<T>(f, row_weight<T>(f, row, f.scale()), known[0], known[1], known[2]));
+      gradient_of<T>(f, row_weight<T>(f, row, scale), known[0], known[1], known[2]));
 }
 
 // Runs held(lanes), or returns false where a row is too long for that.
@@ -404,46 +509,103 @@ void launch_record(const Launcher& launch, const Forward<T>& f) {
   }
 }
 
+// Pieces of one allocation, each at a multiple of 16 bytes.
+struct Scratch {
+  int64_t bytes = 0;
+
+  template <typename Element>
+  int64_t reserve(int64_t count) {
+    const int64_t at = bytes;
+    bytes += (count * static_cast<int64_t>(sizeof(Element)) + 15) / 16 * 16;
+    return at;
+  }
+};
+
 template <typename T>
 void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
-  // The parts of a batch, where there is a reduction.
-  std::optional<Tensor> kept;
-  const auto with_parts = [&](int64_t parts) {
-    if (f.batch.reduction == Reduction::kNone) return;
-    kept = torch::stable::new_empty(like, {2, parts}, ScalarType::Double);
-    f.batch.sums = kept->mutable_data_ptr<double>();
-    f.batch.counts = f.batch.sums + parts;
-    f.batch.parts = parts;
+  using R = Real<T>;
+  Batch<T>& batch = f.batch;
+  const int64_t row_bytes = f.classes * static_cast<int64_t>(sizeof(T));
+  int64_t splits = 1, teams = 0, parts = f.count;
+  const bool held =
+      for_held<T>(f.classes, [&](auto lanes) { parts = blocks_for<lanes()>(f.count); });
+  if (!held) splits = splits_of(f.count, f.classes, row_bytes);
+  if (splits > 1 && f.grad)
+    teams = std::min({f.count, streamed_rows(row_bytes),
+                      launch.resident_blocks(forward_in_teams<T>, kStreamLanes) / splits});
+
+  float* const table = batch.table;
+  const bool records_apart = table && f.count > kFinishedRows;
+  if (records_apart) batch.table = nullptr;
+  const bool reduces = batch.reduction != Reduction::kNone;
+  const bool finishes = reduces || batch.table;
+  const bool finds_factor =
+      f.grad && batch.reduction == Reduction::kMean && f.count > kCountedRows &&
+      f.ignore_index != kNoneIgnored;
+  Scratch scratch;
+  const int64_t sums = scratch.reserve<double>(reduces ? 2 * parts : 0);
+  const int64_t split_sums = scratch.reserve<RowSums<R>>(splits == 1 ? 0
+                                                         : teams > 0 ? 2 * teams * splits
+                                                                     : f.count * splits);
+  const int64_t split_gradients =
+      scratch.reserve<R>(splits > 1 && f.grad && teams == 0 ? 3 * f.count : 0);
+  const int64_t factor = scratch.reserve<R>(finds_factor);
+  const int64_t recorded = scratch.reserve<float>(table ? f.count : 0);
+  const int64_t counters = scratch.reserve<unsigned>(1 + teams);
+  Tensor memory = torch::stable::new_empty(like, {scratch.bytes}, ScalarType::Byte);
+  const auto piece = [&]<typename Element>(int64_t at, Element*& pointer) {
+    pointer = reinterpret_cast<Element*>(static_cast<char*>(memory.mutable_data_ptr()) + at);
   };
+  if (reduces) {
+    piece(sums, batch.sums);
+    batch.counts = batch.sums + parts;
+    batch.parts = parts;
+  }
+  if (table) piece(recorded, f.recorded);
+  if (finds_factor) {
+    R* found;
+    piece(factor, found);
+    launch(find_factor<R>, 1, kCountThreads, f.target, f.count, f.ignore_index, found);
+    f.factor = found;
+  }
+  unsigned* ticket;
+  piece(counters, ticket);
+  if (finishes) batch.ticket = ticket;
+  // Where one block is all, or the kernel before the last, there is no need.
+  if (teams > 0 || (finishes && splits == 1 && parts > 1))
+    launch.zero(ticket, (1 + teams) * static_cast<int64_t>(sizeof(unsigned)));
+
+  RowSums<R>* row_sums;
+  piece(split_sums, row_sums);
   const auto run = [&]<bool kGrad>(std::bool_constant<kGrad>) {
-    if (for_held<T>(f.classes, [&](auto lanes) {
-          const int64_t blocks = blocks_for<lanes()>(f.count);
-          with_parts(blocks);
-          launch(forward_held<T, lanes(), kGrad>, blocks, kThreads<lanes()>, f);
-        }))
-      return;
-    with_parts(f.count);
-    const int64_t splits = splits_of(f.count, f.classes);
-    if (splits == 1) {
+    if (held) {
+      for_held<T>(f.classes, [&](auto lanes) {
+        launch(forward_held<T, lanes(), kGrad>, parts, kThreads<lanes()>, f);
+      });
+    } else if (splits == 1) {
       const int64_t resident = launch.resident_blocks(forward_streamed<T, kGrad>, kStreamLanes),
-                    fit = kGrad ? std::max<int64_t>(1, kStreamedBytes / (f.classes * sizeof(T)))
-                                : f.count;
+                    fit = kGrad ? streamed_rows(row_bytes) : f.count;
       launch(forward_streamed<T, kGrad>, std::min({f.count, resident, fit}), kStreamLanes, f);
-      return;
+    } else if (teams > 0) {
+      launch.cooperative(forward_in_teams<T>, teams * splits, kStreamLanes, f,
+                         Teams<T>{splits, row_sums, ticket + 1});
+    } else {
+      if (kGrad) piece(split_gradients, f.splits);
+      launch(sum_splits<T>, f.count * splits, kStreamLanes, f, splits, row_sums);
+      launch(merge_splits<T>, (f.count + kMergedRows - 1) / kMergedRows, kStreamLanes, f, splits,
+             row_sums);
+      if constexpr (kGrad)
+        launch(gradient_of_splits<T>, f.count * splits, kStreamLanes, f, splits);
     }
-    Tensor parts = torch::stable::new_empty(
-        like, {f.count * splits * static_cast<int64_t>(sizeof(RowSums<Real<T>>))},
-        ScalarType::Byte);
-    auto* const sums = static_cast<RowSums<Real<T>>*>(parts.mutable_data_ptr());
-    launch(sum_splits<T>, f.count * splits, kStreamLanes, f, splits, sums);
-    launch(merge_splits<T>, f.count, 32, f, splits, sums);
-    if constexpr (kGrad)
-      launch(gradient_of_splits<T>, f.count * splits, kStreamLanes, f, splits);
   };
   if (f.grad)
     run(std::true_type{});
   else
     run(std::false_type{});
+  if (records_apart) {
+    batch.table = table;
+    launch_record(launch, f);
+  }
 }
 
 }  // namespace
@@ -463,17 +625,11 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(
   };
   const ScalarType real = compute_dtype(input);
   const bool reduces = reduction != 0;
+  const bool is_mean = reduction == static_cast<int64_t>(Reduction::kMean);
   Tensor loss = reduces ? empty({}, real)
                         : torch::stable::new_empty(input, target.sizes(), real);
   Tensor scores = empty({3, rows}, ScalarType::Float);
   Tensor stats = empty({grad ? 0 : rows + 1, 2}, real);
-  // What the gradient of split rows waits for, and the factor of the mean.
-  Tensor scratch = empty({grad ? 3 * rows + 1 : 0}, real);
-  Tensor recorded = empty({table ? rows : 0}, ScalarType::Float);
-  Tensor ticket = empty({1}, ScalarType::Int);
-  const bool is_mean = reduction == static_cast<int64_t>(Reduction::kMean);
-  // No sample has this target: rows need no counting before their gradients.
-  const bool all_count = ignore_index == std::numeric_limits<int64_t>::min();
   if (rows == 0) {
     if (reduces) torch::stable::fill_(loss, is_mean ? std::nan("") : 0.0);
     return {loss, scores, stats};
@@ -486,32 +642,16 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(
                   weight ? weight->const_data_ptr<R>() : nullptr, rows, classes, ignore_index,
                   label_smoothing, reduces ? nullptr : loss.mutable_data_ptr<R>(),
                   grad ? nullptr : stats.mutable_data_ptr<R>(), scores.mutable_data_ptr<float>(),
-                  table ? recorded.mutable_data_ptr<float>() : nullptr, static_cast<Score>(score),
+                  nullptr, static_cast<Score>(score),
                   grad ? grad->mutable_data_ptr<T>() : nullptr, Layout(grad ? *grad : input)},
                  {.reduction = static_cast<Reduction>(reduction),
                   .loss = loss.mutable_data_ptr<R>(),
-                  .factor = !is_mean || (grad && all_count) ? nullptr
-                      : grad ? scratch.mutable_data_ptr<R>() + 3 * rows
-                             : stats.mutable_data_ptr<R>() + 2 * rows,
-                  .has_factor = is_mean && grad && !all_count,
+                  .factor = is_mean && !grad ? stats.mutable_data_ptr<R>() + 2 * rows : nullptr,
                   .table = table ? table->mutable_data_ptr<float>() : nullptr,
                   .index = table ? index->const_data_ptr<int64_t>() : nullptr,
                   .samples = table ? table->size(0) : 0,
-                  .sequences = input.size(0)},
-                 grad ? scratch.mutable_data_ptr<R>() : nullptr};
-    const bool records_apart = table && rows > kFinishedRows;
-    if (records_apart) f.batch.table = nullptr;
-    if (reduces || (table && !records_apart)) {
-      f.batch.ticket = static_cast<unsigned*>(ticket.mutable_data_ptr());
-      launch.zero(f.batch.ticket, sizeof(unsigned));
-    }
-    if (f.batch.has_factor)
-      launch(count_targets<T>, 1, kCountThreads, f.target, rows, ignore_index, f.batch.factor);
+                  .sequences = input.size(0)}};
     launch_forward(launch, f, input);
-    if (records_apart) {
-      f.batch.table = table->mutable_data_ptr<float>();
-      launch_record(launch, f);
-    }
   });
   return {loss, scores, stats};
 }

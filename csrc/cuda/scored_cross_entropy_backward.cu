@@ -24,14 +24,14 @@ struct Backward : Rows<T> {
 };
 
 template <typename T, int kLanes>
-__global__ void __launch_bounds__(kThreads<kLanes>, 1)
+__global__ void __launch_bounds__(kThreads<kLanes>, 1024 / kThreads<kLanes>)
     backward_rows(const __grid_constant__ Backward<T> b, int64_t splits) {
   using R = Real<T>;
   int lane = threadIdx.x;
   int64_t row, begin = 0, end = b.classes;
   if constexpr (kLanes == kStreamLanes) {
     const Split split(splits, b.classes);
-    row = split.row;
+    row = blockIdx.x / splits;
     begin = split.begin;
     end = split.end;
   } else {
@@ -106,7 +106,8 @@ Tensor backward_cuda(Tensor grad_loss, Tensor input, Tensor target, Tensor softm
                         grad_loss.const_data_ptr<R>(),
                         static_cast<Reduction>(reduction)};
     for_lanes(b.classes, [&](auto lanes) {
-      const int64_t splits = lanes() == kStreamLanes ? splits_of(b.count, b.classes) : 1;
+      const int64_t row_bytes = b.classes * static_cast<int64_t>(sizeof(T)),
+                    splits = lanes() == kStreamLanes ? splits_of(b.count, b.classes, row_bytes) : 1;
       launch(backward_rows<T, lanes()>, splits * blocks_for<lanes()>(b.count), kThreads<lanes()>,
              b, splits);
     });

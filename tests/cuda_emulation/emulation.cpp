@@ -3,14 +3,16 @@
 // order that a seed determines. Blocks run one after another, but those of a cooperative grid take
 // turns: where all threads of one wait, the next goes on. Shared memory, outputs and scratch start
 // as NaN (integers as -1), so that a missing barrier and an element that nobody wrote show in the
-// result. A trap, undefined behaviour, memory that may not be touched, a barrier that not all
-// threads reach, lanes that meet at different shuffles, and a loop without end stop the kernel
-// with an exception.
+// result. A trap, undefined behaviour, memory that may not be touched, an __ldg of a byte beside a
+// tensor, a barrier that not all threads reach, lanes that meet at different shuffles, and a loop
+// without end stop the kernel with an exception.
 //
-// It cannot show: speed and the use of registers; the device's own exp, log and rounding, and what
-// nvcc makes of the sources; races between blocks, and between the threads of a block where both
-// ends lie between two of the places at which fibres stop; launch.h, streams, and the inline
-// assembly of a store, all of which are replaced.
+// Products and sums are contracted as nvcc does, where the CPU can, and the device's own functions
+// err as far as they are documented to.
+//
+// It cannot show: speed and the use of registers; what nvcc makes of the sources; races between
+// blocks, and between the threads of a block where both ends lie between two of the places at which
+// fibres stop; launch.h, streams, and the inline assembly of a store, all of which are replaced.
 #include <cuda_runtime.h>
 
 #include <link.h>
@@ -21,6 +23,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <new>
 #include <numeric>
@@ -95,6 +98,7 @@ int threads_of_block;
 const std::function<void()>* running_kernel;
 std::string trap_reason;
 std::mt19937 generator;
+int64_t together_limit = kMaxThreads;
 
 void suspend() { emulation_switch(&fibres[current].stack_pointer, scheduler); }
 
@@ -286,9 +290,32 @@ struct Allocation {
 };
 std::vector<Allocation> allocations;
 
+// Memory that belongs to one tensor, of which kernels may read no byte beside it.
+struct Guarded {
+  uintptr_t end, tensor, tensor_end;
+};
+std::map<uintptr_t, Guarded> all_guarded;  // by where that memory begins
+
+void guard_reads(const void* begin, int64_t bytes, const void* tensor, int64_t tensor_bytes) {
+  const auto first = reinterpret_cast<uintptr_t>(begin);
+  const auto at = reinterpret_cast<uintptr_t>(tensor);
+  all_guarded[first] = {first + bytes, at, at + tensor_bytes};
+}
+
 }  // namespace
 
+void check_read(const void* from, size_t bytes) {
+  const auto at = reinterpret_cast<uintptr_t>(from);
+  const auto after = all_guarded.upper_bound(at);
+  if (after == all_guarded.begin()) return;
+  const Guarded& memory = std::prev(after)->second;
+  if (at < memory.end && (at < memory.tensor || at + bytes > memory.tensor_end))
+    trap("a read beside a tensor");
+}
+
 int lane() { return current % 32; }
+
+int64_t most_together() { return together_limit; }
 
 void trap(const char* reason) {
   if (current < 0) throw std::runtime_error("emulation: " + std::string(reason));
@@ -357,6 +384,7 @@ void* allocate_guarded(int64_t bytes) {
   std::memset(guard, kGuard, whole);
   std::memset(guard + kGuardBytes, 0xff, bytes);
   allocations.push_back({guard, bytes});
+  guard_reads(guard, whole, guard + kGuardBytes, bytes);
   return guard + kGuardBytes;
 }
 
@@ -377,6 +405,8 @@ void __nanosleep(unsigned) {
 
 EXPORT void emulation_seed(unsigned seed) { emulation::generator.seed(seed); }
 
+EXPORT void emulation_refuse_beyond(int64_t blocks) { emulation::together_limit = blocks; }
+
 // Bytes of all outputs and scratch since the last call of emulation_free.
 EXPORT int64_t emulation_allocated() {
   int64_t bytes = 0;
@@ -389,10 +419,28 @@ EXPORT int emulation_free() {
   int damaged = 0;
   for (const auto& allocation : emulation::allocations) {
     damaged += allocation.is_damaged();
+    emulation::all_guarded.erase(reinterpret_cast<uintptr_t>(allocation.guard));
     std::free(allocation.guard);
   }
   emulation::allocations.clear();
   return damaged;
+}
+
+// The models of the device's functions, for their own test.
+EXPORT float emulation_exp2_approx(float x) { return emulation::exp2_approx(x); }
+EXPORT float emulation_fast_exp(float x) { return __expf(x); }
+EXPORT float emulation_exp(float x) { return cpfast::exp(x); }
+EXPORT float emulation_log(float x) { return cpfast::log(x); }
+EXPORT float emulation_log1p(float x) { return cpfast::log1p(x); }
+
+// Of a tensor of the tests.
+EXPORT void emulation_guard(const void* begin, int64_t bytes, const void* tensor,
+                            int64_t tensor_bytes) {
+  emulation::guard_reads(begin, bytes, tensor, tensor_bytes);
+}
+
+EXPORT void emulation_unguard(const void* begin) {
+  emulation::all_guarded.erase(reinterpret_cast<uintptr_t>(begin));
 }
 
 // What the compiler calls where it finds undefined behaviour. With these in place of the

@@ -6,12 +6,13 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+
+import cpfast
 
 BEGUN = "begun"
 KEYS = ("cpfast", "torch", "python", "platform", "cpu", "processors", "gpu", BEGUN)
@@ -21,7 +22,7 @@ def describe(device: str) -> dict[str, Any]:
     """Versions and machine, with the time in UTC; no name of a host or a user."""
     cuda = torch.device(device).type == "cuda"
     return {
-        "cpfast": metadata.version("cpfast"),
+        "cpfast": cpfast.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",

@@ -92,6 +92,8 @@ def plan_from(options: dict[str, Any]) -> Plan:
     if config.seed + count > SEEDS:
         raise UserError(f"--seeds {count}: from --seed {config.seed} on they leave 0 .. 2**32 - 1")
     seeds = tuple(range(config.seed, config.seed + count))
+    if kind != "arms":
+        config = config.replace(energy=False)  # nothing of theirs is metered
     if kind == "falsify":
         factors = {name: tuple(own[name]) for name in OWN[kind] if own[name] is not None}
         return Falsification(config, seeds, **factors)

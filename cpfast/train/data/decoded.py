@@ -20,6 +20,7 @@ import torch
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import limited
 from cpfast.train.errors import UserError, first_line, require
+from cpfast.train.progress import bar
 from cpfast.train.runfolder import RunFolder, write_atomically
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -151,10 +152,7 @@ def _store(path: Path, images: np.ndarray, is_colour: np.ndarray) -> None:
 def _decode(paths: list[str], progress: bool) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [N, H, W, C], and which images are not greyscale: bool [N]."""
     image_module = require("PIL.Image", "reading an image folder")
-    tqdm = require("tqdm", "the progress bar").tqdm
-    # None hides the bar where the output is no terminal
-    bar = tqdm(total=len(paths), desc="decoding", unit="image", leave=False,
-               disable=None if progress else True)  # fmt: skip
+    shown = bar("decoding", progress, total=len(paths), unit="image")
 
     def read(path: str) -> np.ndarray:
         try:
@@ -194,10 +192,10 @@ def _decode(paths: list[str], progress: bool) -> tuple[np.ndarray, np.ndarray]:
     # cores one of 32x32 takes 135 us on one thread and 195 us on six, one of 224x224 takes 350 us
     # on one thread, 190 us on two and 290 us on six.
     threads = 1 if height * width <= SMALL else os.cpu_count()
-    with bar, ThreadPoolExecutor(threads) as pool:
+    with shown, ThreadPoolExecutor(threads) as pool:
         try:
             for count in pool.map(place, range(0, len(paths), TOGETHER)):
-                bar.update(count)
+                shown.update(count)
         except BaseException:
             # without it the pool would first decode all that is queued
             pool.shutdown(wait=False, cancel_futures=True)

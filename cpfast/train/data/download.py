@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 from urllib.parse import urlsplit
 
-from cpfast.train.errors import UserError, first_line, require
+from cpfast.train.errors import UserError, first_line
+from cpfast.train.progress import bar
 from cpfast.train.runfolder import RunFolder
 
 TIMEOUT = 30  # seconds without a byte
@@ -191,14 +192,14 @@ def _download(remote: Remote, file: Path, progress: bool) -> None:
         with (
             urllib.request.urlopen(request, timeout=TIMEOUT) as response,
             open(file, "wb") as out,
-            _bar(progress, remote.name, total=remote.size, unit="B", unit_scale=True) as bar,
+            bar(remote.name, progress, total=remote.size, unit="B", unit_scale=True) as shown,
         ):
             announced = int(response.headers.get("Content-Length") or 0)
             while got <= remote.size and (chunk := response.read(CHUNK)):
                 got += len(chunk)
                 digest.update(chunk)
                 out.write(chunk)
-                bar.update(len(chunk))
+                shown.update(len(chunk))
         broken = f"{announced:,} bytes" if got < announced else ""
     except urllib.error.HTTPError as error:
         raise UserError(f"{url}: HTTP status {error.code} ({error.reason})") from error
@@ -219,7 +220,7 @@ def _download(remote: Remote, file: Path, progress: bool) -> None:
 def _unpack(archive: Path, into: Path, progress: bool) -> None:
     """Unpack the regular files of an archive; links, devices and paths out of it are refused."""
     try:
-        with _bar(progress, "unpacking", unit="file") as bar:
+        with bar("unpacking", progress, unit="file") as shown:
             for name, content in _members(archive):
                 relative = PurePosixPath(name)
                 if relative.is_absolute() or ".." in relative.parts:
@@ -228,7 +229,7 @@ def _unpack(archive: Path, into: Path, progress: bool) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with content, open(target, "wb") as file:
                     shutil.copyfileobj(content, file)
-                bar.update()
+                shown.update()
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise UserError(f"{archive.name}: cannot be unpacked ({first_line(error)})") from error
 
@@ -249,9 +250,3 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     yield member.name, content
                 elif not member.isdir():
                     raise UserError(f"{archive.name}: {member.name!r} is a link or a device")
-
-
-def _bar(progress: bool, label: str, **options: Any) -> Any:
-    tqdm = require("tqdm", "the progress bar").tqdm
-    # None hides the bar where the output is no terminal
-    return tqdm(desc=label, leave=False, disable=None if progress else True, **options)
