@@ -152,6 +152,7 @@ def test_memory_is_that_of_the_outputs(shuffle, subset, dtype, outputs):
 
 
 @pytest.mark.cuda
+@pytest.mark.huge
 @pytest.mark.parametrize("subset", ["exact", "bernoulli"])
 def test_more_samples_than_2_to_the_31(subset):
     size = 2**31 + 4097
