@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import re
+from importlib import metadata
 
 import pytest
 import torch
@@ -1001,3 +1002,14 @@ def test_bad_options(given, message):
     with pytest.raises(UserError) as error:
         plan_from(options(**given))
     assert message in str(error.value)
+
+
+def test_a_checkout_that_is_not_installed_can_compare(monkeypatch):
+    import cpfast
+    from cpfast.train.compare import environment
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert environment.describe("cpu")["cpfast"] == cpfast.__version__
