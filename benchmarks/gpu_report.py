@@ -1,14 +1,24 @@
-"""Puts what on_gpu.sh left in its work folder into one JSON: gpu_report.py WORK OUT."""
+"""What the calls of on_gpu.sh came to, as one JSON, for `python -m benchmarks.table`:
+
+gpu_report.py OUT FILE.tar.gz...   merges the archives of several calls into OUT/<gpu-name>.json
+gpu_report.py --machine            prints what this machine is, and which packages it lacks
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
 from typing import Any
+
+import archive
+import rows
 
 QUERY = [
     "name",
@@ -25,18 +35,25 @@ QUERY = [
 LAST_LINES = 20
 
 
-def gpu() -> dict[str, str]:
-    """What nvidia-smi and torch say of the first GPU; nothing of it is changed."""
+def describe(modules: tuple[str, ...]) -> dict[str, Any]:
+    """What nvidia-smi and torch say of the first GPU, of which nothing is changed; "name" only
+    where torch sees it. "missing" are those of the modules that are not installed.
+    """
+    import rivals
     import torch
 
     query = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader", "--id=0"]
+    found: dict[str, Any] = {}
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
         values = [value.strip() for value in answer.stdout.splitlines()[0].split(",")]
         found = dict(zip(QUERY, values, strict=True))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
         found = {"nvidia-smi": f"failed: {error}"}
+    found.pop("name", None)
     found |= {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
+    found |= {"cpu": cpu(), "processors": os.cpu_count(), "rivals": rivals.installed()}
+    found["missing"] = [m for m in modules if importlib.util.find_spec(m) is None]
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         found["name"] = properties.name
@@ -46,33 +63,51 @@ def gpu() -> dict[str, str]:
     return found
 
 
+def cpu() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "CPU"
+
+
 def file_name(gpu_name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-") + ".json"
+    """Without a suffix."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu_name.lower()).strip("-")
+
+
+def machine(work: pathlib.Path) -> dict[str, Any]:
+    path = work / "machine.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def parts(work: pathlib.Path) -> list[dict[str, Any]]:
-    """What ran, for how many seconds of its limit; of what was not done, its last lines too."""
-    rows = []
-    table = work / "parts.tsv"
-    for line in table.read_text().splitlines() if table.exists() else []:
-        name, status, code, took, limit = line.split("\t")
-        row = {"name": name, "status": status, "exit": int(code) if code else None}
-        row |= {"seconds": int(took), "limit": int(limit)}
-        log = work / f"{name}.log"
-        if status != "done" and log.exists():
+    """What ran, for how many seconds; of what was not done, its last lines too."""
+    found = []
+    for path in sorted(work.glob("*.json"), key=lambda p: p.stat().st_mtime):
+        if path.name == "machine.json":
+            continue
+        row = json.loads(path.read_text())
+        log = path.with_suffix(".log")
+        if row["status"] != "done" and log.exists():
             # Without the checkout's path, which is nobody's business.
             text = log.read_text(errors="replace").replace(f"{pathlib.Path.cwd()}/", "")
             row["log"] = text.splitlines()[-LAST_LINES:]
-        rows.append(row)
-    return rows
+        found.append(row)
+    return found
 
 
 def tests(work: pathlib.Path) -> dict[str, Any] | None:
-    """Counts of a JUnit file, and the names of what failed; None where there is none."""
-    path = work / "tests.xml"
-    try:
-        suites = list(ET.parse(path).getroot().iter("testsuite"))
-    except (OSError, ET.ParseError):
+    """Counts of all JUnit files, and the names of what failed; None where there is none.
+
+    A file of tests whose process died has none: `parts` says so.
+    """
+    suites = []
+    for path in sorted(work.glob("*.xml")):
+        try:
+            suites += ET.parse(path).getroot().iter("testsuite")
+        except ET.ParseError:
+            continue
+    if not suites:
         return None
     counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
     failed = []
@@ -88,53 +123,82 @@ def tests(work: pathlib.Path) -> dict[str, Any] | None:
 
 
 def sanitizer(work: pathlib.Path, tool: str) -> dict[str, Any] | None:
-    """The tool's own summary lines, and its errors; None where it did not run."""
-    log = work / f"{tool}.log"
-    if not log.exists():
-        return None
-    lines = log.read_text(errors="replace").splitlines()
-    summary = [line for line in lines if "SUMMARY" in line]
-    errors = [line for line in lines if line.startswith("=========") and "rror" in line]
-    return {"summary": summary, "errors": [e for e in errors if "SUMMARY" not in e][:LAST_LINES]}
+    """By op, the tool's own summary lines, and its errors; None where it did not run."""
+    found = {}
+    for log in sorted(work.glob(f"{tool}-*.log")):
+        lines = log.read_text(errors="replace").splitlines()
+        summary = [line for line in lines if "SUMMARY" in line]
+        errors = [line for line in lines if line.startswith("=========") and "rror" in line]
+        errors = [e for e in errors if "SUMMARY" not in e][:LAST_LINES]
+        found[log.stem.removeprefix(f"{tool}-")] = {"summary": summary, "errors": errors}
+    return found or None
 
 
-def assemble(work: pathlib.Path, gpu: dict[str, str]) -> dict[str, Any]:
-    """One pytest-benchmark JSON of all of them, with the GPU, the parts and the tests."""
-    merged: dict[str, Any] = {"machine_info": {}, "bandwidth": {}, "rivals": {}, "notes": {}}
-    merged |= {"gpu": gpu, "parts": parts(work), "tests": tests(work)}
-    merged["sanitizer"] = {tool: sanitizer(work, tool) for tool in ("memcheck", "racecheck")}
-    benchmarks: list[dict[str, Any]] = []
-    measured: dict[str, dict[str, Any]] = {}
-    for path in sorted(work.glob("bench_*.json")):
-        try:
-            results = json.loads(path.read_text())
-        except ValueError:
-            # Cut while it was written.
-            continue
-        benchmarks += results["benchmarks"]
-        for name in ("machine_info", "commit_info", "datetime", "version", "rivals"):
-            merged[name] = results.get(name, {})
-        merged["notes"] |= results.get("notes", {})
-        # Each process measured its own; a record's fraction is of its process's.
-        measured[path.stem] = results.get("bandwidth", {})
-        merged["bandwidth"] |= results.get("bandwidth", {})
-    return {**merged, "bandwidth_by_file": measured, "benchmarks": benchmarks}
+def assemble(work: pathlib.Path) -> dict[str, Any]:
+    """As pytest-benchmark's JSON, of all benchmarks, with the GPU, the parts and the tests."""
+    gpu = machine(work)
+    info: dict[str, Any] = {"cpu": {"brand_raw": gpu.pop("cpu", "CPU")}}
+    info["cpu"]["count"] = gpu.pop("processors", "?")
+    info |= {"torch": gpu["torch"]} if "torch" in gpu else {}
+    info |= {"gpu": gpu["name"]} if "capability" in gpu else {}
+    measured = {path.stem: rows.read(path) for path in sorted(work.glob("bench_*.jsonl"))}
+    every = [row for found in measured.values() for row in found.values()]
+    # Each process measured its own bandwidth; a record's fraction is of its process's.
+    by_file = {name: rows.merge(found.values())["bandwidth"] for name, found in measured.items()}
+    return {
+        "machine_info": info,
+        "rivals": gpu.pop("rivals", {}),
+        "gpu": gpu,
+        "parts": parts(work),
+        "tests": tests(work),
+        "sanitizer": {tool: sanitizer(work, tool) for tool in ("memcheck", "racecheck")},
+        "bandwidth_by_file": by_file,
+        **rows.merge(every),
+    }
 
 
-def main(work: pathlib.Path, out: pathlib.Path) -> None:
-    found = gpu()
-    path = out / file_name(found.get("name", "gpu"))
-    results = assemble(work, found)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    for part in results["parts"]:
-        print(f"{part['name']:28} {part['status']:14} {part['seconds']:4} s")
+def summary(results: dict[str, Any]) -> list[str]:
+    lines = [f"{p['name']:36} {p['status']:14} {p['seconds']:5.0f} s" for p in results["parts"]]
     counts = results["tests"]
     if counts:
-        print("tests:", ", ".join(f"{counts[n]} {n}" for n in ("passed", "failures", "errors")))
-    print(f"{path}: python -m benchmarks.table prints it")
+        names = ("passed", "failures", "errors", "skipped")
+        lines.append(f"tests: {', '.join(f'{counts[n]} {n}' for n in names)}")
+    return lines
+
+
+def merge(out: pathlib.Path, archives: list[pathlib.Path]) -> pathlib.Path:
+    """Of parts that several archives have, the last one's counts.
+
+    Raises:
+        ValueError: an archive is missing or damaged, or they are of several GPUs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        work = pathlib.Path(folder)
+        names = []
+        for path in archives:
+            archive.unpack(path, work)
+            names.append(machine(work).get("name", "?"))
+        if len(set(names)) > 1:
+            raise ValueError(f"these are of several GPUs: {', '.join(sorted(set(names)))}")
+        path = out / f"{file_name(names[0])}.json"
+        archive.replace(path, (json.dumps(assemble(work), indent=1) + "\n").encode())
+    return path
+
+
+def main(arguments: list[str]) -> None:
+    if arguments == ["--machine"]:
+        from gpu_calls import OPTIONAL
+
+        print(json.dumps(describe(tuple(OPTIONAL))))
+        return
+    if len(arguments) < 2:
+        sys.exit("usage: gpu_report.py OUT FILE.tar.gz... | --machine")
+    out, *archives = map(pathlib.Path, arguments)
+    try:
+        print(merge(out, archives))
+    except ValueError as error:
+        sys.exit(f"gpu_report.py: {error}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: gpu_report.py WORK OUT")
-    main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+    main(sys.argv[1:])

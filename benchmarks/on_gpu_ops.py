@@ -1,6 +1,9 @@
 """Every op on the GPU at small and odd sizes, held to the CPU kernels: what the sanitizers watch.
 
-Inputs are made on the CPU, so that almost every kernel that runs is cpfast's.
+    on_gpu_ops.py [--no-gpu] [OP...]
+
+Inputs are made on the CPU, so that almost every kernel that runs is cpfast's. --no-gpu rehearses it
+on the CPU.
 """
 
 import sys
@@ -9,6 +12,7 @@ import torch
 
 from cpfast import ops
 
+DEVICE = "cuda"
 FAILED = []
 CLASSES = [(33, 2), (7, 10), (5, 1000), (3, 5003), (2, 50257), (1, 200_000)]
 
@@ -16,7 +20,7 @@ CLASSES = [(33, 2), (7, 10), (5, 1000), (3, 5003), (2, 50257), (1, 200_000)]
 def gpu(value):
     if isinstance(value, list):
         return [gpu(v) for v in value]
-    return value.cuda() if isinstance(value, torch.Tensor) else value
+    return value.to(DEVICE, copy=True) if isinstance(value, torch.Tensor) else value
 
 
 def _copied(value):
@@ -25,6 +29,7 @@ def _copied(value):
 
 def compare(name, function, *arguments, rtol=1e-5, atol=1e-6):
     """Holds the function's tensors on the GPU to those on the CPU; main() tells what fails."""
+    print(name, flush=True)  # the last line of one that ends the process
     try:
         theirs = [t.clone() for t in function(*(_copied(a) for a in arguments))]
         ours = [t.cpu() for t in function(*gpu(list(arguments)))]
@@ -83,13 +88,16 @@ def augment(images, index):
     )
 
 
-def main():
-    g = torch.Generator().manual_seed(0)
+def check_layers(g):
     shapes = [(1,), (3, 5), (0,), (127, 33), (4097,), (300, 300)]
     for dtype in (torch.float32, torch.bfloat16):
         refs = [torch.randn(s, generator=g) for s in shapes]
         params = [(r + 0.1 * torch.randn(r.shape, generator=g)).to(dtype) for r in refs]
         compare(f"layers, {dtype}", rotations, params, refs)
+
+
+def check_cross_entropy(g):
+    for dtype in (torch.float32, torch.bfloat16):
         for shape in CLASSES:
             x, y = torch.randn(shape, generator=g), torch.randint(shape[1], shape[:1], generator=g)
             index = torch.randperm(50, generator=g)[: shape[0]]
@@ -98,19 +106,49 @@ def main():
                 tolerances = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 1e-4}
                 arguments = (x.to(dtype), y, torch.zeros(50), index)
                 compare(name, losses(gradient), *arguments, **tolerances)
+
+
+def check_selection(g):
     for samples in (1, 1000, 50_001, 200_000):
         compare(f"select {samples}", selections, torch.rand(samples, generator=g), rtol=0, atol=0)
+
+
+def check_record(g):
     index = torch.randint(100, (1000,), generator=g)
     compare("record", record, torch.zeros(100), index, torch.randn(1000, generator=g))
+
+
+def check_augment(g):
     images = torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8, generator=g)
     index = torch.randint(20, (37,), generator=g)
     compare("augment", augment, images, index, rtol=1e-2, atol=1e-2)
-    torch.cuda.synchronize()
+
+
+OPS = {
+    "layers": check_layers,
+    "cross-entropy": check_cross_entropy,
+    "selection": check_selection,
+    "record": check_record,
+    "augment": check_augment,
+}
+
+
+def main(names):
+    for name in names or OPS:
+        OPS[name](torch.Generator().manual_seed(0))
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
     if FAILED:
         sys.exit(f"on_gpu_ops.py: {len(FAILED)} differ from the CPU: {'; '.join(FAILED)}")
 
 
 if __name__ == "__main__":
-    if not torch.cuda.is_available():
+    given = sys.argv[1:]
+    if "--no-gpu" in given:
+        given.remove("--no-gpu")
+        DEVICE = "cpu"
+    elif not torch.cuda.is_available():
         sys.exit("on_gpu_ops.py: torch sees no GPU")
-    main()
+    if unknown := set(given) - set(OPS):
+        sys.exit(f"on_gpu_ops.py: no op {sorted(unknown)[0]!r}, only {', '.join(OPS)}")
+    main(given)

@@ -1,10 +1,11 @@
-"""The benchmarks' own arithmetic: clocks, sizes, what is left out, tables and the GPU's JSON."""
+"""The benchmarks' own arithmetic: clocks, sizes, what is left out, tables, rows of cases."""
 
 import itertools
-import json
+import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 from importlib.util import find_spec
 
 import pytest
@@ -384,182 +385,113 @@ def test_growth_is_drawn_against_the_bandwidth(tmp_path):
     assert (tmp_path / "growth.png").stat().st_size > 5000
 
 
-# gpu_report.py and on_gpu.sh
+# rows.py and conftest.py
 
 
-@pytest.fixture
-def work(tmp_path):
-    """What on_gpu.sh leaves where one part was cut and one failed."""
-    rows = [
-        "build\tdone\t0\t61\t150",
-        "tests\tfailed\t1\t20\t100",
-        "racecheck\tcut\t124\t60\t60",
-        "bench_growth\tcut\t\t0\t4",
-    ]
-    (tmp_path / "parts.tsv").write_text("\n".join(rows) + "\n")
-    (tmp_path / "tests.log").write_text("".join(f"line {i}\n" for i in range(30)))
-    (tmp_path / "tests.xml").write_text(
-        '<testsuites><testsuite tests="5" failures="1" errors="1" skipped="1">'
-        '<testcase classname="tests.test_a" name="test_b"><failure message="off by one"/>'
-        '</testcase><testcase classname="" name="tests.test_c"><error message="collection"/>'
-        "</testcase></testsuite></testsuites>"
+def test_rows_survive_a_line_that_was_cut_short(tmp_path):
+    import rows
+
+    path = tmp_path / "rows"
+    rows.append(path, {"collected": ["a", "b", "c", "d"]})
+    rows.append(path, {"case": "a", "state": "begun"})
+    rows.append(path, {"case": "a", "state": "done", "records": [1], "bandwidth": {"cuda": {}}})
+    with path.open("a") as file:
+        file.write('\n{"case": "b", "sta')
+    rows.append(path, {"case": "c", "state": "failed", "why": "no", "notes": {"x": "y"}})
+    rows.append(path, {"case": "d", "state": "cut"})
+    assert {case: row["state"] for case, row in rows.read(path).items()} == {
+        "a": "done", "c": "failed", "d": "cut",
+    }  # fmt: skip
+    assert rows.left(path) == ["b", "d"]
+    assert rows.merge(rows.read(path).values()) == {
+        "benchmarks": [1], "notes": {"x": "y", "c": "failed: no"}, "bandwidth": {"cuda": {}},
+    }  # fmt: skip
+    rows.settle(path)
+    assert list(rows.read(path)) == ["a"] and rows.left(path) == []
+
+
+FAULTY = """
+    import os
+    import pytest
+
+    @pytest.mark.parametrize("case", range(6))
+    def bench_op(race, device, case):
+        if case == 1:
+            raise RuntimeError("no\\nsecond line")
+        if case == 2:
+            os._exit(7)
+        if case == 4:
+            pytest.skip("too big")
+        race("op", f"N = {case}", {"cpfast": lambda x: x, "rival": lambda x: x}, [(0,)], 8)
+"""
+
+
+def bench(folder, *options):
+    """Runs bench_faulty.py in a folder, with the fixtures of the benchmarks."""
+    (folder / "bench_faulty.py").write_text(textwrap.dedent(FAULTY))
+    (folder / "conftest.py").write_text((BENCHMARKS / "conftest.py").read_text())
+    (folder / "pytest.ini").write_text(
+        "[pytest]\npython_files = bench_*.py\npython_functions = bench_*\n"
     )
-    (tmp_path / "memcheck.log").write_text(
-        "same: layers\n========= Invalid __global__ read of size 4 bytes, an error\n"
-        "========= ERROR SUMMARY: 1 error\n"
-    )
-    for number, op in enumerate(("a", "b")):
-        results = {
-            "machine_info": {"torch": "2.13.0"},
-            "bandwidth": {"cuda": {"copy": 4000.0 + number}},
-            "notes": {op: "reason"},
-            "benchmarks": [record("cpfast", 1.0, op=op)],
-        }
-        (tmp_path / f"bench_{op}.json").write_text(json.dumps(results))
-    (tmp_path / "bench_cut.json").write_text('{"benchmarks": [')
-    return tmp_path
-
-
-def test_one_json_has_all_parts_and_names_those_that_were_cut(work):
-    from gpu_report import assemble
-    from table import table
-
-    results = assemble(work, {"name": "Some GPU"})
-    assert [(p["name"], p["status"], p["exit"]) for p in results["parts"]] == [
-        ("build", "done", 0),
-        ("tests", "failed", 1),
-        ("racecheck", "cut", 124),
-        ("bench_growth", "cut", None),
-    ]
-    assert results["parts"][1]["log"] == [f"line {i}" for i in range(10, 30)]
-    assert [r["extra_info"]["op"] for r in results["benchmarks"]] == ["a", "b"]
-    assert results["notes"] == {"a": "reason", "b": "reason"}
-    assert results["bandwidth_by_file"]["bench_a"] == {"cuda": {"copy": 4000.0}}
-    assert results["sanitizer"]["memcheck"] == {
-        "summary": ["========= ERROR SUMMARY: 1 error"],
-        "errors": ["========= Invalid __global__ read of size 4 bytes, an error"],
-    }
-    assert results["sanitizer"]["racecheck"] is None
-    assert table(json.loads(json.dumps(results))).count("| cpfast |") == 2
-
-
-def test_the_tests_are_counted_and_what_failed_is_named(work):
-    from gpu_report import tests
-
-    found = tests(work)
-    assert (found["passed"], found["failures"], found["errors"], found["skipped"]) == (2, 1, 1, 1)
-    assert found["failed"][0] == {"name": "tests.test_a::test_b", "message": "off by one"}
-    (work / "tests.xml").write_text("<testsuites><cut")
-    assert tests(work) is None
-
-
-def test_results_of_nothing_are_still_results(tmp_path):
-    from gpu_report import assemble
-
-    results = assemble(tmp_path, {"name": "Some GPU"})
-    assert (results["benchmarks"], results["parts"], results["tests"]) == ([], [], None)
-
-
-def test_the_file_is_named_after_the_gpu():
-    from gpu_report import file_name
-
-    assert file_name("NVIDIA RTX 6000 (Ada)") == "nvidia-rtx-6000-ada.json"
-
-
-def on_gpu(*arguments, **environment):
     return subprocess.run(
-        ["bash", str(BENCHMARKS / "on_gpu.sh"), *arguments],
-        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, **environment},
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path])},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def test_the_plan_is_within_the_time_and_names_every_part():
-    out = on_gpu("--dry-run")
-    assert out.returncode == 0, out.stderr
-    names = [line.split()[0] for line in out.stdout.splitlines()]
-    benches = {path.stem for path in BENCHMARKS.glob("bench_*.py")}
-    assert set(names) == benches | {"build", "ops", "tests", "memcheck", "racecheck"}
-    assert names[:3] == ["build", "ops", "tests"]
+def test_what_a_fault_leaves_is_measured_by_the_next_process(tmp_path):
+    import rows
+
+    path = tmp_path / "rows"
+    options = (f"--rows={path}", "--rehearse", "-k", "cuda", "-p", "no:benchmark")
+    first = bench(tmp_path, *options)
+    assert first.returncode == 7, first.stdout
+    states = [row["state"] for row in rows.read(path).values()]
+    assert states == ["done", "failed", "begun"]
+    assert len(rows.left(path)) == 3
+    second = bench(tmp_path, *options)
+    assert second.returncode == 0, second.stdout
+    found = rows.read(path)
+    states = [row["state"] for row in found.values()]
+    assert states == ["done", "failed", "begun", "done", "skipped", "done"]
+    merged = rows.merge(found.values())
+    assert [r["extra_info"]["case"] for r in merged["benchmarks"]] == ["N = 0", "N = 3", "N = 5"]
+    assert [note.partition(": ")[2] or note for note in merged["notes"].values()] == [
+        "RuntimeError: no second line", "its process ended in it", "too big",
+    ]  # fmt: skip
+    assert bench(tmp_path, *options).returncode == 5  # nothing is left to do
 
 
-@pytest.fixture
-def pretended(tmp_path):
-    """A machine whose tools only pretend: environment for on_gpu.sh, and the folder of results."""
-    tools, out = tmp_path / "bin", tmp_path / "out"
-    tools.mkdir()
-    (tmp_path / "bench.json").write_text(json.dumps({"benchmarks": [record("cpfast", 1.0)]}))
-    python = f"""
-        case "$*" in
-          *gpu_report.py*) exec {sys.executable} "$@" ;;
-          *get_device_capability*) echo 9.0 ;;
-          *"-m cuda"*) echo some test failed; exit 1 ;;
-        esac
-        for argument; do
-          case $argument in
-            --benchmark-json=*) cp {tmp_path}/bench.json "${{argument#*=}}" ;;
-          esac
-        done"""
-    smi = "echo Some GPU 3000, 580.1, 1 MiB, 1 MHz, 2 MHz, 3 MHz, 4 W, 5 W, 30, Enabled"
-    sanitizer = "echo '========= ERROR SUMMARY: 0 errors'"
-    scripts = {"python": python, "nvcc": "", "nvidia-smi": smi, "compute-sanitizer": sanitizer}
-    for name, script in scripts.items():
-        (tools / name).write_text(f"#!/bin/bash\n{script}\n")
-        (tools / name).chmod(0o755)
-    path = f"{tools}:/usr/bin:/bin"
-    return {"PATH": path, "PYTHON": str(tools / "python"), "OUT": str(out)}, out
+def test_what_time_does_not_allow_is_cut_and_left_for_later(tmp_path):
+    import rows
+
+    path = tmp_path / "rows"
+    done = bench(tmp_path, f"--rows={path}", "--rehearse", "--seconds=0")
+    assert done.returncode == 0, done.stdout
+    assert [row["state"] for row in rows.read(path).values()] == ["cut"] * 6
+    assert len(rows.left(path)) == 6
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="pretends to be another GPU")
-def test_one_command_leaves_one_json_whatever_fails(pretended):
-    environment, out = pretended
-    run = on_gpu(**environment)
-    assert run.returncode == 0, run.stderr
-    assert "tests" in run.stdout and "some test failed" in run.stdout
-    (path,) = out.iterdir()
-    assert path.name == "some-gpu-3000.json"
-    results = json.loads(path.read_text())
-    statuses = {part["name"]: part["status"] for part in results["parts"]}
-    assert statuses.pop("tests") == "failed"
-    assert set(statuses.values()) == {"done"}
-    assert len(results["benchmarks"]) == sum(name.startswith("bench_") for name in statuses)
-    assert results["gpu"]["power.limit"] == "5 W"
-    assert results["sanitizer"]["racecheck"]["summary"] == ["========= ERROR SUMMARY: 0 errors"]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="pretends to be another GPU")
-def test_what_there_is_no_time_for_is_named(pretended):
-    environment, out = pretended
-    run = on_gpu(**environment, TOTAL="5")
-    # Without a build it is a failure, with a JSON all the same.
-    assert run.returncode == 1
-    results = json.loads((out / "some-gpu-3000.json").read_text())
-    assert {part["status"] for part in results["parts"]} == {"cut"}
-    assert results["benchmarks"] == []
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_without_a_gpu_it_stops_with_one_line():
-    out = on_gpu()
-    assert out.returncode == 1
-    assert out.stderr.splitlines() == [f"on_gpu.sh: torch {torch.__version__} sees no CUDA GPU"]
-
-
-def test_an_interpreter_that_is_not_there_is_named():
-    out = on_gpu(PYTHON="/nowhere/python")
-    assert out.stderr == "on_gpu.sh: /nowhere/python is not found: set PYTHON\n"
-
-
-def test_wrong_arguments_are_refused():
-    assert on_gpu("--help").returncode == 2
+# on_gpu_ops.py
 
 
 def test_the_small_set_for_the_sanitizers_calls_every_op_rightly(monkeypatch):
     import on_gpu_ops
 
-    monkeypatch.setattr(on_gpu_ops, "gpu", lambda value: [on_gpu_ops._copied(v) for v in value])
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    on_gpu_ops.main()
+    monkeypatch.setattr(on_gpu_ops, "DEVICE", "cpu")
+    on_gpu_ops.main([])
     assert on_gpu_ops.FAILED == []
+
+
+def test_an_op_that_differs_from_the_cpu_is_named(monkeypatch):
+    import on_gpu_ops
+
+    monkeypatch.setattr(on_gpu_ops, "DEVICE", "cpu")
+    monkeypatch.setattr(on_gpu_ops, "FAILED", [])
+    monkeypatch.setattr(on_gpu_ops, "record", lambda *_: (torch.rand(3),))
+    with pytest.raises(SystemExit, match="1 differ from the CPU: record"):
+        on_gpu_ops.main(["record"])

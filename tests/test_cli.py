@@ -282,6 +282,7 @@ def test_default_folders_do_not_collide(npz, tmp_path):
     assert runs == [f"toy.npz-cnn-detector+prune-{n}" for n in (1, 2)]
 
 
+@pytest.mark.needs("scipy")
 @pytest.mark.needs("matplotlib")
 def test_compare_end_to_end(npz, tmp_path, capsys):
     command = ["compare", "--data", npz, *QUICK, "--epochs", "4", "--seeds", "2",
@@ -308,6 +309,7 @@ def test_compare_end_to_end(npz, tmp_path, capsys):
     assert (folder / "seed0" / "detector" / "rotation.png").exists()
 
 
+@pytest.mark.needs("scipy")
 @pytest.mark.needs("matplotlib")
 @pytest.mark.parametrize(
     ("kind", "options", "runs", "picture"),
@@ -520,6 +522,16 @@ def test_what_is_asked_for_and_cannot_be_done_is_an_error(command, asked, capsys
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", [["--seeds", "2"], ["--falsify", "--seeds", "1"]])
+def test_what_the_table_needs_is_asked_for_before_the_runs(
+    npz, tmp_path, monkeypatch, capsys, kind
+):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    message = fails(capsys, "compare", "--data", npz, *kind, "--out", str(tmp_path / "out"))
+    assert message.startswith("a comparison over seeds, or with --falsify, needs scipy")
+    assert "pip install '.[train]'" in message and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("method", "repeats", "action"),
     [("detector", 3, "\nk = 3 to 1"), ("detector+prune", 2, "\nk = 2 to 1, pruning on"),
@@ -531,6 +543,7 @@ def test_a_picture_says_what_the_end_of_the_period_brings(method, repeats, actio
     assert run._action(Config.from_options({"method": method, "repeats": repeats})) == action
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_picture_of_many_layers_and_of_a_period_that_goes_on(tmp_path):
     image_module = pytest.importorskip("PIL.Image")
     from cpfast.train import plots

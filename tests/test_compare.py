@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import re
+from importlib import metadata
 
 import pytest
 import torch
@@ -313,6 +314,7 @@ def diverging(monkeypatch, when):
     monkeypatch.setattr(loop, "train_epoch", train_epoch)
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_diverged_arm_does_not_end_the_comparison(tmp_path, monkeypatch):
     diverging(monkeypatch, lambda c, epoch: c.method == "detector" and epoch == END + 1)
     made = make_plan(["k1", "detector", "k1_matched"])
@@ -333,6 +335,7 @@ def test_a_diverged_arm_does_not_end_the_comparison(tmp_path, monkeypatch):
         draw(results, tmp_path / "picture.png")
 
 
+@pytest.mark.needs("matplotlib")
 @pytest.mark.parametrize(("epoch", "forked"), [(0, False), (END, True)])
 def test_a_full_arm_that_diverges(tmp_path, monkeypatch, epoch, forked):
     diverging(monkeypatch, lambda c, e: (c.method, c.repeats, e) == ("full", 3, epoch))
@@ -347,6 +350,7 @@ def test_a_full_arm_that_diverges(tmp_path, monkeypatch, epoch, forked):
     plots.draw_rotation(results, tmp_path / "b.png")
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_period_that_does_not_end_makes_the_detector_arms_full(tmp_path):
     # epochs below the window of slope45: it cannot fire
     made = make_plan(
@@ -431,6 +435,7 @@ def test_seeds_may_be_added(tmp_path):
         compare.run(make_plan(["k1"], (1, 2), epochs=2), toy_data(), tmp_path)
 
 
+@pytest.mark.needs("scipy")
 def test_the_machine_is_stored_and_a_change_is_told(finished, tmp_path):
     (place,) = finished[1]["environments"]
     assert place["torch"] == torch.__version__ and place["gpu"] is None
@@ -564,6 +569,7 @@ def test_a_machine_that_is_not_quiet_is_told():
         assert ("differs by up to 1.6x between runs" in text) == noisy
 
 
+@pytest.mark.needs("scipy")
 def test_interval_is_that_of_the_t_distribution():
     # Student's table: t(0.975; 2) = 4.303, sd = 1
     mean, half = compare.interval([1.0, 2.0, 3.0])
@@ -577,6 +583,7 @@ def test_interval_is_that_of_the_t_distribution():
     assert estimate.mean + estimate.half == pytest.approx(high)
 
 
+@pytest.mark.needs("scipy")
 def test_differences_are_paired_and_to_the_best_control():
     runs = []
     for seed, full, once, short in (
@@ -603,6 +610,7 @@ def test_differences_are_paired_and_to_the_best_control():
     assert "  to k1  " in text and "k1 is the control of the highest mean" in text
 
 
+@pytest.mark.needs("scipy")
 def test_pairs_need_both():
     runs = [entry("full", 0, 0.9), entry("k1", 0, 0.8), entry("k1", 1, 0.1),
             entry("full", 1, None, diverged="x")]  # fmt: skip
@@ -621,6 +629,7 @@ def judged(**arms_runs):
     return statistics.verdict(summaries, finished=True)
 
 
+@pytest.mark.needs("scipy")
 def test_verdict_by_time_and_by_the_lower_end():
     full = (10.0, [0.9, 0.9, 0.9])
     # 90.1 +- 4.303 * .1 / sqrt(3) = 89.85 to 90.35: below 89.9
@@ -642,6 +651,7 @@ def test_verdict_by_time_and_by_the_lower_end():
     assert judged(full=full).startswith("Nothing to judge a saving by: full or")
 
 
+@pytest.mark.needs("scipy")
 def test_numbers_of_the_verdict_are_rounded_down():
     full = (10.0, [0.9, 0.9, 0.9])
     text = judged(full=full, k1=(4.003, [0.902, 0.902, 0.902]))
@@ -652,6 +662,7 @@ def test_numbers_of_the_verdict_are_rounded_down():
     assert "its lower end is 0.01 points too low" in text
 
 
+@pytest.mark.needs("scipy")
 def test_only_arms_of_fulls_seeds_are_judged_and_the_best_control():
     full = (10.0, [0.9] * 4)
     text = judged(full=full, k1=(1.0, [0.95] * 3), shortened=(5.0, [0.9] * 4))
@@ -673,6 +684,7 @@ def test_only_arms_of_fulls_seeds_are_judged_and_the_best_control():
     assert "Nothing to judge a saving by yet" in text and "2 of 4 runs, unfinished" in text
 
 
+@pytest.mark.needs("scipy")
 @pytest.mark.parametrize(
     ("detector", "result"),
     [([0.95, 0.951, 0.952], "+6.00 ± 0.00 points, paired by seed: better"),
@@ -695,6 +707,7 @@ def test_the_detector_is_held_against_the_best_control(detector, result):
     assert statistics.against_control(summaries, None) is None
 
 
+@pytest.mark.needs("scipy")
 def test_preparation_is_told_and_not_part_of_the_time(tmp_path):
     runs = [entry("full", seed, preparation_seconds=s) for seed, s in ((0, 10.0), (1, 14.0))]
     text = told(made_up(("full",), runs))
@@ -711,6 +724,7 @@ def test_preparation_is_told_and_not_part_of_the_time(tmp_path):
     assert made["seconds"] == pytest.approx(line["seconds"]["train"] - line["seconds"]["detection"])
 
 
+@pytest.mark.needs("scipy")
 def test_text_is_at_most_100_columns_wide():
     known = arms.known(AT, (50,))
     energy = {"components": {"cpu": {"source": "estimated"}}}
@@ -728,6 +742,7 @@ def test_text_is_at_most_100_columns_wide():
     assert "* Over the seeds in which it did not diverge." in text
 
 
+@pytest.mark.needs("scipy")
 def test_table_shows_all_and_does_not_overclaim(finished):
     results = finished[1]
     made = compare.document(results)
@@ -745,6 +760,7 @@ def test_table_shows_all_and_does_not_overclaim(finished):
     assert "3 of 32 runs, unfinished" in told(part)
 
 
+@pytest.mark.needs("scipy")
 def test_markdown_has_the_same_cells(finished):
     made = compare.document(finished[1])
     lines = made.markdown().splitlines()
@@ -796,6 +812,8 @@ def test_energy_json_is_kept_whole(tmp_path):
     assert made["energy"] == energy
 
 
+@pytest.mark.needs("scipy")
+@pytest.mark.needs("matplotlib")
 def test_pictures(finished, tmp_path):
     plots.draw_comparison(finished[1], tmp_path / "accuracy.png")
     check_picture(tmp_path / "accuracy.png", "#D55E00", "#0072B2", "#009E73", "#56B4E9", "#E69F00")
@@ -803,6 +821,7 @@ def test_pictures(finished, tmp_path):
     check_picture(tmp_path / "rotation.png", "#D55E00", "#000000")
 
 
+@pytest.mark.needs("scipy")
 @pytest.mark.parametrize(
     ("seeds", "spread", "title"),
     [
@@ -837,6 +856,7 @@ def test_single_runs_are_shown_where_they_are_few(tmp_path, monkeypatch, seeds, 
     assert low < 90.0 < 90.5 < high
 
 
+@pytest.mark.needs("scipy")
 def test_the_best_control_is_that_of_the_arms_without_a_budget():
     accuracies = {"full": 0.9, "detector": 0.8, "k1": 0.7, "k1@50": 0.8}
     runs = [entry(arm, s, value) for s in range(3) for arm, value in accuracies.items()]
@@ -862,6 +882,7 @@ def test_the_picture_of_rotation_names_each_epoch_once(tmp_path, monkeypatch):
 # --- the folder
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_folder_that_cannot_be_written_to_still_shows_its_table(tmp_path, monkeypatch):
     results = made_up(("full", "k1"), [entry("full", 0), entry("k1", 0)])
     (tmp_path / "accuracy.png").touch()
@@ -981,3 +1002,14 @@ def test_bad_options(given, message):
     with pytest.raises(UserError) as error:
         plan_from(options(**given))
     assert message in str(error.value)
+
+
+def test_a_checkout_that_is_not_installed_can_compare(monkeypatch):
+    import cpfast
+    from cpfast.train.compare import environment
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert environment.describe("cpu")["cpfast"] == cpfast.__version__

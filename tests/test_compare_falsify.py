@@ -160,6 +160,7 @@ def test_a_stop_within_a_run(finished, tmp_path, monkeypatch):
     assert essence(results) == essence(finished[1])
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_diverged_run_does_not_end_it(tmp_path, monkeypatch):
     real = loop.train_epoch
 
@@ -195,6 +196,7 @@ def test_results_that_lack_something_are_named(finished, tmp_path, key):
 GRID = [Setting(8, 0.01, 4), Setting(8, 0.01, 8), Setting(16, 0.01, 4), Setting(16, 0.01, 8)]
 
 
+@pytest.mark.needs("scipy")
 def test_the_difference_is_paired_and_its_interval_over_seeds():
     ends = {}
     for number, setting in enumerate(GRID):
@@ -238,6 +240,7 @@ def test_match_is_of_logarithms_and_of_ranks():
     assert "1 of these fired after epoch 5, the first that fills the rule's window, and" in text
 
 
+@pytest.mark.needs("scipy")
 def test_what_fired_as_early_as_it_can_is_no_measurement():
     ends = {}
     for setting, seeds in zip(GRID, ([(5, 5), (5, 5)], [(5, 5), (5, 7)], [(9, 9), (6, 6)],
@@ -304,6 +307,7 @@ def test_the_right_picture_has_ticks_and_legend_of_one_size(tmp_path, monkeypatc
     ]  # fmt: skip
 
 
+@pytest.mark.needs("matplotlib")
 def test_picture(finished, tmp_path):
     plots.draw_falsification(finished[1], tmp_path / "falsify.png")
     check_picture(tmp_path / "falsify.png", "#D55E00", "#0072B2", "#7F7F7F")

@@ -83,6 +83,7 @@ def test_settings_halve_and_double_one_thing_each():
     assert len(SETTINGS) == 7
 
 
+@pytest.mark.needs("scipy")
 def test_each_switch_and_pick_once(finished):
     out, results = finished
     keys = [(e["seed"], e["setting"], e["switch"]) for e in results["runs"]]
@@ -166,6 +167,7 @@ def test_a_stop_within_a_run(finished, tmp_path, monkeypatch, epoch):
     assert essence(results) == essence(finished[1])
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_full_run_that_diverges_keeps_the_switches_before(tmp_path, monkeypatch):
     real = loop.train_epoch
 
@@ -229,6 +231,7 @@ def test_results_that_lack_something_are_named(finished, tmp_path, key):
 # --- regret
 
 
+@pytest.mark.needs("scipy")
 def test_a_seeds_oracle_is_chosen_by_the_others():
     accuracies = {
         0: {0: 0.70, 1: 0.60, 2: 0.62},
@@ -281,6 +284,7 @@ def test_with_one_seed_it_is_the_plain_maximum_and_said():
     assert "One seed: the oracle is the plain maximum of single runs" in text and "±" not in text
 
 
+@pytest.mark.needs("scipy")
 def test_a_setting_of_one_seed_is_not_judged_beside_others_of_two():
     accuracies = {0: {0: 0.5, 1: 0.6}, 2: {0: 0.9, 1: 0.8}, 8: {0: 0.6, 1: 0.7}}
     results = made_up(accuracies, {0: None, 1: None})
@@ -302,6 +306,8 @@ def test_picks_off_the_grid_are_judged_but_are_no_oracle():
     assert regret.regrets == pytest.approx([-39.0, -38.0])
 
 
+@pytest.mark.needs("matplotlib")
+@pytest.mark.needs("scipy")
 def test_table_and_pictures(finished, tmp_path):
     results = finished[1]
     made = compare.document(results)

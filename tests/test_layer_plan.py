@@ -367,6 +367,7 @@ def test_planned_calls_do_not_synchronise():
 
 
 @pytest.mark.cuda
+@pytest.mark.huge
 def test_more_than_two_to_the_31_elements():
     numel = 2**31 + 4097
     if torch.cuda.mem_get_info()[0] < 5 * numel:

@@ -175,6 +175,7 @@ def test_a_cuda_graph_selects_by_one_block_and_by_a_cooperative_grid(subset, shu
 
 
 @pytest.mark.cuda
+@pytest.mark.huge
 @pytest.mark.parametrize("subset", ["exact", "bernoulli"])
 def test_more_samples_than_2_to_the_31(subset):
     size = 2**31 + 4097

@@ -152,6 +152,8 @@ def _compare(options: dict[str, Any], arguments: list[str]) -> None:
     plan = plan_from({**options, "device": _device(options["device"])})
     config = _prepare(plan.config, options)
     plan = dataclasses.replace(plan, config=config)
+    if len(plan.seeds) > 1 or plan.KIND == "falsify":
+        require("scipy", "a comparison over seeds, or with --falsify,")  # not after all the runs
     path = Path(out) if out is not None else compare.default_folder(plan)
     folder = RunFolder(path)
     compare.check_folder(path)

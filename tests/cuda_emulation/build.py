@@ -32,7 +32,8 @@ CONTRACTION = ["-mfma", "-ffp-contract=fast", "-fexpensive-optimizations"]
 
 def contracts() -> bool:
     """Whether the kernels are compiled with contraction: the CPU must have the instruction."""
-    return " fma " in pathlib.Path("/proc/cpuinfo").read_text()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    return cpuinfo.exists() and " fma " in cpuinfo.read_text()
 
 
 def _replace(path: pathlib.Path, pattern: str, replacement: str) -> None:
