@@ -217,12 +217,17 @@ inline void check_arguments(const Tensor& images, const Tensor& index,
   };
   check_channels("mean", arguments.mean);
   for (size_t k = 0; k < arguments.mean.size(); ++k)
-    check(std::isfinite(arguments.mean[k]), op, "mean[", k, "]: expected a finite number, got ",
-          arguments.mean[k]);
+    check(std::isfinite(static_cast<float>(arguments.mean[k])), op, "mean[", k,
+          "]: expected a finite number of float32, got ", arguments.mean[k]);
   check_channels("std", arguments.std);
   for (size_t k = 0; k < arguments.std.size(); ++k)
-    check(arguments.std[k] > 0 && std::isfinite(arguments.std[k]), op, "std[", k,
-          "]: expected a positive number, got ", arguments.std[k]);
+    check(arguments.std[k] > 0 && std::isnormal(static_cast<float>(arguments.std[k])), op, "std[",
+          k, "]: expected a positive normal number of float32, got ", arguments.std[k]);
+  // The numbers that the kernels multiply by and add.
+  const Numbers numbers = arguments.numbers();
+  for (int64_t k = 0; k < channels; ++k)
+    check(std::isfinite(numbers.scale[k]) && std::isfinite(numbers.bias[k]), op, "std: ",
+          "1 / std and mean / std leave float32 in channel ", k);
   if (mean_image) {
     check(arguments.mean.empty(), op, "mean: expected numbers or an image, got both");
     check(mean_image->dim() == 3 && mean_image->size(0) == height &&

@@ -94,4 +94,18 @@ inline void check_vector(const char* op, const char* name, const Tensor& tensor,
         tensor.stride(0));
 }
 
+// Two contiguous tensors, of which one is written: is there a byte that both have?
+inline void check_apart(const char* op, const char* name, const Tensor& tensor,
+                        const char* written_name, const Tensor& written) {
+  if (tensor.numel() == 0 || written.numel() == 0) return;
+  const auto begin = [](const Tensor& t) { return static_cast<const char*>(t.const_data_ptr()); };
+  const auto end = [&](const Tensor& t) {
+    int64_t last = 0;
+    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
+    return begin(t) + (last + 1) * t.element_size();
+  };
+  check(end(tensor) <= begin(written) || end(written) <= begin(tensor), op, name,
+        ": shares memory with ", written_name, ", which is written; give a copy");
+}
+
 }  // namespace cpfast

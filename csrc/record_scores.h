@@ -21,6 +21,8 @@ inline void check_arguments(const Tensor& scores, const Tensor& index, const Ten
   check_vector(op, "index", index, index.size(0),
                index.scalar_type() == ScalarType::Int ? ScalarType::Int : ScalarType::Long, scores);
   check_vector(op, "values", values, index.size(0), ScalarType::Float, scores);
+  check_apart(op, "values", values, "scores", scores);
+  check_apart(op, "index", index, "scores", scores);
 }
 
 }  // namespace cpfast::record_scores

@@ -46,6 +46,7 @@
 #include <algorithm>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 namespace cpfast::scored_cross_entropy {
 
@@ -55,6 +56,10 @@ enum class Score : int64_t { kLoss, kEl2n, kMargin, kCorrect };
 // What logits of T are computed in.
 template <typename T>
 using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// Differences of logits are added in shares, lest their sum leave the range that their mean keeps.
+// A power of two costs no digits.
+inline constexpr double kShare = 0x1p-16;
 
 inline ScalarType compute_dtype(const Tensor& input) {
   return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -168,6 +173,22 @@ inline void check_table(const char* op, const std::optional<Tensor>& table,
   check(table->dim() == 1, op, "table: expected shape [M], got ", shape_of(*table));
   check_vector(op, "table", *table, table->size(0), ScalarType::Float, input);
   check_vector(op, "index", *index, input.size(0), ScalarType::Long, input);
+}
+
+// What is written lies apart from what is read, but for a gradient over its logits.
+inline void check_written(const char* op, const Tensor& input, const Tensor& target,
+                          const std::optional<Tensor>& weight, const std::optional<Tensor>& grad,
+                          const std::optional<Tensor>& table, const std::optional<Tensor>& index) {
+  for (const auto& [name, written] : {std::pair{"table", &table}, std::pair{"grad", &grad}}) {
+    if (!*written) continue;
+    const bool over_input = written == &grad &&
+        (*written)->const_data_ptr() == input.const_data_ptr();
+    if (!over_input) check_apart(op, "input", input, name, **written);
+    check_apart(op, "target", target, name, **written);
+    if (weight) check_apart(op, "weight", *weight, name, **written);
+    if (index) check_apart(op, "index", *index, name, **written);
+  }
+  if (grad && table) check_apart(op, "grad", *grad, "table", *table);
 }
 
 inline void check_backward_arguments(const char* op, const Tensor& grad_loss, const Tensor& input,

@@ -13,11 +13,19 @@
 #pragma once
 
 #include "checks.h"
+#include "dispatch.h"
 #include "permutation.h"
 
+#include <limits>
 #include <optional>
 
 namespace cpfast::shuffled_slice {
+
+// start + cursor, start not being negative: past all samples where that is past all numbers.
+CPFAST_HOST_DEVICE inline int64_t position(int64_t start, int64_t cursor) {
+  constexpr int64_t kLast = std::numeric_limits<int64_t>::max();
+  return cursor > kLast - start ? kLast : start + cursor;
+}
 
 inline void check_number(const char* name, const Tensor& number, const Tensor& indices) {
   const char* op = "shuffled_slice";

@@ -12,7 +12,8 @@ namespace {
 
 struct Batch {
   const uint8_t* images;
-  int64_t last_sample, height, width, channels;
+  int64_t samples_before_end;  // behind which there are kOverread bytes of others
+  int64_t height, width, channels;
   const int64_t* samples;   // [B]
   const uint32_t* repeats;  // [B]
   Options options;
@@ -26,6 +27,9 @@ struct Batch {
 
 #define CPFAST_KERNEL "augment_batch_kernel.h"
 #include "foreach_isa.h"
+
+// warp_row may read so many bytes past the end of an image.
+constexpr int64_t kOverread = 7;
 
 // A vector may read so much past the end of what it needs.
 constexpr int64_t kSlack = 64;
@@ -78,7 +82,7 @@ Tensor augment_cpu(Tensor images, Tensor index, std::optional<Tensor> repeats,
     bias[i] = pixel_mean ? -pixel_mean[i] * numbers.inverse_std[i % channels]
                          : numbers.bias[i % channels];
   const Batch batch{images.const_data_ptr<uint8_t>(),
-                    images.size(0) - 1,
+                    images.size(0) - (kOverread + height * line - 1) / (height * line),
                     height,
                     width,
                     channels,

@@ -139,8 +139,8 @@ void augment_samples(const Batch& batch, int64_t begin, int64_t end, uint8_t* by
     if (batch.options.crop > 0) {
       crop_image<kChannels>(image, batch, at, bytes);
       image = bytes;
-    } else if (warps && sample == batch.last_sample) {
-      // Past it may lie memory that is not to be read.
+    } else if (warps && sample >= batch.samples_before_end) {
+      // Past the images may lie memory that is not to be read.
       std::memcpy(bytes, image, size);
       image = bytes;
     }

@@ -85,6 +85,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(
   check_arguments(op, input, target, weight, label_smoothing, reduction);
   if (grad) check_grad(op, *grad, input);
   check_table(op, table, index, score, input);
+  check_written(op, input, target, weight, grad, table, index);
   input = with_unit_column_stride(input);
   const int64_t rows = row_count(input), classes = class_count(input);
   const int64_t counted = count_targets(op, target, classes, ignore_index);
@@ -136,6 +137,7 @@ Tensor backward_cpu(Tensor grad_loss, Tensor input, Tensor target, Tensor softma
   const char* op = "scored_cross_entropy_backward";
   check_arguments(op, input, target, weight, label_smoothing, reduction);
   check_backward_arguments(op, grad_loss, input, softmax_stats, reduction);
+  count_targets(op, target, class_count(input), ignore_index);  // may have changed since
   input = with_unit_column_stride(input);
   Tensor grad_input = torch::stable::new_empty(input, input.sizes());
 

@@ -77,7 +77,7 @@ inline void finish(const Rows<T>& f, int64_t first, int rows, const Sums<Compute
   V value = nll;
   if (f.smoothing > 0) {
     // The mean of lse - x_j, by differences. A masked target has an infinite loss.
-    const V smooth = nll - load(sums.total) / R(f.classes);
+    const V smooth = nll - load(sums.total) / R(f.classes) / R(kShare);
     value = R(1 - f.smoothing) * nll +
         R(f.smoothing) * (nll == std::numeric_limits<R>::infinity() ? nll : smooth);
   }
@@ -162,7 +162,7 @@ inline void sum_row(const Rows<T>& f, int64_t row, Compute<T>* exponentials, int
   const T* x = f.input + f.at(row);
   const R others = sums.others[r];
   // Where all others are masked, subtracting -inf would make NaN of them.
-  const V shift = splat(others == kLowest ? R(0) : others), target = splat(sums.x_y[r]);
+  const V shift = splat(others == kLowest ? R(0) : others), target = splat(sums.x_y[r] * R(kShare));
   double s1 = 0, s2 = 0, total = 0;
   const auto sum = [&]<bool kTotal>(std::bool_constant<kTotal>) {
     V e1[2] = {}, e2[2] = {}, t[2] = {};
@@ -178,7 +178,7 @@ inline void sum_row(const Rows<T>& f, int64_t row, Compute<T>* exponentials, int
       if constexpr (kGrad) store(exponentials + i, e);
       e1[v] += e;
       e2[v] += e * e;
-      if constexpr (kTotal) t[v] += value - target;
+      if constexpr (kTotal) t[v] += value * R(kShare) - target;
     };
     for_vectors<R>(
         classes, y,
@@ -205,7 +205,7 @@ inline void sum_row(const Rows<T>& f, int64_t row, Compute<T>* exponentials, int
           if constexpr (kGrad) store(exponentials + at, e);
           e1[1] += other;
           e2[1] += other * other;
-          if constexpr (kTotal) t[1] += counts ? value - target : V{};
+          if constexpr (kTotal) t[1] += counts ? value * R(kShare) - target : V{};
         });
     flush();
   };
@@ -325,7 +325,7 @@ inline void forward_few(const Rows<T>& f, int64_t begin, int64_t end, Compute<T>
       const V other = y == c ? V{} : e;
       s1 += other;
       s2 += other * other;
-      total += x - x_y;
+      total += x * R(kShare) - x_y * R(kShare);
       if (f.grad) store(logits[c], e);
     }
     Sums<R> sums;

@@ -34,7 +34,7 @@ Tensor slice_cpu(Tensor indices, Tensor count, int64_t start, int64_t size, int6
                  int64_t epoch, int64_t stream, std::optional<Tensor> cursor) {
   check_arguments(indices, count, start, size, cursor);
   Tensor out = torch::stable::new_empty(indices, {size});
-  const int64_t first = start + (cursor ? *cursor->const_data_ptr<int64_t>() : 0);
+  const int64_t first = position(start, cursor ? *cursor->const_data_ptr<int64_t>() : 0);
   const Permutation order(std::clamp<int64_t>(*count.const_data_ptr<int64_t>(), 0, indices.size(0)),
                           RoundKeys(seed, epoch, stream, Purpose::kShuffle));
   if (indices.scalar_type() == ScalarType::Int)

@@ -1,6 +1,8 @@
 // The sums over the logits of a row, which lanes add apart and merge in a fixed order.
 #pragma once
 
+#include "../scored_cross_entropy.h"
+
 #include "device.h"
 
 #include <limits>
@@ -29,7 +31,7 @@ struct RowSums {
   Real before = kLowest<Real>, after = kLowest<Real>;  // largest on either side of the target
   Real max = kLowest<Real>;                            // the larger of the two
   double s1 = 0, s2 = 0;                               // of exp(x - max), and of its square
-  double total = 0;                                    // of x - x_y, x_y being the target's
+  double total = 0;                                    // of (x - x_y) kShare, x_y the target's
 
   // x[u] holds kCount classes from at + u * kStep on, or kLowest where those are none before `end`;
   // the target is kLowest afterwards.
@@ -37,12 +39,14 @@ struct RowSums {
   __device__ void observe(Real (&x)[kVectors][kCount], int64_t at, int64_t target, int64_t end,
                           bool with_total, Real x_y) {
     const int first_own = near(target - at), left = near(end - at);
+    constexpr Real kShare = scored_cross_entropy::kShare;
+    const Real share_y = x_y * kShare;
     Real sum = 0;
 #pragma unroll
     for (int u = 0; u < kVectors; ++u) {
       if (with_total && u * kStep < left) {
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) sum += x[u][k] - x_y;
+        for (int k = 0; k < kCount; ++k) sum += x[u][k] * kShare - share_y;
       }
       const int own = first_own - u * kStep;
       if (static_cast<unsigned>(own) < kCount) {

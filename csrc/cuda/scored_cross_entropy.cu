@@ -88,7 +88,7 @@ __device__ Real<T> write_sums(const Rows<T>& f, int64_t row, Real<T> x_y,
   double value = nll;
   if (f.smoothing > 0) {
     // The mean of lse - x_j, by differences. A masked target has an infinite loss.
-    const double smooth = isinf(nll) ? nll : nll - others.total / f.classes;
+    const double smooth = isinf(nll) ? nll : nll - others.total / f.classes / kShare;
     // Written as one rounding in every kernel, for losses are the same in all of them.
     value = fma(f.smoothing, smooth, (1 - f.smoothing) * nll);
   }
@@ -618,6 +618,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(
   check_arguments(op, input, target, weight, label_smoothing, reduction);
   if (grad) check_grad(op, *grad, input);
   check_table(op, table, index, score, input);
+  check_written(op, input, target, weight, grad, table, index);
   input = with_unit_column_stride(input);
   const int64_t rows = row_count(input), classes = class_count(input);
   const auto empty = [&](std::initializer_list<int64_t> shape, ScalarType dtype) {

@@ -20,11 +20,11 @@ template <typename Index>
 __global__ void __launch_bounds__(kThreads) slice(const __grid_constant__ Slice s) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= s.size) return;
-  const int64_t position = s.start + i + (s.cursor ? *s.cursor : 0);
+  const int64_t at = position(position(s.start, i), s.cursor ? *s.cursor : 0);
   const int64_t count = min(*s.count, s.samples);
   Index index = -1;
-  if (position >= 0 && position < count)
-    index = static_cast<const Index*>(s.indices)[Permutation(count, s.keys)(position)];
+  if (at >= 0 && at < count)
+    index = static_cast<const Index*>(s.indices)[Permutation(count, s.keys)(at)];
   static_cast<Index*>(s.out)[i] = index;
 }
 
