@@ -426,7 +426,10 @@ def test_truncated_checkpoint_is_named_and_kept(npz, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["train", "--resume", "--out", str(out)]) == 2
     message = capsys.readouterr().err
-    assert message == f"cpfast: error: {out}/last.pt: truncated, or not a checkpoint\n"
+    assert message == (
+        f"cpfast: error: {out}/last.pt: truncated, or not a checkpoint of this version "
+        "(no checksum at its end)\n"
+    )
     assert (out / "last.pt").read_bytes() == whole[:5000]
 
 
