@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import random
+import shutil
 import weakref
 
 import numpy as np
@@ -310,7 +311,9 @@ def test_a_checkpoint_out_of_range_is_named(tmp_path, change):
     folder = start(tmp_path / "run", config)
     run.train(config, data, folder, epochs=1)
     folder.save_checkpoint({**folder.checkpoint(), **change})
-    with pytest.raises(UserError, match=r"last.pt: does not fit the run"):
+    with pytest.raises(
+        UserError, match=r"last.pt: (does not fit the|not a checkpoint of a cpfast) run"
+    ):
         run.train(config, data, folder)
 
 
@@ -679,3 +682,63 @@ def test_cuda_steps_never_wait_for_the_device(how):
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("cut", ["emptied", "last line", "damaged", "removed"])
+def test_metrics_changed_between_two_runs_come_back(tmp_path, capsys, cut):
+    config, data = make_config(epochs=3), toy_data()
+    folder = start(tmp_path / "run", config)
+    run.train(config, data, folder, epochs=2)
+    path = folder.path / "metrics.jsonl"
+    whole = path.read_bytes()
+    if cut == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(
+            {"emptied": b"", "last line": whole[: whole.index(b"\n") + 1],
+             "damaged": b"x" + whole[1:]}[cut]
+        )  # fmt: skip
+    run.train(config, data, folder, epochs=2)  # as `cpfast train --resume` of a finished run
+    assert path.read_bytes() == whole
+    note = "metrics.jsonl: damaged, or lines are missing; it is written again from last.pt"
+    assert note in capsys.readouterr().err
+    run.train(config, data, folder)
+    assert path.read_bytes().startswith(whole) and len(folder.metrics()) == 3
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: (path / "metrics.jsonl").write_text(""), "metrics.jsonl: 0 bytes, expected"),
+        (lambda path: shutil.rmtree(path), "run: removed, moved or emptied"),
+        (lambda path: path.rename(path.with_name("moved")), "run: removed, moved or emptied"),
+        (lambda path: [p.unlink() for p in path.iterdir()], "run: removed, moved or emptied"),
+        (lambda path: (path / "config.json").unlink(), "run: removed, moved or emptied"),
+    ],
+    ids=["cut", "removed", "moved", "emptied", "config"],
+)
+def test_a_folder_changed_in_mid_run_is_noticed_at_the_next_epoch(
+    tmp_path, monkeypatch, change, message
+):
+    config, data = make_config(epochs=6), toy_data()
+    folder, epochs = start(tmp_path / "run", config), []
+    real = loop.train_epoch
+
+    def train_epoch(training, progress=None):
+        epochs.append(training.epoch)
+        if training.epoch == 2:
+            change(folder.path)
+        return real(training, progress)
+
+    monkeypatch.setattr(loop, "train_epoch", train_epoch)
+    with pytest.raises(UserError, match=message) as raised:
+        run.train(config, data, folder)
+    assert "\n" not in str(raised.value) and epochs == [0, 1, 2]
+    if folder.path.exists():  # and nothing is left in a folder that was emptied
+        assert message.startswith("metrics") or not (folder.path / "energy.json").exists()
+    monkeypatch.undo()
+    for rest in (folder, RunFolder(tmp_path / "moved")):
+        if rest.is_run():
+            run.train(config, data, rest)
+            assert len(rest.metrics()) == 6

@@ -80,6 +80,8 @@ def shown(value: Any) -> str:
     """A short form of any value, in one line."""
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)} {value.dtype} on {value.device}"
+    if value is None or isinstance(value, (bool, float)):
+        return repr(value)
     return _shortened.repr(value)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpfast.train.forms import Finite, Maybe, Rows, Several, Table, check
+from cpfast.train.forms import Finite, Maybe, Rows, Several, Table, check, shown
 from cpfast.train.loop import Training
 
 
@@ -67,6 +67,8 @@ def _check_scaler(own: dict[str, Any], state: dict[str, Any]) -> None:
             raise ValueError(f"scaler[{name!r}]: expected {own[name]}, got {value}")
     if state:
         check(state["scale"], Finite, "scaler['scale']")
+        if state["scale"] <= 0 or state["_growth_tracker"] < 0:
+            raise ValueError(f"scaler: {shown(state)}")
 
 
 def _check_pruner(t: Training, own: dict[str, Any], state: dict[str, Any], epoch: int) -> None:
