@@ -315,6 +315,14 @@ def test_a_persons_own_settings_of_codecarbon_change_nothing(tmp_path, monkeypat
     assert list(foreign.iterdir()) == [] and capfd.readouterr() == ("", "")
 
 
+def test_a_damaged_settings_file_of_codecarbon_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("codecarbon")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".codecarbon.config").write_text("no section\n")
+    with pytest.raises(UserError, match=r"mend its settings file, .codecarbon.config"):
+        EnergyMeter(CPU)
+
+
 def test_without_codecarbon_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "codecarbon", None)
     with pytest.raises(UserError, match=r"extra cpfast\[train\], .*, or pass --no-energy"):

@@ -2,11 +2,12 @@
 
 import errno
 import os
+import tempfile
 
 import pytest
 from test_train_loop import assert_same_checkpoint, make_config, start, toy_data, without_times
 
-from cpfast.train import run, runfolder
+from cpfast.train import files, run, runfolder
 from cpfast.train.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,8 +53,9 @@ class Disk:
 
     def __init__(self, monkeypatch, fault):
         self.fault, self.calls = fault, []
-        monkeypatch.setattr(runfolder, "os", Faulty(os, self.called))
-        monkeypatch.setattr(runfolder, "tempfile", Faulty(runfolder.tempfile, self.called))
+        for module in (runfolder, files):
+            monkeypatch.setattr(module, "os", Faulty(os, self.called))
+        monkeypatch.setattr(files, "tempfile", Faulty(tempfile, self.called))
         monkeypatch.setattr(runfolder, "open", self.called("open", open), raising=False)
 
     def called(self, name, real, before_fault=None):
@@ -88,4 +90,4 @@ def test_a_fault_at_any_call_loses_nothing(tmp_path, monkeypatch):
         assert_same_checkpoint(whole, folder)
         assert without_times(whole.metrics()) == without_times(folder.metrics())
         assert folder.energy()["seconds"] > 0
-        assert not list(folder.path.glob(f"*{runfolder.TEMPORARY}"))
+        assert not list(folder.path.glob(f"*{files.TEMPORARY}"))

@@ -1,5 +1,6 @@
 """The loop: what each method spends, resume to the bit, divergence, unfit checkpoints."""
 
+import copy
 import dataclasses
 import errno
 import gc
@@ -484,8 +485,28 @@ def test_a_line_of_metrics_that_lacks_something_is_named(tmp_path, key):
     line = loop.train_epoch(loop.Training(config, toy_data()))
     del (line["seconds"] if key == "selection" else line)[key]
     folder.restore_metrics([json.dumps(line)])
-    with pytest.raises(UserError, match=rf"metrics.jsonl, line 1: damaged .no '{key}'"):
+    with pytest.raises(UserError, match=rf"metrics.jsonl, line 1: damaged .line.*: no '{key}'"):
         report.summarise(folder)
+
+
+def test_a_line_of_metrics_of_wrong_types_is_named(tmp_path):
+    config = make_config(epochs=1, at=1)
+    folder = start(tmp_path / "run", config)
+    whole = loop.train_epoch(loop.Training(config, toy_data()))
+    report.run_table(summarised(folder, whole))
+    keys = [(key,) for key in report.LINE_KEYS] + [("seconds", key) for key in report.TIMES]
+    for *outer, key in keys:
+        for wrong in (True, [1], {"a": None}, 10**400, math.inf if key != "slope" else []):
+            line = copy.deepcopy(whole)
+            (line["seconds"] if outer else line)[key] = wrong
+            with pytest.raises(UserError, match="line 1: damaged") as raised:
+                summarised(folder, line)
+            assert "\n" not in str(raised.value)
+
+
+def summarised(folder, line):
+    folder.restore_metrics([json.dumps(line)])
+    return report.summarise(folder)
 
 
 @pytest.mark.parametrize("policy", ["infobatch", "random"])

@@ -10,10 +10,11 @@ import sys
 import pytest
 import torch
 
-from cpfast.train import runfolder
+from cpfast.train import files
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
-from cpfast.train.runfolder import RunFolder, new_folder, write_atomically
+from cpfast.train.files import write_atomically
+from cpfast.train.runfolder import RunFolder, new_folder
 
 
 @pytest.fixture
@@ -105,9 +106,10 @@ def test_metrics_with_a_last_line_cut_short(folder):
     ids=lambda value: value[:12],
 )
 def test_metrics_damaged_within(folder, line, fault):
-    (folder.path / "metrics.jsonl").write_text(f'{{"epoch": 1}}\n{line}\n{{"epoch": 3}}\n')
-    with pytest.raises(UserError, match=f"line 2: damaged .{fault}"):
-        folder.metrics()
+    for after in ("", '{"epoch": 3}\n'):
+        (folder.path / "metrics.jsonl").write_text(f'{{"epoch": 1}}\n{line}\n{after}')
+        with pytest.raises(UserError, match=f"line 2: damaged .{fault}"):
+            folder.metrics()
 
 
 ENERGY = {
@@ -280,7 +282,7 @@ def test_lock_names_its_owner_and_dies_with_it(folder):
 
 
 def test_lock_removes_what_a_killed_writer_left(folder):
-    left = folder.path / f".last.pt-abc{runfolder.TEMPORARY}"
+    left = folder.path / f".last.pt-abc{files.TEMPORARY}"
     left.write_bytes(b"half")
     with folder.locked():
         assert not left.exists()

@@ -42,7 +42,7 @@ def unpack(data: bytes, source: Path) -> dict[str, Any]:
     if trailer != _MARK + _digest(body):
         raise UserError(f"{source}: damaged (its checksum is another)")
     try:
-        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     # zipfile, pickle and torch each have errors of their own for it
     except Exception as error:
         raise UserError(f"{source}: not a checkpoint") from error

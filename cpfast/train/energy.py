@@ -133,7 +133,8 @@ class EnergyMeter:
         price_kwh, price_hour: in any currency; the cost is the sum of what is given.
 
     Raises:
-        UserError: codecarbon is not installed, or has no data for `country`.
+        UserError: codecarbon is not installed, cannot read its settings file, or has no data for
+            `country`.
     """
 
     def __init__(
@@ -181,6 +182,11 @@ class EnergyMeter:
             warnings.simplefilter("ignore", DeprecationWarning)
             self._tracker = tracker(
                 **{name: value for name, value in {**_SETTINGS, **own}.items() if name in known}
+            )
+        if not vars(self._tracker):  # it keeps its errors to itself
+            raise UserError(
+                "codecarbon cannot be started: mend its settings file, .codecarbon.config in your "
+                "home or this folder, or pass --no-energy"
             )
         self._tracker.start()
 
@@ -293,9 +299,9 @@ class EnergyMeter:
 
 def _arguments(tracker: type) -> set[str]:
     """The names of what a tracker of this version of codecarbon can be given."""
-    own = {"self", "args", "kwargs"}
     bases = tracker.__mro__[:-1]
-    return {name for b in bases for name in inspect.signature(b.__init__).parameters} - own
+    names = {name for base in bases for name in inspect.signature(base).parameters}
+    return names - {"args", "kwargs"}
 
 
 def _gpu_ids(device: torch.device) -> list[str] | None:

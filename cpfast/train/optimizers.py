@@ -29,12 +29,12 @@ _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,
 }
-# What each keeps of a parameter, of its shape; with "step", a number, for all but sgd.
-_KEPT = {
+# What each keeps of a parameter: "step", a number, and the rest of the parameter's shape.
+_KEPT: dict[type, tuple[str, ...]] = {
     torch.optim.SGD: ("momentum_buffer",),
-    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
-    torch.optim.RMSprop: ("square_avg",),
-    torch.optim.Adagrad: ("sum",),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.RMSprop: ("step", "square_avg"),
+    torch.optim.Adagrad: ("step", "sum"),
 }
 # How a step is executed: not part of a run's state.
 _EXECUTION = ("foreach", "fused", "capturable")
@@ -144,7 +144,9 @@ def _checked_group(saved: Any, own: dict[str, Any]) -> dict[str, Any]:
         ValueError: other settings, of anything but the learning rate.
     """
     fixed = {key: value for key, value in own.items() if key not in ("lr", *_EXECUTION)}
-    check(saved, Open({"params": own["params"], "lr": object}, fixed), "optimizer's group")
+    numbers = {key: Finite for key, value in fixed.items() if type(value) in (int, float)}
+    needed = {"params": own["params"], "lr": object}
+    check(saved, Open(needed, {**fixed, **numbers}), "optimizer's group")
     for key, value in fixed.items():
         if key in saved and saved[key] != value:
             raise ValueError(f"optimizer[{key!r}]: expected {value}, got {shown(saved[key])}")
@@ -163,20 +165,19 @@ def _checked_state(
     Raises:
         ValueError: of other parameters, of other names, shapes or dtypes.
     """
-    kept = _KEPT[type(optimizer)]
-    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-    checked = {}
-    if type(optimizer) is torch.optim.SGD and saved.keys() != parameters.keys():
+    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+    if type(optimizer) is torch.optim.SGD and len(saved) != len(parameters):
         raise ValueError(f"optimizer: momentum of {len(saved)} parameters of {len(parameters)}")
+    checked = {}
     for number, values in saved.items():
-        if type(number) is not int or number not in parameters:
+        if type(number) is not int or not 0 <= number < len(parameters):
             raise ValueError(f"optimizer: state of parameter {shown(number)}, which there is not")
-        parameter = parameters[number].detach()
-        form = dict.fromkeys(kept, parameter)
-        if type(optimizer) is not torch.optim.SGD:
-            form["step"] = torch.zeros(())
-        check(values, form, f"optimizer's state of parameter {number}")
+        likes = {
+            name: torch.zeros(()) if name == "step" else parameters[number]
+            for name in _KEPT[type(optimizer)]
+        }
+        check(values, likes, f"optimizer's state of parameter {number}")
         checked[number] = {
-            name: torch.empty_like(parameter).copy_(values[name]) for name in kept
-        } | {name: value for name, value in values.items() if name not in kept}
+            name: torch.empty_like(like).copy_(values[name]) for name, like in likes.items()
+        }
     return checked

@@ -186,7 +186,7 @@ def _under_rules_of(pruner: cpfast.DataPruner, state: dict[str, Any]) -> dict[st
 
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
     """The settings of a run in which one differs from another."""
-    names = {str(name) for name in saved.keys() ^ own.keys()}
+    names = own.keys() - saved.keys() | {shown(name) for name in saved.keys() - own.keys()}
     names |= {
         name
         for name in saved.keys() & own.keys()

@@ -11,15 +11,22 @@ import errno
 import fcntl
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cpfast.train import checkpoint
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
+from cpfast.train.files import (
+    TEMPORARY,
+    naming,
+    parsed,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from cpfast.train.forms import Finite, Maybe, Open, Table, check
 
 FORMAT = "cpfast-run-1"
@@ -27,8 +34,6 @@ CONFIG, METRICS, ENERGY, CHECKPOINT, LOCK = (
     "config.json", "metrics.jsonl", "energy.json", "last.pt", ".lock"
 )  # fmt: skip
 
-
-TEMPORARY = ".writing"
 
 # Of an earlier version: without what is optional.
 _ENERGY = Open(
@@ -126,7 +131,7 @@ class RunFolder:
                 f"{self.path}: removed, moved or emptied while the run went on; "
                 f"epoch {len(lines) + 1} is not stored"
             )
-        with _naming(path), open(path, "a", encoding="utf-8") as file:
+        with naming(path), open(path, "a", encoding="utf-8") as file:
             held, expected = os.fstat(file.fileno()).st_size, len(_text(lines))
             if held != expected:
                 raise UserError(
@@ -147,13 +152,15 @@ class RunFolder:
         source = self.path / METRICS
         if not source.exists():
             return []
-        lines = source.read_text(encoding="utf-8", errors="replace").splitlines()
+        *lines, cut_short = source.read_text(encoding="utf-8", errors="replace").split("\n")
+        if cut_short:
+            lines.append(cut_short)
         metrics = []
         for number, line in enumerate(lines, 1):
             try:
                 metrics.append(_entry(line, number))
             except ValueError as error:
-                if number < len(lines):
+                if number < len(lines) or not cut_short:
                     raise UserError(f"{source}, line {number}: damaged ({error})") from error
         return metrics
 
@@ -262,7 +269,7 @@ class RunFolder:
                 raise UserError(f"{self.path}: in use by process {owner or '(unknown)'}") from error
             file.seek(0)
             file.truncate()
-            with _naming(self.path / LOCK):
+            with naming(self.path / LOCK):
                 os.write(file.fileno(), str(os.getpid()).encode())  # past a buffer to be closed
             for unfinished in self.path.glob(f".*{TEMPORARY}"):
                 unfinished.unlink(missing_ok=True)  # of a process that was killed
@@ -282,74 +289,13 @@ def new_folder(parent: Path, name: str) -> Path:
             number += 1
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Replace `path` by what `write(file)` writes, or leave it as it was.
-
-    Its folder must exist: one that was removed does not come back with this file alone in it.
-    """
-    with _naming(path):
-        descriptor, name = tempfile.mkstemp(
-            prefix=f".{path.name}-", suffix=TEMPORARY, dir=path.parent
-        )
-    try:
-        with _naming(path), os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of writing, such as that of a full disk, come without the file's name: add it."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from `path`.
-
-    Raises:
-        UserError: the file holds something else.
-    """
-    try:
-        value = _parsed(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: a JSON object is expected")
-    return value
-
-
-def _parsed(text: str) -> Any:
-    """
-    Raises:
-        ValueError: it is no JSON, or nested too deeply to be read.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
 def _entry(line: str, number: int) -> dict[str, Any]:
     """The metrics of epoch `number`.
 
     Raises:
         ValueError: the line is damaged, or of another epoch.
     """
-    entry = _parsed(line)
+    entry = parsed(line)
     check(entry, Open({"epoch": int}), "line")
     if entry["epoch"] != number:
         raise ValueError(f"epoch {entry['epoch']} out of order")
@@ -366,9 +312,3 @@ def _foreign_files(path: Path) -> list[str]:
     if not path.is_dir():
         return []
     return sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
