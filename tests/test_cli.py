@@ -164,7 +164,8 @@ def test_a_disk_that_fills_up_is_named_and_nothing_stored_is_lost(npz, tmp_path,
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "epochs": 6}))
     state = RunFolder(out).checkpoint()
-    RunFolder(out).save_checkpoint({**state, "config": {**state["config"], "epochs": 6}})
+    state["config"]["epochs"] = state["pruner"]["num_epochs"] = 6
+    RunFolder(out).save_checkpoint(state)
 
     def no_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(last) // 2,) * 2)
