@@ -167,7 +167,8 @@ def test_a_disk_that_fills_up_is_named_and_nothing_stored_is_lost(npz, tmp_path,
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "epochs": 6}))
     state = RunFolder(out).checkpoint()
-    RunFolder(out).save_checkpoint({**state, "config": {**state["config"], "epochs": 6}})
+    state["config"]["epochs"] = state["pruner"]["num_epochs"] = 6
+    RunFolder(out).save_checkpoint(state)
 
     def no_room():
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(last) // 2,) * 2)
@@ -439,7 +440,10 @@ def test_truncated_checkpoint_is_named_and_kept(npz, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["train", "--resume", "--out", str(out)]) == 2
     message = capsys.readouterr().err
-    assert message == f"cpfast: error: {out}/last.pt: truncated, or not a checkpoint\n"
+    assert message == (
+        f"cpfast: error: {out}/last.pt: truncated, or not a checkpoint of this version "
+        "(no checksum at its end)\n"
+    )
     assert (out / "last.pt").read_bytes() == whole[:5000]
 
 

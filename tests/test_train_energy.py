@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 import types
@@ -27,14 +28,24 @@ class Counters:
         )
         self.hardware = []
 
-    def tracker(self, *, output_handlers, **options):
-        def flush():
-            if self.totals is not None:
-                output_handlers[0].out(self.totals, None)
+    @property
+    def tracker(self):
+        counters = self
 
-        return types.SimpleNamespace(
-            start=lambda: None, flush=flush, stop=flush, _hardware=self.hardware
-        )
+        class Tracker:
+            def __init__(self, output_handlers):
+                self._keep, self._hardware = output_handlers[0], counters.hardware
+
+            def start(self):
+                pass
+
+            def flush(self):
+                if counters.totals is not None:
+                    self._keep.out(counters.totals, None)
+
+            stop = flush
+
+        return Tracker
 
 
 def hardware(kind, **attributes):
@@ -255,6 +266,61 @@ def test_codecarbon_itself(capfd, tmp_path, monkeypatch):
     assert output.out == "" and output.err == ""
     assert list(tmp_path.iterdir()) == []  # no emissions.csv
     assert logging.getLogger("codecarbon").level == logging.CRITICAL
+
+
+def test_every_argument_of_codecarbon_is_given():
+    """One that a later version adds must be thought about."""
+    codecarbon = pytest.importorskip("codecarbon")
+    arguments = energy._arguments(codecarbon.OfflineEmissionsTracker)
+    assert arguments == energy._SETTINGS.keys() | {"gpu_ids", "output_handlers"}
+
+
+def test_a_persons_own_settings_of_codecarbon_change_nothing(tmp_path, monkeypatch, capfd):
+    codecarbon = pytest.importorskip("codecarbon")
+    for name in [name for name in os.environ if name.lower().startswith("codecarbon_")]:
+        monkeypatch.delenv(name)
+    home, here, foreign = tmp_path / "home", tmp_path / "here", tmp_path / "foreign"
+    for folder in (home, here, foreign):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    given = {"output_dir": str(foreign), "output_methods": "csv", "gpu_ids": "0,1",
+             "tracking_mode": "machine", "log_level": "debug"}  # fmt: skip
+    trues = ("save_to_file", "save_to_logger", "force_mode_cpu_load", "rapl_include_dram")
+    arguments = sorted(energy._arguments(codecarbon.OfflineEmissionsTracker))
+    settings = {
+        name: given.get(name, "true" if name in trues else "3")
+        for name in arguments
+        # which would print, or reach for a network
+        if name not in ("save_to_api", "save_to_prometheus", "save_to_logfire")
+    }
+
+    def used():
+        meter = EnergyMeter(CPU)
+        tracker = meter._tracker
+        assert meter.stop()["kwh"] is not None
+        attributes = {name: getattr(tracker, f"_{name}", None) for name in arguments}
+        assert len(attributes.pop("output_handlers")) == 1
+        return {**tracker._conf, "output_handlers": None, "gpu_ids": None}, attributes
+
+    plain = used()
+    assert plain[1]["pue"] == 1.0 and plain[1]["force_cpu_power"] is None
+    text = "".join(f"{name} = {value}\n" for name, value in settings.items())
+    for folder in (home, here):
+        (folder / ".codecarbon.config").write_text(f"[codecarbon]\n{text}")
+    assert used() == plain
+    for name, value in settings.items():
+        monkeypatch.setenv(f"CODECARBON_{name.upper()}", value)
+    assert used() == plain
+    assert list(foreign.iterdir()) == [] and capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_settings_file_of_codecarbon_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("codecarbon")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".codecarbon.config").write_text("no section\n")
+    with pytest.raises(UserError, match=r"mend its settings file, .codecarbon.config"):
+        EnergyMeter(CPU)
 
 
 def test_without_codecarbon_the_extra_is_named(monkeypatch):

@@ -1,10 +1,13 @@
 """The loop: what each method spends, resume to the bit, divergence, unfit checkpoints."""
 
+import copy
 import dataclasses
 import errno
 import gc
+import json
 import math
 import random
+import shutil
 import weakref
 
 import numpy as np
@@ -71,6 +74,14 @@ def assert_same(a, b, where="state"):
         assert a == b, where
 
 
+def assert_same_checkpoint(a, b):
+    """Equal to the bit, but for the times in the lines of metrics."""
+    states = [folder.checkpoint() for folder in (a, b)]
+    lines = [[json.loads(line) for line in state.pop("metrics")] for state in states]
+    assert_same(*states)
+    assert without_times(lines[0]) == without_times(lines[1])
+
+
 def without_times(lines):
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
@@ -85,7 +96,7 @@ def test_resume_equals_no_stop_to_the_bit(tmp_path, method, stop):
     run.train(config, data, parts, epochs=stop)
     assert parts.checkpoint()["epoch"] == stop
     run.train(config, data, parts)
-    assert_same(whole.checkpoint(), parts.checkpoint())
+    assert_same_checkpoint(whole, parts)
     assert without_times(whole.metrics()) == without_times(parts.metrics())
 
 
@@ -96,7 +107,7 @@ def test_resume_with_other_settings(tmp_path, options):
     run.train(config, data, whole)
     for epochs in (1, 2, 3, 4):
         run.train(config, data, parts, epochs=epochs)
-    assert_same(whole.checkpoint(), parts.checkpoint())
+    assert_same_checkpoint(whole, parts)
 
 
 def test_an_epoch_that_was_not_stored_is_done_again(tmp_path):
@@ -110,7 +121,7 @@ def test_an_epoch_that_was_not_stored_is_done_again(tmp_path):
     (parts.path / "last.pt").write_bytes(checkpoint)
     run.train(config, data, parts)
     assert without_times(whole.metrics()) == without_times(parts.metrics())
-    assert_same(whole.checkpoint(), parts.checkpoint())
+    assert_same_checkpoint(whole, parts)
 
 
 def test_what_each_method_spends(tmp_path):
@@ -301,7 +312,9 @@ def test_a_checkpoint_out_of_range_is_named(tmp_path, change):
     folder = start(tmp_path / "run", config)
     run.train(config, data, folder, epochs=1)
     folder.save_checkpoint({**folder.checkpoint(), **change})
-    with pytest.raises(UserError, match=r"last.pt: does not fit the run"):
+    with pytest.raises(
+        UserError, match=r"last.pt: (does not fit the|not a checkpoint of a cpfast) run"
+    ):
         run.train(config, data, folder)
 
 
@@ -427,7 +440,7 @@ def test_a_disk_full_at_the_first_checkpoints(tmp_path, monkeypatch, call):
         run.train(config, data, folder)
     assert calls == [0, 1][: call + 1] and len(folder.metrics()) == call
     run.train(config, data, folder)
-    assert_same(whole.checkpoint(), folder.checkpoint())
+    assert_same_checkpoint(whole, folder)
     assert len(folder.metrics()) == 1
 
 
@@ -471,9 +484,29 @@ def test_a_line_of_metrics_that_lacks_something_is_named(tmp_path, key):
     folder = start(tmp_path / "run", config)
     line = loop.train_epoch(loop.Training(config, toy_data()))
     del (line["seconds"] if key == "selection" else line)[key]
-    folder.append_metrics(line)
-    with pytest.raises(UserError, match=rf"metrics.jsonl, line 1: damaged .no '{key}'"):
+    folder.restore_metrics([json.dumps(line)])
+    with pytest.raises(UserError, match=rf"metrics.jsonl, line 1: damaged .line.*: no '{key}'"):
         report.summarise(folder)
+
+
+def test_a_line_of_metrics_of_wrong_types_is_named(tmp_path):
+    config = make_config(epochs=1, at=1)
+    folder = start(tmp_path / "run", config)
+    whole = loop.train_epoch(loop.Training(config, toy_data()))
+    report.run_table(summarised(folder, whole))
+    keys = [(key,) for key in report.LINE_KEYS] + [("seconds", key) for key in report.TIMES]
+    for *outer, key in keys:
+        for wrong in (True, [1], {"a": None}, 10**400, math.inf if key != "slope" else []):
+            line = copy.deepcopy(whole)
+            (line["seconds"] if outer else line)[key] = wrong
+            with pytest.raises(UserError, match="line 1: damaged") as raised:
+                summarised(folder, line)
+            assert "\n" not in str(raised.value)
+
+
+def summarised(folder, line):
+    folder.restore_metrics([json.dumps(line)])
+    return report.summarise(folder)
 
 
 @pytest.mark.parametrize("policy", ["infobatch", "random"])
@@ -538,7 +571,7 @@ def test_a_fork_continues_from_the_epoch_that_asked_for_it(tmp_path):
     run.train(other, data, fork)
     scratch = start(tmp_path / "scratch", other)
     run.train(other, data, scratch)
-    assert_same(fork.checkpoint(), scratch.checkpoint())
+    assert_same_checkpoint(fork, scratch)
 
 
 @pytest.mark.parametrize("epoch", [2, 4])
@@ -596,7 +629,7 @@ def test_text_is_learned_scored_by_sequence_and_resumed_to_the_bit(tmp_path):
     assert lines[-1]["test_loss"] < lines[0]["train_loss"]
     for epochs in (1, 2, 3):
         run.train(config, data, parts, epochs=epochs)
-    assert_same(whole.checkpoint(), parts.checkpoint())
+    assert_same_checkpoint(whole, parts)
 
 
 def test_the_loss_of_text_is_that_of_the_next_character(tmp_path):
@@ -639,7 +672,7 @@ def test_cuda_resume_and_times(tmp_path, precision, step):
         assert [line["epoch"] for line in parts.metrics()] == list(range(1, config.epochs + 1))
         assert all(math.isfinite(line["train_loss"]) for line in parts.metrics())
     else:
-        assert_same(a, b)
+        assert_same_checkpoint(whole, parts)
     for line in whole.metrics():
         scoring = line["seconds"]["scoring"]
         assert scoring is None if "graph" in step else scoring > 0
@@ -677,3 +710,63 @@ def test_cuda_steps_never_wait_for_the_device(how):
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("cut", ["emptied", "last line", "damaged", "removed"])
+def test_metrics_changed_between_two_runs_come_back(tmp_path, capsys, cut):
+    config, data = make_config(epochs=3), toy_data()
+    folder = start(tmp_path / "run", config)
+    run.train(config, data, folder, epochs=2)
+    path = folder.path / "metrics.jsonl"
+    whole = path.read_bytes()
+    if cut == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(
+            {"emptied": b"", "last line": whole[: whole.index(b"\n") + 1],
+             "damaged": b"x" + whole[1:]}[cut]
+        )  # fmt: skip
+    run.train(config, data, folder, epochs=2)  # as `cpfast train --resume` of a finished run
+    assert path.read_bytes() == whole
+    note = "metrics.jsonl: damaged, or lines are missing; it is written again from last.pt"
+    assert note in capsys.readouterr().err
+    run.train(config, data, folder)
+    assert path.read_bytes().startswith(whole) and len(folder.metrics()) == 3
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: (path / "metrics.jsonl").write_text(""), "metrics.jsonl: 0 bytes, expected"),
+        (lambda path: shutil.rmtree(path), "run: removed, moved or emptied"),
+        (lambda path: path.rename(path.with_name("moved")), "run: removed, moved or emptied"),
+        (lambda path: [p.unlink() for p in path.iterdir()], "run: removed, moved or emptied"),
+        (lambda path: (path / "config.json").unlink(), "run: removed, moved or emptied"),
+    ],
+    ids=["cut", "removed", "moved", "emptied", "config"],
+)
+def test_a_folder_changed_in_mid_run_is_noticed_at_the_next_epoch(
+    tmp_path, monkeypatch, change, message
+):
+    config, data = make_config(epochs=6), toy_data()
+    folder, epochs = start(tmp_path / "run", config), []
+    real = loop.train_epoch
+
+    def train_epoch(training, progress=None):
+        epochs.append(training.epoch)
+        if training.epoch == 2:
+            change(folder.path)
+        return real(training, progress)
+
+    monkeypatch.setattr(loop, "train_epoch", train_epoch)
+    with pytest.raises(UserError, match=message) as raised:
+        run.train(config, data, folder)
+    assert "\n" not in str(raised.value) and epochs == [0, 1, 2]
+    if folder.path.exists():  # and nothing is left in a folder that was emptied
+        assert message.startswith("metrics") or not (folder.path / "energy.json").exists()
+    monkeypatch.undo()
+    for rest in (folder, RunFolder(tmp_path / "moved")):
+        if rest.is_run():
+            run.train(config, data, rest)
+            assert len(rest.metrics()) == 6

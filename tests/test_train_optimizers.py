@@ -1,6 +1,7 @@
 """The optimizers: torch's to tolerance, decay of kernels alone, resumed to the bit, captured."""
 
 import io
+import math
 
 import pytest
 import torch
@@ -144,7 +145,8 @@ def test_a_rate_in_a_tensor_outlives_a_load(name):
     twin, _ = make(name)
     rate = torch.tensor(optimizer.param_groups[0]["lr"])
     options = {"fused": True} if name != "rmsprop" else {"foreach": True}
-    other = type(optimizer)(optimizers._parameter_groups(twin, 1e-2), lr=rate, **options)
+    groups = optimizers._parameter_groups(twin, 1e-2)
+    other = optimizers._CLASSES[name](groups, lr=rate, **options)
     optimizers._keep_execution(other)
     twin.load_state_dict(model.state_dict())
     rate.zero_()
@@ -179,6 +181,10 @@ def test_a_state_of_another_model_is_refused():
     state = optimizer.state_dict()
     with pytest.raises(ValueError):
         optimizer.load_state_dict({**state, "param_groups": state["param_groups"][:1]})
+    for change in ({"momentum": 0.5}, {"nesterov": 1}, {"lr": math.nan}, {"weight_decay": None}):
+        groups = [{**group, **change} for group in state["param_groups"]]
+        with pytest.raises(ValueError, match=f"optimizer.*'{next(iter(change))}'"):
+            optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 @pytest.mark.cuda

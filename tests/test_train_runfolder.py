@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import sys
 import pytest
 import torch
 
-from cpfast.train import runfolder
+from cpfast.train import files
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
-from cpfast.train.runfolder import RunFolder, new_folder, write_atomically
+from cpfast.train.files import write_atomically
+from cpfast.train.runfolder import RunFolder, new_folder
 
 
 @pytest.fixture
@@ -68,67 +70,118 @@ def test_no_run(tmp_path):
         RunFolder(tmp_path).config()
 
 
+def append(folder, *epochs):
+    """The lines that metrics.jsonl has then."""
+    lines = []
+    folder.restore_metrics(lines)
+    for epoch in epochs:
+        folder.append_metrics({"epoch": epoch, "loss": epoch / 3}, lines)
+    return lines
+
+
 def test_metrics_with_a_last_line_cut_short(folder):
-    for epoch in (1, 2, 3):
-        folder.append_metrics({"epoch": epoch, "loss": epoch / 3})
+    lines = append(folder, 1, 2, 3)
     path = folder.path / "metrics.jsonl"
-    path.write_bytes(path.read_bytes()[:-5])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
     assert [line["epoch"] for line in folder.metrics()] == [1, 2]
-    folder.cut_metrics(1)
+    assert not folder.restore_metrics(lines[:1])  # what is cut off has no checkpoint
     assert path.read_text() == json.dumps({"epoch": 1, "loss": 1 / 3}) + "\n"
-    with pytest.raises(UserError, match=r"1 epochs, but last.pt is after epoch 2"):
-        folder.cut_metrics(2)
+    assert folder.restore_metrics(lines)
+    assert path.read_bytes() == whole
 
 
-def test_metrics_damaged_within(folder):
-    (folder.path / "metrics.jsonl").write_text('{"epoch": 1}\nxx\n{"epoch": 3}\n')
-    with pytest.raises(UserError, match="line 2: damaged"):
-        folder.metrics()
-    (folder.path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 3}\n')
-    with pytest.raises(UserError, match="line 2: epoch 3 out of order"):
-        folder.metrics()
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("xx", "Expecting value"),
+        ('{"epoch": 3}', "epoch 3 out of order"),
+        ('{"epoch": true}', r"line\['epoch'\]: expected int, got True"),
+        ('{"epoch": 2.0}', r"line\['epoch'\]: expected int, got 2.0"),
+        ("[]", "line: expected names and values"),
+        ("{}", "line: no 'epoch'"),
+        ("[" * 200_000, "nested too deeply"),
+        ('{"epoch":' * 200_000, "nested too deeply"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_metrics_damaged_within(folder, line, fault):
+    for after in ("", '{"epoch": 3}\n'):
+        (folder.path / "metrics.jsonl").write_text(f'{{"epoch": 1}}\n{line}\n{after}')
+        with pytest.raises(UserError, match=f"line 2: damaged .{fault}"):
+            folder.metrics()
+
+
+ENERGY = {
+    "kwh": 1.0, "seconds": 2.0, "components": {"cpu": {"kwh": 1.0, "source": "measured"}},
+    "co2e": {"kg": 1.0, "source": "estimated", "country": None, "grams_per_kwh": 475},
+    "cost": {"value": 1.0, "source": "measured", "by_kwh": None, "by_hour": 1.0,
+             "price_kwh": None, "price_hour": 2},
+}  # fmt: skip
+
+
+def places(value, path=()):
+    yield path
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from places(inner, (*path, key))
+
+
+def changed(value, path, new):
+    if not path:
+        return new
+    return {**value, path[0]: changed(value[path[0]], path[1:], new)}
+
+
+NULL = [("kwh",), ("co2e",), ("cost",), ("co2e", "country"),
+        *[("cost", name) for name in ("by_kwh", "by_hour", "price_kwh", "price_hour")]]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [*places(ENERGY)], ids=lambda path: ".".join(path) or "all")
+def test_energy_of_wrong_types(folder, path):
+    source = folder.path / "energy.json"
+    folder.save_energy(ENERGY)
+    assert folder.energy() == ENERGY
+    for new in (None, True, [], {}, "x", 10**400, math.nan, [[[0]]]):
+        energy = changed(ENERGY, path, new)
+        source.write_text(json.dumps(energy))
+        if (
+            (new is None and path in NULL)
+            or (new == "x" and path[-1:] in (("source",), ("country",)))
+            or (new == {} and path == ("components",))
+        ):
+            assert folder.energy() == energy
+            continue
+        with pytest.raises(UserError, match=r"energy.json: ") as raised:
+            folder.energy()
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["config.json", "energy.json"])
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000, "9" * 5000, "null"])
+def test_json_that_cannot_be_read(folder, name, text):
+    (folder.path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name}: ") as raised:
+        folder.config() if name == "config.json" else folder.energy()
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
 
 
 def test_checkpoint_comes_back(folder):
     assert folder.checkpoint() is None
-    folder.save_checkpoint({"epoch": 3, "w": torch.arange(4.0), "history": [(1, 0.5)]})
+    folder.save_checkpoint(stored(3, w=torch.arange(4.0), history=[(1, 0.5)]))
     state = folder.checkpoint()
     assert state["epoch"] == 3 and state["history"] == [(1, 0.5)]
     assert torch.equal(state["w"], torch.arange(4.0))
 
 
-@pytest.mark.parametrize("keep", [0, 1, 100, -1])
-def test_truncated_checkpoint(folder, keep):
-    folder.save_checkpoint({"epoch": 3, "w": torch.arange(1000.0)})
-    path = folder.path / "last.pt"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=f"{path}: truncated, or not a checkpoint"):
-        folder.checkpoint()
-
-
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, (str(Evil.path),)
-
-
-def test_a_checkpoint_cannot_run_code(folder, tmp_path):
-    Evil.path = tmp_path / "made"
-    torch.save({"format": runfolder.FORMAT, "x": Evil()}, folder.path / "last.pt")
-    with pytest.raises(UserError, match="not a checkpoint"):
-        folder.checkpoint()
-    assert not Evil.path.exists()
-
-
-@pytest.mark.parametrize("foreign", [{"model": {}}, [1, 2], torch.zeros(2)])
-def test_foreign_checkpoint(folder, foreign):
-    torch.save(foreign, folder.path / "last.pt")
-    with pytest.raises(UserError, match="not a checkpoint of a cpfast run"):
-        folder.checkpoint()
+def stored(epoch, **state):
+    lines = [json.dumps({"epoch": number}) for number in range(1, epoch + 1)]
+    return {"epoch": epoch, "metrics": lines, **state}
 
 
 def test_a_failed_write_keeps_the_old_file(folder):
     path = folder.path / "last.pt"
-    folder.save_checkpoint({"epoch": 1})
+    folder.save_checkpoint(stored(1))
     before, listing = path.read_bytes(), names(folder.path)
 
     def fail(file):
@@ -144,7 +197,7 @@ def test_a_failed_write_keeps_the_old_file(folder):
     "error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "stop"]
 )
 def test_an_error_while_a_checkpoint_is_written_comes_out_as_itself(folder, monkeypatch, error):
-    folder.save_checkpoint({"epoch": 1})
+    folder.save_checkpoint(stored(1))
     before, listing = (folder.path / "last.pt").read_bytes(), names(folder.path)
     fdopen = os.fdopen
 
@@ -167,7 +220,7 @@ def test_an_error_while_a_checkpoint_is_written_comes_out_as_itself(folder, monk
 
     monkeypatch.setattr(os, "fdopen", open_failing)
     with pytest.raises(type(error)) as raised:
-        folder.save_checkpoint({"epoch": 2, "w": torch.arange(1000.0)})
+        folder.save_checkpoint(stored(2, w=torch.arange(1000.0)))
     monkeypatch.undo()
     if isinstance(error, OSError):  # which a full disk raises without the file's name
         assert raised.value.errno == 28 and raised.value.filename == str(folder.path / "last.pt")
@@ -176,13 +229,25 @@ def test_an_error_while_a_checkpoint_is_written_comes_out_as_itself(folder, monk
     assert (folder.path / "last.pt").read_bytes() == before and names(folder.path) == listing
 
 
-def test_a_checkpoint_without_its_epoch(folder):
+def test_epochs_are_those_of_the_checkpoint(folder):
     assert folder.epochs() == 0
-    folder.save_checkpoint({"epoch": 2})
+    folder.save_checkpoint(stored(2))
     assert folder.epochs() == 2
-    folder.save_checkpoint({"epoch": "two"})
-    with pytest.raises(UserError, match=r"last.pt: not a checkpoint of a cpfast run"):
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": "two"}, {"epoch": True}, {"epoch": 2.0}, {"epoch": 10**30}, {"epoch": 1},
+        {"metrics": None}, {"metrics": ["x", "y"]}, {"metrics": [1, 2]},
+        {"metrics": ["[" * 200_000] * 2}, {"metrics": ['{"epoch": true}', '{"epoch": 2}']},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_whose_epochs_or_lines_are_none(folder, change):
+    folder.save_checkpoint({**stored(2), **change})
+    with pytest.raises(UserError, match=r"last.pt: ") as raised:
         folder.epochs()
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
 
 
 HOLD = """
@@ -217,7 +282,7 @@ def test_lock_names_its_owner_and_dies_with_it(folder):
 
 
 def test_lock_removes_what_a_killed_writer_left(folder):
-    left = folder.path / f".last.pt-abc{runfolder.TEMPORARY}"
+    left = folder.path / f".last.pt-abc{files.TEMPORARY}"
     left.write_bytes(b"half")
     with folder.locked():
         assert not left.exists()
@@ -239,9 +304,8 @@ def test_new_folders_count_up(tmp_path):
 
 
 def test_fork_copies_up_to_the_checkpoint(folder, tmp_path):
-    for epoch in (1, 2, 3):
-        folder.append_metrics({"epoch": epoch})
-    folder.save_checkpoint({"epoch": 2, "config": {}})
+    lines = append(folder, 1, 2, 3)
+    folder.save_checkpoint({"epoch": 2, "metrics": lines[:2], "config": {}})
     folder.save_energy({"kwh": 1.0, "seconds": 2.0, "components": {}})
     other = RunFolder(tmp_path / "other")
     config = Config.from_options({"method": "detector"})

@@ -13,6 +13,7 @@ by counters that are read every few seconds.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 import warnings
@@ -27,6 +28,49 @@ from cpfast.train.errors import UserError, require
 from cpfast.train.runfolder import RunFolder
 
 COMPONENTS = ("cpu", "gpu", "ram")
+# Of codecarbon's trackers: what is left out comes from a person's own settings file or environment.
+# These are its defaults, but that nothing is written, sent or logged.
+_SETTINGS: dict[str, Any] = {
+    "allow_multiple_runs": True,
+    "api_call_interval": -1,
+    "api_endpoint": "",
+    "api_key": "",
+    "cloud_provider": None,
+    "cloud_region": None,
+    "co2_signal_api_token": "",
+    "country_2letter_iso_code": None,
+    "country_iso_code": "USA",  # of its own CO2e, which is not used
+    "electricitymaps_api_token": "",
+    "emissions_endpoint": None,
+    "experiment_id": "",
+    "experiment_name": "",
+    "force_carbon_intensity_g_co2e_kwh": None,
+    "force_cpu_power": None,
+    "force_mode_cpu_load": False,
+    "force_ram_power": None,
+    "log_level": "critical",
+    "logger_preamble": "",
+    "logging_logger": None,
+    "measure_power_secs": 5,
+    "metadata": None,
+    "on_csv_write": "append",
+    "output_dir": ".",
+    "output_file": "emissions.csv",
+    "output_methods": [],
+    "project_name": "cpfast",
+    "prometheus_url": "",
+    "pue": 1.0,
+    "rapl_include_dram": False,
+    "rapl_prefer_psys": False,
+    "region": None,
+    "save_to_api": False,
+    "save_to_file": False,
+    "save_to_logfire": False,
+    "save_to_logger": False,
+    "save_to_prometheus": False,
+    "tracking_mode": "process",
+    "wue": 0.0,
+}
 # codecarbon's modes of the CPU that read a counter; the others are models of its load.
 _CPU_COUNTERS = ("intel_rapl", "windows_emi", "intel_power_gadget")
 
@@ -90,7 +134,8 @@ class EnergyMeter:
         price_kwh, price_hour: in any currency; the cost is the sum of what is given.
 
     Raises:
-        UserError: codecarbon is not installed, or has no data for `country`.
+        UserError: codecarbon is not installed, cannot read its settings file, or has no data for
+            `country`.
     """
 
     def __init__(
@@ -130,19 +175,19 @@ class EnergyMeter:
         # Importing it sets the level to INFO.
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
         self._keep = Keep()
+        tracker = codecarbon.OfflineEmissionsTracker
+        own = {"gpu_ids": _gpu_ids(self._device), "output_handlers": [self._keep]}
+        known = _arguments(tracker)
         with warnings.catch_warnings():
-            # The newer name of save_to_file is unknown to older versions.
+            # Of two names for one thing the older is deprecated, and the newer not known to all.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._tracker = codecarbon.OfflineEmissionsTracker(
-                country_iso_code="USA",  # of its own CO2e, which is not used
-                tracking_mode="process",
-                gpu_ids=_gpu_ids(self._device),
-                save_to_file=False,
-                output_handlers=[self._keep],
-                log_level="critical",
-                measure_power_secs=5,
-                api_call_interval=-1,
-                allow_multiple_runs=True,
+            self._tracker = tracker(
+                **{name: value for name, value in {**_SETTINGS, **own}.items() if name in known}
+            )
+        if not vars(self._tracker):  # it keeps its errors to itself
+            raise UserError(
+                "codecarbon cannot be started: mend its settings file, .codecarbon.config in your "
+                "home or this folder, or pass --no-energy"
             )
         self._tracker.start()
 
@@ -251,6 +296,13 @@ class EnergyMeter:
             if getattr(hardware, "chip_part", "").lower() == component:
                 return "measured"  # Apple's and the Raspberry Pi's own sensors
         return "estimated"
+
+
+def _arguments(tracker: type) -> set[str]:
+    """The names of what a tracker of this version of codecarbon can be given."""
+    bases = tracker.__mro__[:-1]
+    names = {name for base in bases for name in inspect.signature(base).parameters}
+    return names - {"args", "kwargs"}
 
 
 def _gpu_ids(device: torch.device) -> list[str] | None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cpfast.layers import kernels
 from cpfast.train.config import Config
+from cpfast.train.forms import Finite, Open, check, shown
 
 MOMENTUM = 0.9  # of sgd
 _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -27,6 +28,13 @@ _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,
+}
+# What each keeps of a parameter: "step", a number, and the rest of the parameter's shape.
+_KEPT: dict[type, tuple[str, ...]] = {
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.RMSprop: ("step", "square_avg"),
+    torch.optim.Adagrad: ("step", "sum"),
 }
 # How a step is executed: not part of a run's state.
 _EXECUTION = ("foreach", "fused", "capturable")
@@ -101,15 +109,23 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def _keep_execution(optimizer: torch.optim.Optimizer) -> None:
-    """`load_state_dict` takes over all settings of the state, and new tensors; mend that."""
+    """`load_state_dict` takes over all settings of the state, and new tensors, and looks at no
+    shape, though a fused step reads as many values as the parameter has; mend that."""
     rates = [group["lr"] for group in optimizer.param_groups]
 
     def before(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        own = optimizer.state_dict()
+        check(state, {"state": dict, "param_groups": list}, "optimizer")
+        if len(state["param_groups"]) != len(own["param_groups"]):
+            raise ValueError(
+                f"optimizer: expected {len(own['param_groups'])} groups of parameters, "
+                f"got {len(state['param_groups'])}"
+            )
         groups = [
-            {**saved, **{key: own[key] for key in _EXECUTION if key in own}}
-            for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+            _checked_group(saved, mine)
+            for saved, mine in zip(state["param_groups"], own["param_groups"], strict=True)
         ]
-        return {**state, "param_groups": groups}
+        return {"state": _checked_state(optimizer, state["state"]), "param_groups": groups}
 
     def after(optimizer: torch.optim.Optimizer) -> None:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -118,3 +134,49 @@ def _keep_execution(optimizer: torch.optim.Optimizer) -> None:
 
     optimizer.register_load_state_dict_pre_hook(before)
     optimizer.register_load_state_dict_post_hook(after)
+
+
+def _checked_group(saved: Any, own: dict[str, Any]) -> dict[str, Any]:
+    """The group of a state as it is executed here; another version of torch may have other names.
+
+    Raises:
+        ValueError: other settings, of anything but the learning rate.
+    """
+    fixed = {key: value for key, value in own.items() if key not in ("lr", *_EXECUTION)}
+    numbers = {key: Finite for key, value in fixed.items() if type(value) in (int, float)}
+    needed = {"params": own["params"], "lr": object}
+    check(saved, Open(needed, {**fixed, **numbers}), "optimizer's group")
+    for key, value in fixed.items():
+        if key in saved and saved[key] != value:
+            raise ValueError(f"optimizer[{key!r}]: expected {value}, got {shown(saved[key])}")
+    rate = saved["lr"]
+    if isinstance(rate, Tensor) and rate.numel() == 1 and rate.is_floating_point():
+        rate = rate.item()
+    check(rate, Finite, "optimizer['lr']")
+    return {**own, "lr": rate}
+
+
+def _checked_state(
+    optimizer: torch.optim.Optimizer, saved: dict[int, Any]
+) -> dict[int, dict[str, Tensor]]:
+    """The state of each parameter that has one, with the parameter's strides.
+
+    Raises:
+        ValueError: of other parameters, of other names, shapes or dtypes.
+    """
+    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+    if type(optimizer) is torch.optim.SGD and len(saved) != len(parameters):
+        raise ValueError(f"optimizer: momentum of {len(saved)} parameters of {len(parameters)}")
+    checked = {}
+    for number, values in saved.items():
+        if type(number) is not int or not 0 <= number < len(parameters):
+            raise ValueError(f"optimizer: state of parameter {shown(number)}, which there is not")
+        likes = {
+            name: torch.zeros(()) if name == "step" else parameters[number]
+            for name in _KEPT[type(optimizer)]
+        }
+        check(values, likes, f"optimizer's state of parameter {number}")
+        checked[number] = {
+            name: torch.empty_like(like).copy_(values[name]) for name, like in likes.items()
+        }
+    return checked

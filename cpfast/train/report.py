@@ -9,15 +9,29 @@ from typing import Any
 from cpfast.train.config import TEXTS, Config
 from cpfast.train.energy import source_of_sum
 from cpfast.train.errors import UserError
+from cpfast.train.forms import Finite, Maybe, Open, Table, check
 from cpfast.train.runfolder import METRICS, RunFolder
 
 PARTS = ("detection", "scoring", "selection")
 TIMES = ("train", "evaluation", "preparation", *PARTS)
-# of a line of metrics.jsonl: what tables and pictures are made of
-LINE_KEYS = {
-    "epoch", "test_accuracy", "rotation", "rotation_mean", "slope", "period_end",
-    "period_end_reason", "forward_samples", "backward_samples", "full_samples", "seconds",
-}  # fmt: skip
+# Of a line of metrics.jsonl: what tables and pictures are made of.
+_LINE = Open(
+    {
+        "epoch": int,
+        "test_accuracy": Maybe(Finite),
+        "rotation": Table(float),
+        "rotation_mean": Maybe(Finite),
+        "slope": Maybe(float),
+        "period_end": Maybe(int),
+        "period_end_reason": Maybe(str),
+        "forward_samples": int,
+        "backward_samples": int,
+        "full_samples": int,
+        "seconds": Open({part: Maybe(Finite) if part == "scoring" else Finite for part in TIMES}),
+    },
+    {"train_loss": Maybe(Finite), "test_loss": Maybe(Finite)},
+)
+LINE_KEYS = set(_LINE.forms)
 
 
 def summarise(folder: RunFolder) -> dict[str, Any]:
@@ -37,14 +51,12 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     if not metrics:
         raise UserError(f"{folder.path / METRICS}: no epoch is completed yet")
     for line in metrics:
-        missing = LINE_KEYS - line.keys()
-        if not missing and not isinstance(line["seconds"], dict):
-            missing = {"seconds"}
-        missing = missing or set(TIMES) - line["seconds"].keys()
-        if missing:
+        try:
+            check(line, _LINE, "line")
+        except ValueError as error:
             raise UserError(
-                f"{folder.path / METRICS}, line {line['epoch']}: damaged (no {min(missing)!r})"
-            )
+                f"{folder.path / METRICS}, line {line['epoch']}: damaged ({error})"
+            ) from error
     last = metrics[-1]
     evaluated = [line for line in metrics if line["test_accuracy"] is not None]
     return {

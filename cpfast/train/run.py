@@ -5,6 +5,7 @@ Stopped at any moment and started again, it ends where it would have ended, to t
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,9 +16,11 @@ import cpfast
 from cpfast.train import energy, loop
 from cpfast.train.config import ENVIRONMENT, Config
 from cpfast.train.data import ImageData, TextData
-from cpfast.train.errors import UserError
+from cpfast.train.errors import UserError, first_line
+from cpfast.train.forms import Open, check, shown
 from cpfast.train.loop import Progress, Training
-from cpfast.train.runfolder import CHECKPOINT, RunFolder
+from cpfast.train.runfolder import CHECKPOINT, METRICS, RunFolder
+from cpfast.train.state import check_state
 
 ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the counters is not free
 
@@ -60,7 +63,9 @@ def train(
     """
     training = Training(config, data.to(torch.device(config.device)))
     checkpoint = folder.checkpoint()
+    lines: list[str] = []
     if checkpoint is not None:
+        lines = checkpoint.pop("metrics")
         try:
             load_state_dict(training, checkpoint)
         except ValueError as error:
@@ -71,8 +76,14 @@ def train(
             "done; put it back, or train into another folder"
         )
     else:
-        folder.save_checkpoint(state_dict(training))  # so that lines never stand without one
-    folder.cut_metrics(training.epoch)
+        # So that lines never stand without one.
+        folder.save_checkpoint({**state_dict(training), "metrics": lines})
+    if folder.restore_metrics(lines):
+        print(
+            f"cpfast: note: {folder.path / METRICS}: damaged, or lines are missing; it is written "
+            f"again from {CHECKPOINT}, for epochs 1 to {training.epoch}",
+            file=sys.stderr,
+        )
     last = config.epochs if epochs is None else min(epochs, config.epochs)
 
     def stored() -> bool:
@@ -92,17 +103,19 @@ def train(
         energy_read = time.monotonic()
         while go_on and training.epoch < last:
             metrics = loop.train_epoch(training, progress)
-            folder.append_metrics(metrics)
+            folder.append_metrics(metrics, lines)
             # Before the last checkpoint, after which a run that was stopped is not begun again.
             if training.epoch == last or time.monotonic() - energy_read > ENERGY_EVERY:
                 folder.save_energy(meter.read())
                 energy_read = time.monotonic()
-            folder.save_checkpoint(state_dict(training))
+            folder.save_checkpoint({**state_dict(training), "metrics": lines})
             if progress is not None:
                 progress.epoch(metrics)
             go_on = stored()
     finally:
-        folder.save_energy(meter.stop())
+        energy_used = meter.stop()
+        if folder.is_run():  # it may have been removed meanwhile
+            folder.save_energy(energy_used)
     return training
 
 
@@ -126,22 +139,20 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
     """
     t = training
     try:
-        other = _settings(state["config"]) ^ _settings(t.config.to_dict())
+        check(state, Open({"config": dict, "data": str}), "checkpoint")
+        other = _differences(state["config"], t.config.to_dict())
         if other:
-            names = ", ".join(sorted({name for name, _ in other}))
-            raise _Unfit(f"of another run (it differs in {names})")
+            raise _Unfit(f"of another run (it differs in {', '.join(other)})")
         if state["data"] != t.fingerprint:
             raise _Unfit(
-                f"of other data: the run began with {state['data']}, and {t.config.data} "
+                f"of other data: the run began with {shown(state['data'])}, and {t.config.data} "
                 f"is now {t.fingerprint}"
             )
-        if not 0 <= state["epoch"] <= t.config.epochs:
-            raise ValueError(f"epoch {state['epoch']}")
-        left = state["stream"]["index"]
-        if len(left) and not 0 <= int(left.min()) <= int(left.max()) < t.data.train_size:
-            raise ValueError("samples that there are not")
+        check_state(t, state_dict(t), state)
+        # Without what torch notes beside the weights.
+        t.model.load_state_dict(dict(state["model"]))
         for name in _STATEFUL:
-            if name not in ("detector", "pruner"):
+            if name not in ("model", "detector", "pruner"):
                 getattr(t, name).load_state_dict(state[name])
         # A fork may prune by other rules than the run that it comes from.
         t.pruner.load_state_dict(_under_rules_of(t.pruner, state["pruner"]))
@@ -153,8 +164,10 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
     except _Unfit:
         raise
     # whatever a part of it stumbles over: LookupError is a missing key or a short list
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise _Unfit(f"does not fit the run ({error!r})") from error
+    except (
+        ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+    ) as error:  # fmt: skip
+        raise _Unfit(f"does not fit the run ({first_line(error)})") from error
 
 
 def _under_rules_of(pruner: cpfast.DataPruner, state: dict[str, Any]) -> dict[str, Any]:
@@ -171,5 +184,13 @@ def _under_rules_of(pruner: cpfast.DataPruner, state: dict[str, Any]) -> dict[st
     return {**state, **rules, **columns}
 
 
-def _settings(config: dict[str, Any]) -> set[tuple[str, Any]]:
-    return {(name, value) for name, value in config.items() if name not in ENVIRONMENT}
+def _differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:
+    """The settings of a run in which one differs from another."""
+    names = own.keys() - saved.keys() | {shown(name) for name in saved.keys() - own.keys()}
+    names |= {
+        name
+        for name in saved.keys() & own.keys()
+        # True == 1
+        if isinstance(saved[name], bool) != isinstance(own[name], bool) or saved[name] != own[name]
+    }
+    return sorted(names - set(ENVIRONMENT))

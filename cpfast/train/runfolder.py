@@ -1,27 +1,33 @@
 """A run's folder: config.json, metrics.jsonl, energy.json, last.pt.
 
 Every file is replaced whole (written beside, then renamed) except metrics.jsonl, which grows by
-a line an epoch and is cut back to the checkpoint when a run is resumed. So a stop at any moment
-loses the epoch under way and nothing else.
+a line an epoch. The checkpoint holds these lines too: they are what a resumed run goes on with. So
+a stop at any moment loses the epoch under way and nothing else.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import torch
-
+from cpfast.train import checkpoint
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
+from cpfast.train.files import (
+    TEMPORARY,
+    naming,
+    parsed,
+    read_json,
+    write_atomically,
+    write_json,
+)
+from cpfast.train.forms import Finite, Maybe, Open, Table, check
 
 FORMAT = "cpfast-run-1"
 CONFIG, METRICS, ENERGY, CHECKPOINT, LOCK = (
@@ -29,7 +35,27 @@ CONFIG, METRICS, ENERGY, CHECKPOINT, LOCK = (
 )  # fmt: skip
 
 
-TEMPORARY = ".writing"
+# Of an earlier version: without what is optional.
+_ENERGY = Open(
+    {
+        "seconds": Finite,
+        "kwh": Maybe(Finite),
+        "components": Table(Open({"kwh": Finite, "source": str})),
+    },
+    {
+        "source": str,
+        "tool": Maybe(str),
+        "co2e": Maybe(
+            Open({"kg": Finite, "source": str, "country": Maybe(str), "grams_per_kwh": Finite})
+        ),
+        "cost": Maybe(
+            Open({
+                "value": Finite, "source": str, "by_kwh": Maybe(Finite), "by_hour": Maybe(Finite),
+                "price_kwh": Maybe(Finite), "price_hour": Maybe(Finite),
+            })
+        ),
+    },
+)  # fmt: skip
 
 
 class RunFolder:
@@ -71,6 +97,7 @@ class RunFolder:
             raise UserError(f"--out {self.path}: not empty (holds {foreign[0]}), and not a run")
 
     def _write_config(self, config: Config) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / CONFIG, {"format": FORMAT, **config.to_dict()})
 
     def config(self) -> Config:
@@ -89,12 +116,32 @@ class RunFolder:
 
     # --- while it runs ----------------------------------------------------------------------
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        path = self.path / METRICS
-        with _naming(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def is_run(self) -> bool:
+        return (self.path / CONFIG).exists()
+
+    def append_metrics(self, metrics: dict[str, Any], lines: list[str]) -> None:
+        """Add an epoch to metrics.jsonl, and to `lines`, those that it holds already.
+
+        Raises:
+            UserError: the folder is gone, or the file is not what it was an epoch ago.
+        """
+        path, line = self.path / METRICS, json.dumps(metrics)
+        if not (self.is_run() and path.exists()):
+            raise UserError(
+                f"{self.path}: removed, moved or emptied while the run went on; "
+                f"epoch {len(lines) + 1} is not stored"
+            )
+        with naming(path), open(path, "a", encoding="utf-8") as file:
+            held, expected = os.fstat(file.fileno()).st_size, len(_text(lines))
+            if held != expected:
+                raise UserError(
+                    f"{path}: {held} bytes, expected {expected}: changed while the run went on; "
+                    f"resumed, it is written again, and goes on after epoch {len(lines)}"
+                )
+            file.write(_text([line]))
             file.flush()
             os.fsync(file.fileno())  # as the checkpoint, which comes after it
+        lines.append(line)
 
     def metrics(self) -> list[dict[str, Any]]:
         """One dict an epoch. A last line cut short by a stop is left out.
@@ -105,62 +152,50 @@ class RunFolder:
         source = self.path / METRICS
         if not source.exists():
             return []
-        lines = source.read_text(encoding="utf-8", errors="replace").splitlines()
+        *lines, cut_short = source.read_text(encoding="utf-8", errors="replace").split("\n")
+        if cut_short:
+            lines.append(cut_short)
         metrics = []
         for number, line in enumerate(lines, 1):
             try:
-                entry = json.loads(line)
-                if entry["epoch"] != number:
-                    raise UserError(f"{source}, line {number}: epoch {entry['epoch']} out of order")
-                metrics.append(entry)
-            except (ValueError, KeyError, TypeError) as error:
-                if number < len(lines):
+                metrics.append(_entry(line, number))
+            except ValueError as error:
+                if number < len(lines) or not cut_short:
                     raise UserError(f"{source}, line {number}: damaged ({error})") from error
         return metrics
 
-    def cut_metrics(self, epochs: int) -> None:
-        """Keep the first `epochs` lines: those of a later epoch have no checkpoint.
+    def restore_metrics(self, lines: Sequence[str]) -> bool:
+        """Have metrics.jsonl hold these lines; whether it lacked any, or had others in their place.
 
-        Raises:
-            UserError: there are fewer.
+        Those of a later epoch, which has no checkpoint, are cut off.
         """
-        metrics = self.metrics()
-        if len(metrics) < epochs:
-            raise UserError(
-                f"{self.path / METRICS}: {len(metrics)} epochs, but {CHECKPOINT} is after "
-                f"epoch {epochs}: the files do not belong together"
-            )
-        text = "".join(json.dumps(line) + "\n" for line in metrics[:epochs])
-        write_atomically(self.path / METRICS, lambda file: file.write(text.encode()))
+        path, wanted = self.path / METRICS, _text(lines).encode()
+        held = path.read_bytes() if path.exists() else b""
+        if held != wanted or not path.exists():
+            write_atomically(path, lambda file: file.write(wanted))
+        return not held.startswith(wanted)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """`state` has the number of epochs in "epoch", and the lines of metrics in "metrics"."""
         # Not straight into the file: torch.save would replace an error of writing by its own.
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, **state}, buffer)
-        write_atomically(self.path / CHECKPOINT, lambda file: file.write(buffer.getbuffer()))
+        data = checkpoint.pack(state)
+        write_atomically(self.path / CHECKPOINT, lambda file: file.write(data))
 
     def checkpoint(self) -> dict[str, Any] | None:
         """What `save_checkpoint` stored, on the CPU; None before the first.
 
         Raises:
-            UserError: the file is truncated, or is not a checkpoint of cpfast.
+            UserError: the file is damaged, or is not a checkpoint of cpfast.
         """
         source = self.path / CHECKPOINT
         if not source.exists():
             return None
-        with open(source, "rb"):
-            pass  # what the file system refuses is an OSError; all below is the content's fault
-        try:
-            state = torch.load(source, map_location="cpu", weights_only=True)
-        # zipfile, pickle and torch each have errors of their own for it
-        except Exception as error:
-            raise UserError(f"{source}: truncated, or not a checkpoint") from error
-        if (
-            not isinstance(state, dict)
-            or state.pop("format", None) != FORMAT
-            or not isinstance(state.get("epoch"), int)
-        ):
-            raise UserError(f"{source}: not a checkpoint of a cpfast run of this version")
+        state = checkpoint.unpack(source.read_bytes(), source)
+        for number, line in enumerate(state["metrics"], 1):
+            try:
+                _entry(line, number)
+            except ValueError as error:
+                raise UserError(f"{source}: line {number} of metrics: {error}") from error
         return state
 
     def epochs(self) -> int:
@@ -185,12 +220,12 @@ class RunFolder:
         if not source.exists():
             return None
         energy = read_json(source)
-        components = energy.get("components")
-        parts = components.values() if isinstance(components, dict) else [None]
-        if not {"kwh", "seconds"} <= energy.keys() or not all(
-            isinstance(part, dict) and {"kwh", "source"} <= part.keys() for part in parts
-        ):
-            raise UserError(f"{source}: damaged, or not the energy of a cpfast run")
+        try:
+            check(energy, _ENERGY, "energy")
+        except ValueError as error:
+            raise UserError(
+                f"{source}: damaged, or not the energy of a cpfast run ({error})"
+            ) from error
         return energy
 
     def fork(self, into: RunFolder, config: Config) -> None:
@@ -201,9 +236,8 @@ class RunFolder:
         state = self.checkpoint()
         if state is None:
             raise ValueError(f"{self.path}: nothing to fork, no {CHECKPOINT}")
-        lines = self.metrics()[: state["epoch"]]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_atomically(into.path / METRICS, lambda file: file.write(text.encode()))
+        into.path.mkdir(parents=True, exist_ok=True)
+        into.restore_metrics(state["metrics"])
         energy = self.energy()
         if energy is not None:
             into.save_energy(energy)
@@ -235,7 +269,7 @@ class RunFolder:
                 raise UserError(f"{self.path}: in use by process {owner or '(unknown)'}") from error
             file.seek(0)
             file.truncate()
-            with _naming(self.path / LOCK):
+            with naming(self.path / LOCK):
                 os.write(file.fileno(), str(os.getpid()).encode())  # past a buffer to be closed
             for unfinished in self.path.glob(f".*{TEMPORARY}"):
                 unfinished.unlink(missing_ok=True)  # of a process that was killed
@@ -255,49 +289,22 @@ def new_folder(parent: Path, name: str) -> Path:
             number += 1
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Replace `path` by what `write(file)` writes, or leave it as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=TEMPORARY, dir=path.parent)
-    try:
-        with _naming(path), os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors of writing, such as that of a full disk, come without the file's name: add it."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from `path`.
+def _entry(line: str, number: int) -> dict[str, Any]:
+    """The metrics of epoch `number`.
 
     Raises:
-        UserError: the file holds something else.
+        ValueError: the line is damaged, or of another epoch.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: a JSON object is expected")
-    return value
+    entry = parsed(line)
+    check(entry, Open({"epoch": int}), "line")
+    if entry["epoch"] != number:
+        raise ValueError(f"epoch {entry['epoch']} out of order")
+    return entry
+
+
+def _text(lines: Sequence[str]) -> str:
+    """The content of metrics.jsonl: ASCII, so of as many bytes."""
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _foreign_files(path: Path) -> list[str]:
@@ -305,9 +312,3 @@ def _foreign_files(path: Path) -> list[str]:
     if not path.is_dir():
         return []
     return sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
