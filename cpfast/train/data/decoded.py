@@ -13,30 +13,23 @@ import stat
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
+from cpfast.train.data.listing import Files, passed_over
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import limited
 from cpfast.train.errors import UserError, first_line, require
 from cpfast.train.runfolder import RunFolder, write_atomically
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 # of Pillow; others (16-bit greyscale, say) lose what they hold in the conversion to 8 bits
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 CACHE = ".cpfast-cache"
 FORMAT = "cpfast-decoded-2"
 TOGETHER = 64  # images a thread decodes at a time
 SMALL = 64 * 64  # pixels
-
-
-class Files(NamedTuple):
-    """Image files and their labels, int64 [N]."""
-
-    paths: list[str]
-    labels: np.ndarray
 
 
 def load(
@@ -49,6 +42,8 @@ def load(
     note: str = "",
 ) -> ImageData:
     """The images of all files, which must be of one size; C is 1 if all are greyscale, else 3.
+
+    What was passed over beside them is added to the note.
 
     Raises:
         UserError: naming the file that cannot be read, is transparent or of another size.
@@ -64,18 +59,8 @@ def load(
         torch.from_numpy(test.labels),
         classes,
         root.name,
-        note,
+        "; ".join(part for part in (note, passed_over(train.others + test.others)) if part),
     )
-
-
-def is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def list_images(folder: Path | str) -> list[str]:
-    """Paths of the image files in `folder`, sorted."""
-    with os.scandir(folder) as entries:  # a third of the time of Path.iterdir
-        return sorted(entry.path for entry in entries if is_image(entry.name))
 
 
 def _read(root: Path, paths: list[str], keep: np.ndarray, progress: bool) -> np.ndarray:
