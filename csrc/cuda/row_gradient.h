@@ -20,9 +20,13 @@ constexpr int kThreads = kLanes > 256 ? kLanes : 256;
 // Accesses of 16 bytes that a lane has in flight while it streams: 32 KB a block.
 inline constexpr int kUnroll = 4;
 
-// Blocks of kStreamLanes at a time on an H100, two a multiprocessor.
-inline constexpr int kStreamBlocks = 2;
-inline constexpr int64_t kStreamSlots = 132 * kStreamBlocks;
+// Blocks that a multiprocessor is to hold at least: 1,024 threads, which leaves each of them 64
+// registers, or 512 where those would not suffice.
+template <typename T, int kLanes>
+constexpr int kResident = (std::is_same_v<T, double> ? 512 : 1024) / kThreads<kLanes>;
+
+// Blocks of kStreamLanes at a time on an H100.
+inline constexpr int64_t kStreamSlots = 132 * 2;
 
 // Long rows are split among blocks, by their number and length alone: where they are few, and where
 // those that may be under way at a time are too few to keep a device busy.

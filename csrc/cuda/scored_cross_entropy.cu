@@ -315,7 +315,7 @@ __device__ RowSums<Real<T>> stream_row(const Rows<T>& f, const T* x, int64_t tar
 
 // Longer rows, one after the other: few enough at a time that the gradient finds them in L2.
 template <typename T, bool kGrad>
-__global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
+__global__ void __launch_bounds__(kStreamLanes, kResident<T, kStreamLanes>)
     forward_streamed(const __grid_constant__ Forward<T> f) {
   using R = Real<T>;
   __shared__ RowGradient<R> known;
@@ -381,7 +381,7 @@ __device__ void merge_team(const Teams<T>& teams, unsigned turn, RowSums<Real<T>
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
+__global__ void __launch_bounds__(kStreamLanes, kResident<T, kStreamLanes>)
     forward_in_teams(const __grid_constant__ Forward<T> f, const __grid_constant__ Teams<T> teams) {
   using R = Real<T>;
   __shared__ RowGradient<R> known;
@@ -423,7 +423,7 @@ constexpr int kMergedRows = kStreamLanes / 32;  // a block
 // The same in three launches, where there is no gradient that would read a row again, or a device
 // has no room for a team. And makes the next one's ticket ready.
 template <typename T>
-__global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
+__global__ void __launch_bounds__(kStreamLanes, kResident<T, kStreamLanes>)
     sum_splits(const __grid_constant__ Forward<T> f, int64_t splits, RowSums<Real<T>>* parts) {
   using R = Real<T>;
   if (f.batch.ticket && blockIdx.x == 0 && threadIdx.x == 0) *f.batch.ticket = 0;
@@ -439,7 +439,7 @@ __global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
 // A warp a row, a lane a part of it. As many threads as forward_in_teams has, for their number is
 // the order in which they add the batch.
 template <typename T>
-__global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
+__global__ void __launch_bounds__(kStreamLanes, kResident<T, kStreamLanes>)
     merge_splits(const __grid_constant__ Forward<T> f, int64_t splits,
                  const RowSums<Real<T>>* parts) {
   using R = Real<T>;
@@ -469,7 +469,7 @@ __global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
 
 // Does not read the target's logit, which the gradient may be written over by another block.
 template <typename T>
-__global__ void __launch_bounds__(kStreamLanes, kStreamBlocks)
+__global__ void __launch_bounds__(kStreamLanes, kResident<T, kStreamLanes>)
     gradient_of_splits(const __grid_constant__ Forward<T> f, int64_t splits) {
   const Real<T> scale = f.template scale<kStreamLanes>();
   const Split split(splits, f.classes);

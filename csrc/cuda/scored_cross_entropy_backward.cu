@@ -24,7 +24,7 @@ struct Backward : Rows<T> {
 };
 
 template <typename T, int kLanes>
-__global__ void __launch_bounds__(kThreads<kLanes>, 1024 / kThreads<kLanes>)
+__global__ void __launch_bounds__(kThreads<kLanes>, kResident<T, kLanes>)
     backward_rows(const __grid_constant__ Backward<T> b, int64_t splits) {
   using R = Real<T>;
   int lane = threadIdx.x;
