@@ -44,9 +44,10 @@ __device__ inline uint4 load_across(const T* from) {
     const auto* halves = reinterpret_cast<const unsigned short*>(from);
     at = reinterpret_cast<const unsigned*>(halves + 1);
     const unsigned first = unsigned{__ldg(halves)} << 16, last = __ldg(halves + 7);
-    const unsigned words[3] = {__ldg(at), __ldg(at + 1), __ldg(at + 2)};
-    return {__funnelshift_r(first, words[0], 16), __funnelshift_r(words[0], words[1], 16),
-            __funnelshift_r(words[1], words[2], 16), __funnelshift_r(words[2], last, 16)};
+    // nvcc stores an array of these three to local memory, though nobody reads it there.
+    const unsigned second = __ldg(at), third = __ldg(at + 1), fourth = __ldg(at + 2);
+    return {__funnelshift_r(first, second, 16), __funnelshift_r(second, third, 16),
+            __funnelshift_r(third, fourth, 16), __funnelshift_r(fourth, last, 16)};
   }
 }
 
