@@ -69,7 +69,9 @@ def test_missing_path():
 
 def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "a.txt").write_text("no data")
-    with pytest.raises(UserError, match=r"a\.txt: not a readable \.npz file \(no zip archive\)"):
+    with pytest.raises(
+        UserError, match=r"a\.txt: not a readable \.npz file \(File is not a zip file\)"
+    ):
         data.load(str(tmp_path / "a.txt"))
 
 

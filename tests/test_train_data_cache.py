@@ -94,6 +94,29 @@ def test_a_changed_file_is_decoded_anew_and_replaces_what_was_kept(folder, count
     assert kept(folder) == ["all"]
 
 
+@pytest.mark.parametrize("how", ["in place", "by another file"])
+def test_a_file_that_is_rewritten_with_equal_size_and_time_is_decoded_anew(
+    tmp_path, count_decoded, how
+):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            write_images(tmp_path / split / name, 2, suffix=".bmp")
+    before = data.load(str(tmp_path))
+    path = tmp_path / "train" / "a" / "1.bmp"
+    first = path.stat()
+    while path.stat().st_ctime_ns == first.st_ctime_ns:  # the clock of the files is coarse
+        new = path if how == "in place" else tmp_path / "new.bmp"
+        Image.new("RGB", (9, 8), (200, 0, 9)).save(new)
+        os.utime(new, ns=(first.st_atime_ns, first.st_mtime_ns))
+        new.replace(path)
+    assert path.stat().st_size == first.st_size and path.stat().st_mtime_ns == first.st_mtime_ns
+    after = data.load(str(tmp_path))
+    assert count_decoded == [8, 8]
+    assert before.train_images[1, 0, 0].tolist() == [1, 0, 9]
+    assert after.train_images[1, 0, 0].tolist() == [200, 0, 9]
+    assert kept(tmp_path) == ["all"]
+
+
 def damage(path, how: str) -> None:
     content = bytearray(path.read_bytes())
     if how == "empty":

@@ -1,5 +1,7 @@
 """CIFAR's binary version: what is loaded, and what is refused and how."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +124,35 @@ def test_names_without_content(cifar100):
     (cifar100 / "fine_label_names.txt").write_text("\n")
     with pytest.raises(UserError, match=r"fine_label_names.txt: expected the names .* got 0"):
         data.load(str(cifar100))
+
+
+CUT = """
+import os, sys
+from pathlib import Path
+from cpfast.train import data
+from cpfast.train.data import cifar
+
+root = Path(sys.argv[1])
+allocate = cifar.np.empty
+
+def cut(*arguments, **options):  # once the sizes of the files are known
+    os.truncate(root / "data_batch_2.bin", 3073)
+    return allocate(*arguments, **options)
+
+cifar.np.empty = cut
+try:
+    data.load(str(root))
+except data.UserError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_named(cifar10):
+    """In a process of its own: it would be killed, where the file were mapped."""
+    path = cifar10 / "data_batch_2.bin"
+    path.write_bytes(path.read_bytes() * 9)  # of several pages
+    done = subprocess.run(
+        [sys.executable, "-c", CUT, str(cifar10)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (f"{path}: truncated while it was read: 3073 bytes of {90 * 3073}\n")

@@ -70,6 +70,18 @@ def test_several_sets_side_by_side(tmp_path):
         data.load(str(tmp_path))
 
 
+def test_images_in_folders_of_a_class_are_split_with_its_others(eurosat):
+    write_images(eurosat / "Forest" / "series", 5, value=90)
+    (eurosat / "Forest" / "series" / "notes.txt").write_text("no image")
+    (eurosat / "labels.csv").write_text("no class")
+    write_images(eurosat / "__MACOSX", 3)
+    images = data.load(str(eurosat))
+    assert images.classes == CLASSES
+    assert torch.bincount(images.test_labels).tolist() == [2, 5, 3]
+    assert torch.bincount(images.train_labels).tolist() == [8, 20, 12]
+    assert images.describe().endswith("for testing; 2 files passed over (.csv 1, .txt 1)")
+
+
 def test_a_class_of_one_image_cannot_be_split(eurosat):
     write_images(eurosat / "River", 1)
     with pytest.raises(UserError, match="River: only one image; two at least"):

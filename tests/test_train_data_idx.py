@@ -70,6 +70,16 @@ def test_of_several_sets_one_is_chosen_by_its_file(tmp_path):
     assert images.classes[-1] == "10" and images.name == "emnist-letters"
 
 
+def test_the_shadow_that_an_archive_of_macos_leaves_is_no_set(tmp_path):
+    root = write(tmp_path / "raw")
+    for place in (root, tmp_path / "__MACOSX"):
+        place.mkdir(exist_ok=True)
+        for path in root.glob("[!.]*"):
+            (place / f"._{path.name}").write_bytes(b"\0\5\x16\7" + bytes(78))
+    assert data.load(str(root)).train_size == 30
+    assert data.load(str(tmp_path)).train_size == 30
+
+
 def test_limit_is_stratified(tmp_path):
     images = data.load(str(write(tmp_path)), limit=20)
     assert torch.bincount(images.train_labels).tolist() == [2] * 10

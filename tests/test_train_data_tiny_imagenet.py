@@ -95,6 +95,23 @@ def test_an_image_without_annotation(tiny):
         data.load(str(tiny))
 
 
+def test_files_passed_over_are_said(tiny):
+    for path in ("val/images/._val_0.JPEG", "val/images/Thumbs.db", "train/.DS_Store"):
+        (tiny / path).write_bytes(b"no image")
+    assert data.load(str(tiny)).note == "tested on val/"
+    for path in ("val/images/notes.txt", f"train/{WNIDS[0]}/images/notes.txt", "train/a.csv"):
+        (tiny / path).write_bytes(b"no image")
+    assert data.load(str(tiny)).note == "tested on val/; 3 files passed over (.txt 2, .csv 1)"
+
+
+def test_an_image_in_a_folder_has_no_annotation_of_its_name_alone(tiny):
+    path = tiny / "val" / "images" / "more" / "val_1.JPEG"
+    path.parent.mkdir()
+    Image.new("RGB", (64, 64)).save(path)
+    with pytest.raises(UserError, match=rf"{path}: no class in .*val_annotations\.txt"):
+        data.load(str(tiny))
+
+
 def test_a_class_without_images(tiny):
     for path in (tiny / "train" / WNIDS[1] / "images").iterdir():
         path.unlink()

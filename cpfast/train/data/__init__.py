@@ -18,6 +18,7 @@ from cpfast.train.data import (
     tiny_imagenet,
 )
 from cpfast.train.data.download import locate
+from cpfast.train.data.listing import folders
 from cpfast.train.data.sets import ImageData, TextData
 from cpfast.train.data.split import stratified
 from cpfast.train.errors import UserError
@@ -87,7 +88,7 @@ def _load(source: str, limit: int | None, progress: bool, download: bool) -> Ima
 
 def _recognise(path: Path) -> tuple[Layout, Path]:
     """What lies in `path`, or in the only folder in it that holds data; and where."""
-    inside = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    inside = folders(path)
     held: list[tuple[Layout, Path]] = []
     for layouts in (LAYOUTS[:-1], LAYOUTS[-1:]):
         for places in ([path], inside):

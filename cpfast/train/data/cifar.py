@@ -108,13 +108,14 @@ def _read(
     root: Path, names: tuple[str, ...], label_bytes: int, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 32, 32, 3] and labels int64 [N] of the files, one after another."""
-    records = [_records(root / name, label_bytes + PIXELS) for name in names]
-    count = sum(len(part) for part in records)
-    images = np.empty((count, *SHAPE[1:], SHAPE[0]), dtype=np.uint8)
-    labels = np.empty(count, dtype=np.int64)
+    size = label_bytes + PIXELS
+    counts = [_count(root / name, size) for name in names]
+    images = np.empty((sum(counts), *SHAPE[1:], SHAPE[0]), dtype=np.uint8)
+    labels = np.empty(len(images), dtype=np.int64)
     start = 0
-    for name, part in zip(names, records, strict=True):
-        stop = start + len(part)
+    for name, count in zip(names, counts, strict=True):
+        part = _records(root / name, count, size)
+        stop = start + count
         labels[start:stop] = part[:, label_bytes - 1]
         images[start:stop] = part[:, label_bytes:].reshape(-1, *SHAPE).transpose(0, 2, 3, 1)
         largest = labels[start:stop].max()
@@ -128,8 +129,8 @@ def _read(
     return images, labels
 
 
-def _records(path: Path, size: int) -> np.ndarray:
-    """uint8 [N, size], not in memory but mapped."""
+def _count(path: Path, size: int) -> int:
+    """How many records of `size` bytes a file holds."""
     if not path.is_file():
         raise UserError(f"{path}: missing")
     length = path.stat().st_size
@@ -138,4 +139,14 @@ def _records(path: Path, size: int) -> np.ndarray:
             f"{path}: truncated or damaged: {length} bytes, expected a multiple of {size} "
             "(a record)"
         )
-    return np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, size)
+    return length // size
+
+
+def _records(path: Path, count: int, size: int) -> np.ndarray:
+    """uint8 [count, size]: read, since the process is killed where a mapped file is cut."""
+    content = np.fromfile(path, dtype=np.uint8, count=count * size)
+    if len(content) < count * size:
+        raise UserError(
+            f"{path}: truncated while it was read: {len(content)} bytes of {count * size}"
+        )
+    return content.reshape(count, size)

@@ -7,13 +7,14 @@ that of the archive at Zenodo (record 7711810).
 from __future__ import annotations
 
 import os
+from collections import Counter
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 
 from cpfast.train.data import decoded
-from cpfast.train.data.decoded import Files
-from cpfast.train.data.folder import class_names, list_classes
+from cpfast.train.data.listing import Files, class_names, folders, is_image, list_classes
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import stratified
 from cpfast.train.errors import UserError
@@ -25,12 +26,10 @@ NOTE = "a fifth of each class, drawn by a fixed seed, is held out for testing"
 
 def holds(root: Path) -> bool:
     """Whether a folder in `root` directly holds images."""
-    with os.scandir(root) as folders:
-        for folder in folders:
-            if folder.is_dir() and not folder.name.startswith("."):
-                with os.scandir(folder) as files:
-                    if any(decoded.is_image(file.name) for file in files):
-                        return True
+    for folder in folders(root):
+        with os.scandir(folder) as files:
+            if any(is_image(file.name) for file in files):
+                return True
     return False
 
 
@@ -41,7 +40,7 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
         UserError: naming the folder or file and what is wrong with it.
     """
     classes = class_names(root)
-    paths, labels = list_classes(root, classes)
+    paths, labels, others = list_classes(root, classes)
     sizes = np.bincount(labels)
     if sizes.min() < 2:
         raise UserError(
@@ -51,7 +50,7 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
     held = np.zeros(len(labels), dtype=bool)
     held[stratified(labels, max(len(labels) // HELD_OUT, len(classes)))] = True
     train, test = (
-        Files([path for path, chosen in zip(paths, part, strict=True) if chosen], labels[part])
-        for part in (~held, held)
+        Files(list(compress(paths, part)), labels[part], more)
+        for part, more in ((~held, others), (held, Counter()))
     )
     return decoded.load(root, train, test, classes, limit, progress, NOTE)

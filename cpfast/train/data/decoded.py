@@ -9,33 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
+from cpfast.train.data.listing import Files, passed_over
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import limited
 from cpfast.train.errors import UserError, first_line, require
 from cpfast.train.runfolder import RunFolder, write_atomically
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 # of Pillow; others (16-bit greyscale, say) lose what they hold in the conversion to 8 bits
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 CACHE = ".cpfast-cache"
-FORMAT = "cpfast-decoded-1"
+FORMAT = "cpfast-decoded-2"
 TOGETHER = 64  # images a thread decodes at a time
 SMALL = 64 * 64  # pixels
-
-
-class Files(NamedTuple):
-    """Image files and their labels, int64 [N]."""
-
-    paths: list[str]
-    labels: np.ndarray
 
 
 def load(
@@ -48,6 +42,8 @@ def load(
     note: str = "",
 ) -> ImageData:
     """The images of all files, which must be of one size; C is 1 if all are greyscale, else 3.
+
+    What was passed over beside them is added to the note.
 
     Raises:
         UserError: naming the file that cannot be read, is transparent or of another size.
@@ -63,18 +59,8 @@ def load(
         torch.from_numpy(test.labels),
         classes,
         root.name,
-        note,
+        "; ".join(part for part in (note, passed_over(train.others + test.others)) if part),
     )
-
-
-def is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def list_images(folder: Path | str) -> list[str]:
-    """Paths of the image files in `folder`, sorted."""
-    with os.scandir(folder) as entries:  # a third of the time of Path.iterdir
-        return sorted(entry.path for entry in entries if is_image(entry.name))
 
 
 def _read(root: Path, paths: list[str], keep: np.ndarray, progress: bool) -> np.ndarray:
@@ -96,13 +82,29 @@ def _read(root: Path, paths: list[str], keep: np.ndarray, progress: bool) -> np.
 
 
 def _key(root: Path, paths: list[str]) -> str:
-    """Changes with the order, the names, the sizes and the times of the files."""
+    """Changes with the order, the names, the sizes and the times of the files.
+
+    The time of the last change of a file's status (ctime) is among them, which no program can set
+    back. Its number (inode) is not: it changes with every mount of some network file systems.
+    """
     digest = hashlib.sha256(FORMAT.encode())
     for path in paths:
-        status = os.stat(path)
+        status = _status(path)
         digest.update(os.fsencode(path.removeprefix(str(root)).lstrip("/")))
-        digest.update(b"\0%d\0%d\0" % (status.st_size, status.st_mtime_ns))
+        times = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        digest.update(b"\0%d\0%d\0%d\0" % times)
     return digest.hexdigest()[:16]
+
+
+def _status(path: str) -> os.stat_result:
+    """Of a regular file: reading a pipe or a device may never end."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError(f"cannot read image {path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"cannot read image {path}: not a regular file")
+    return status
 
 
 def _stored(path: Path, count: int, keep: np.ndarray | slice = slice(None)) -> np.ndarray | None:
@@ -151,6 +153,7 @@ def _store(path: Path, images: np.ndarray, is_colour: np.ndarray) -> None:
 def _decode(paths: list[str], progress: bool) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [N, H, W, C], and which images are not greyscale: bool [N]."""
     image_module = require("PIL.Image", "reading an image folder")
+    upright = require("PIL.ImageOps", "reading an image folder").exif_transpose
     tqdm = require("tqdm", "the progress bar").tqdm
     # None hides the bar where the output is no terminal
     bar = tqdm(total=len(paths), desc="decoding", unit="image", leave=False,
@@ -158,13 +161,16 @@ def _decode(paths: list[str], progress: bool) -> tuple[np.ndarray, np.ndarray]:
 
     def read(path: str) -> np.ndarray:
         try:
-            with image_module.open(path) as image:
+            # Pillow maps some formats that it is given by name, and the process is killed where
+            # a mapped file is cut.
+            with open(path, "rb") as file, image_module.open(file) as image:
                 if image.mode not in MODES:
                     raise UserError(
                         f"{path}: an image of mode {image.mode!r}; expected {', '.join(MODES)}"
                     )
                 if _is_transparent(image):
                     raise UserError(f"{path}: has transparent pixels; images must be opaque")
+                upright(image, in_place=True)
                 grey = image.mode in ("1", "L", "LA")
                 return np.asarray(image.convert("L" if grey else "RGB"))
         except UserError:
@@ -210,7 +216,16 @@ def _channels(images: np.ndarray, is_colour: np.ndarray) -> np.ndarray:
 
 
 def _is_transparent(image: Any) -> bool:
-    """Whether a pixel of a Pillow image is not fully opaque."""
-    if image.mode not in ("LA", "P", "RGBA") and "transparency" not in image.info:
+    """Whether a pixel of a Pillow image that is not loaded yet is not fully opaque."""
+    if image.mode in ("LA", "P", "RGBA"):
+        return image.convert("RGBA").getextrema()[3][0] < 255
+    if "transparency" not in image.info:
         return False
-    return image.convert("RGBA").getextrema()[3][0] < 255
+    # The grey or colour that stands for transparent, in PNG of as many bits as the file has; what
+    # Pillow makes of the pixels has 8. Of 16 bits the lower ones are lost: a colour that differs
+    # in them alone is refused too.
+    key = np.array(image.info["transparency"])
+    stored = image.tile[0][3] if image.format == "PNG" else ""
+    key = key >> 8 if stored == "RGB;16B" else key * {"L;2": 85, "L;4": 17}.get(stored, 1)
+    pixels = np.asarray(image.convert("L" if image.mode == "1" else image.mode))
+    return bool((np.atleast_3d(pixels) == key).all(-1).any())

@@ -1,17 +1,16 @@
-"""Image folders: train/<class>/<image> and test/<class>/<image>."""
+"""Image folders: train/<class>/<image> and test/<class>/<image>, or val/ and its other names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from cpfast.train.data import decoded
-from cpfast.train.data.decoded import Files
+from cpfast.train.data.listing import class_names, list_classes
 from cpfast.train.data.sets import ImageData
 from cpfast.train.errors import UserError
 
 LAYOUT = "train/<class>/<image> and test/<class>/<image>"
+TESTED = ("test", "val", "valid", "validation")  # the first that is there
 
 
 def holds(root: Path) -> bool:
@@ -24,40 +23,20 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
     Raises:
         UserError: naming the folder or file and what is wrong with it.
     """
-    if not (root / "test").is_dir():
-        raise UserError(f"{root}: no test/ beside train/; expected test/<class>/<image>")
-    classes = class_names(root / "train")
-    unknown = sorted(set(class_names(root / "test", least=1)) - set(classes))
+    found = [name for name in TESTED if (root / name).is_dir()]
+    if not found:
+        raise UserError(
+            f"{root}: no test/, val/, valid/ or validation/ beside train/; "
+            "expected test/<class>/<image>"
+        )
+    train_root, test_root = root / "train", root / found[0]
+    classes = class_names(train_root)
+    unknown = sorted(set(class_names(test_root, least=1)) - set(classes))
     if unknown:
-        raise UserError(f"{root / 'test'}: class {unknown[0]!r} is not in {root / 'train'}")
-    train = list_classes(root / "train", classes)
-    test = list_classes(root / "test", classes, complete=False)
+        raise UserError(f"{test_root}: class {unknown[0]!r} is not in {train_root}")
+    train = list_classes(train_root, classes)
+    test = list_classes(test_root, classes, complete=False)
     if not test.paths:
-        raise UserError(f"{root / 'test'}: no images in the class folders")
-    return decoded.load(root, train, test, classes, limit, progress)
-
-
-def class_names(split: Path, least: int = 2) -> tuple[str, ...]:
-    """Names of the class folders in `split`, sorted."""
-    names = sorted(p.name for p in split.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not names:
-        raise UserError(f"{split}: no class folders; expected {split.name}/<class>/<image>")
-    if len(names) < least:
-        raise UserError(f"{split}: only one class, {names[0]!r}; two at least are needed")
-    return tuple(names)
-
-
-def list_classes(
-    split: Path, classes: tuple[str, ...], *, inner: str = "", complete: bool = True
-) -> Files:
-    """The images in split/<class>/`inner`; every class has some if `complete`."""
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        folder = split / name / inner
-        files = decoded.list_images(folder) if folder.is_dir() else []
-        if not files and complete:
-            raise UserError(f"{folder}: no images ({', '.join(decoded.SUFFIXES)})")
-        paths += files
-        labels += [label] * len(files)
-    return Files(paths, np.array(labels, dtype=np.int64))
+        raise UserError(f"{test_root}: no images in the class folders")
+    note = "" if found == ["test"] else f"tested on {', not '.join(f'{name}/' for name in found)}"
+    return decoded.load(root, train, test, classes, limit, progress, note)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cpfast.train.data.listing import is_hidden
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import limited
 from cpfast.train.errors import UserError, first_line
@@ -83,8 +84,8 @@ def load(path: Path, limit: int | None, progress: bool) -> ImageData:
 
 
 def _prefixes(folder: Path) -> list[str]:
-    found = (TRAIN_IMAGES.fullmatch(file.name) for file in folder.iterdir())
-    return sorted({match["prefix"] for match in found if match})
+    names = (file.name for file in folder.iterdir() if not is_hidden(file.name))
+    return sorted({match["prefix"] for match in map(TRAIN_IMAGES.fullmatch, names) if match})
 
 
 def _read_split(

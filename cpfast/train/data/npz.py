@@ -1,10 +1,13 @@
-"""Arrays in an .npz file: x_train, y_train, x_test, y_test."""
+"""Arrays in an .npz file, named as Keras or as MedMNIST publishes them."""
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,91 +16,177 @@ from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import limited
 from cpfast.train.errors import UserError, first_line
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
+NAMES = (
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),
+)
+MOST_CHANNELS = 4
+SHOWN = 6  # names
+
+
+class _Header(NamedTuple):
+    """What an array says of itself before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 def load(path: Path, limit: int | None) -> ImageData:
-    """Images uint8 [N, H, W] or [N, H, W, C] and integer labels [N] that count from 0.
+    """Images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]: channels are at most 4, sides more.
+    Labels [N] or [N, 1], whole numbers from 0.
 
     Raises:
         UserError: naming the file and what is wrong with it.
     """
-    arrays = _read(path)
-    train_images = _images(path, "x_train", arrays["x_train"])
-    test_images = _images(path, "x_test", arrays["x_test"])
-    if train_images.shape[1:] != test_images.shape[1:]:
-        raise UserError(
-            f"{path}: x_train holds images of {list(train_images.shape[1:])}, "
-            f"x_test of {list(test_images.shape[1:])}"
-        )
-    train_labels = _labels(path, "y_train", arrays["y_train"], len(train_images))
-    test_labels = _labels(path, "y_test", arrays["y_test"], len(test_images))
-    present = np.unique(train_labels)
-    count = len(present)
-    if count < 2:
-        raise UserError(f"{path}: only one class in y_train, {present[0]}; two at least are needed")
-    gaps = np.flatnonzero(present != np.arange(count))
-    if len(gaps):
-        raise UserError(
-            f"{path}: y_train must hold every label from 0 to its largest, {present[-1]}; "
-            f"it lacks {gaps[0]}"
-        )
-    if test_labels.max() >= count:
-        raise UserError(
-            f"{path}: y_test holds label {test_labels.max()}, y_train only to {count - 1}"
-        )
+    with _opened(path) as archive:
+        found = [name.removesuffix(".npy") for name in archive.namelist()]
+        names = next((names for names in NAMES if names[0] in found), NAMES[0])
+        missing = [name for name in names if name not in found]
+        if missing:
+            expected = " or ".join(", ".join(names) for names in NAMES)
+            raise UserError(
+                f"{path}: no array {missing[0]!r}; expected {expected}; found {_shown(found)}"
+            )
+        # All before any is read: what does not fit need not fit into memory either.
+        x_train, y_train, x_test, y_test = names
+        headers = {name: _header(path, archive, name) for name in names}
+        sizes = [_size(path, name, headers[name]) for name in (x_train, x_test)]
+        if sizes[0] != sizes[1]:
+            raise UserError(f"{path}: {x_train} holds images of {sizes[0]}, {x_test} of {sizes[1]}")
+        for images, labels in ((x_train, y_train), (x_test, y_test)):
+            _check_labels(path, labels, headers[labels], headers[images].shape[0])
+        train_labels = _labels(path, y_train, _read(archive, y_train))
+        test_labels = _labels(path, y_test, _read(archive, y_test))
+        classes = _classes(path, y_train, train_labels, y_test, test_labels)
+        train_images = _channels_last(_read(archive, x_train))
+        test_images = _channels_last(_read(archive, x_test))
+    unused = [name for name in found if name not in names]
     chosen = limited(train_labels, limit)
     return ImageData(
         torch.from_numpy(np.ascontiguousarray(train_images[chosen])),
         torch.from_numpy(train_labels[chosen]),
         torch.from_numpy(np.ascontiguousarray(test_images)),
         torch.from_numpy(test_labels),
-        tuple(str(label) for label in range(count)),
+        tuple(str(label) for label in range(classes)),
         path.stem,
+        f"not used: {_shown(unused)}" if unused else "",
     )
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+# --- the archive ------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An archive, of which whatever cannot be read is a UserError."""
     try:
         with open(path, "rb") as file:
-            # What numpy says of anything else is how to unpickle it, which is never done here.
-            if not file.read(6).startswith((b"PK", b"\x93NUMPY")):
-                raise UserError(f"{path}: not a readable .npz file (no zip archive)")
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(f"{path}: one array, not an .npz with {', '.join(KEYS)}")
-        with archive:
-            missing = [key for key in KEYS if key not in archive]
-            if missing:
-                raise UserError(
-                    f"{path}: no array {missing[0]!r}; expected {', '.join(KEYS)}, "
-                    f"found {', '.join(archive.files) or 'none'}"
-                )
-            return {key: archive[key] for key in KEYS}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            if file.read(6) == b"\x93NUMPY":
+                raise UserError(f"{path}: one array, not an .npz with {', '.join(NAMES[0])}")
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (UserError, MemoryError):
+        raise
+    # zipfile, what it unpacks with, and numpy have many for damage, encryption and new methods
+    except Exception as error:
         raise UserError(f"{path}: not a readable .npz file ({first_line(error)})") from error
 
 
-def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
-    if images.dtype != np.uint8:
-        raise UserError(f"{path}: {key} must be uint8 (0 to 255), got {images.dtype}")
-    if images.shape[:1] == (0,):
-        raise UserError(f"{path}: {key} is empty, got {list(images.shape)}")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] > 4 or 0 in images.shape:
+def _header(path: Path, archive: zipfile.ZipFile, name: str) -> _Header:
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        if np.lib.format.read_magic(file) == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        else:  # 3.0 is 2.0 with other letters in the names of fields
+            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        held = member.file_size - file.tell()
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:
         raise UserError(
-            f"{path}: {key} must be [N, H, W] or [N, H, W, C] with C at most 4, "
-            f"got {list(images.shape)}"
+            f"{path}: {name} is truncated or damaged: its header says {list(shape)} of {dtype}, "
+            f"and there are {held} bytes"
         )
-    return images
+    return _Header(shape, dtype)
 
 
-def _labels(path: Path, key: str, labels: np.ndarray, count: int) -> np.ndarray:
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{path}: {key} must hold integers, got {labels.dtype}")
-    if labels.shape != (count,):
-        raise UserError(f"{path}: {key} must be [{count}], as its images; got {list(labels.shape)}")
-    if labels.min() < 0 or labels.max() >= 2**31:
-        raise UserError(f"{path}: {key} must count from 0, got {labels.min()} to {labels.max()}")
+def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _shown(names: Iterable[str]) -> str:
+    listed = [name if name.isprintable() else repr(name) for name in names]
+    return ", ".join(listed[:SHOWN] + ["..."] * (len(listed) > SHOWN)) or "none"
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def _size(path: Path, name: str, header: _Header) -> list[int]:
+    """Height, width and channels."""
+    if header.dtype != np.uint8:
+        raise UserError(f"{path}: {name} must be uint8 (0 to 255), got {header.dtype}")
+    shape = header.shape
+    size = (*shape[1:], 1) if len(shape) == 3 else shape[1:]
+    if _is_channels_first(shape):
+        size = (*size[1:], size[0])
+    if len(size) != 3 or 0 in shape or size[2] > MOST_CHANNELS or min(size[:2]) <= MOST_CHANNELS:
+        raise UserError(
+            f"{path}: {name} must be [N, H, W], [N, H, W, C] or [N, C, H, W] with C at most "
+            f"{MOST_CHANNELS} and H and W more; got {list(shape)}"
+        )
+    return list(size)
+
+
+def _is_channels_first(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 and shape[1] <= MOST_CHANNELS
+
+
+def _channels_last(images: np.ndarray) -> np.ndarray:
+    if images.ndim == 3:
+        return images[..., None]
+    return np.moveaxis(images, 1, -1) if _is_channels_first(images.shape) else images
+
+
+# --- labels -----------------------------------------------------------------------------------
+
+
+def _check_labels(path: Path, name: str, header: _Header, count: int) -> None:
+    if header.dtype.kind not in "biuf":
+        raise UserError(f"{path}: {name} must hold whole numbers, got {header.dtype}")
+    if header.shape not in ((count,), (count, 1)):
+        raise UserError(
+            f"{path}: {name} must be [{count}] or [{count}, 1], one label for each image; got "
+            f"{list(header.shape)}"
+        )
+
+
+def _labels(path: Path, name: str, labels: np.ndarray) -> np.ndarray:
+    """int64 [N]."""
+    labels = labels.reshape(-1)
+    broken = labels[labels != np.floor(labels)]
+    if len(broken):
+        raise UserError(f"{path}: {name} must hold whole numbers, got {broken[0]}")
+    first, last = labels.min().item(), labels.max().item()
+    if first < 0 or last >= 2**31:
+        raise UserError(f"{path}: {name} must count from 0, got {first} to {last}")
     return labels.astype(np.int64)
+
+
+def _classes(
+    path: Path, train: str, train_labels: np.ndarray, test: str, test_labels: np.ndarray
+) -> int:
+    present = np.unique(train_labels)
+    count = len(present)
+    if count < 2:
+        raise UserError(f"{path}: only one class in {train}, {present[0]}; two at least are needed")
+    gaps = np.flatnonzero(present != np.arange(count))
+    if len(gaps):
+        raise UserError(
+            f"{path}: {train} must hold every label from 0 to its largest, {present[-1]}; "
+            f"it lacks {gaps[0]}"
+        )
+    if test_labels.max() >= count:
+        raise UserError(
+            f"{path}: {test} holds label {test_labels.max()}, {train} only to {count - 1}"
+        )
+    return count

@@ -7,13 +7,13 @@ wnid, bounding box. The labels of its test/ were never published: val/ is the te
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from cpfast.train.data import decoded
-from cpfast.train.data.decoded import Files
-from cpfast.train.data.folder import class_names, list_classes
+from cpfast.train.data.listing import Files, class_names, list_classes, list_images
 from cpfast.train.data.sets import ImageData
 from cpfast.train.errors import UserError
 
@@ -55,11 +55,13 @@ def _validation(folder: Path, classes: tuple[str, ...]) -> Files:
             )
         labels[fields[0]] = label_of[fields[1]]
     images = folder / "images"
-    paths = {os.path.basename(p): p for p in decoded.list_images(images)} if images.is_dir() else {}
+    others: Counter[str] = Counter()
+    listed = list_images(images, others, {}) if images.is_dir() else []
+    paths = {os.path.relpath(path, images): path for path in listed}
     for name in labels.keys() ^ paths.keys():
         if name in paths:
             raise UserError(f"{paths[name]}: no class in {annotations}")
         raise UserError(f"{annotations}: {name} is not in {images}")
     if not paths:
         raise UserError(f"{images}: no images")
-    return Files(list(paths.values()), np.array([labels[name] for name in paths], dtype=np.int64))
+    return Files(listed, np.array([labels[name] for name in paths], dtype=np.int64), others)
