@@ -22,6 +22,7 @@ import torch
 
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
+from cpfast.train.metrics import EpochMetrics
 
 FORMAT = "cpfast-run-1"
 CONFIG, METRICS, ENERGY, CHECKPOINT, LOCK = (
@@ -40,13 +41,18 @@ class RunFolder:
 
     # --- opening ----------------------------------------------------------------------------
 
+    @property
+    def begun(self) -> bool:
+        """Whether it holds a run."""
+        return (self.path / CONFIG).exists()
+
     def check_free(self) -> None:
         """Leave the folder as it is.
 
         Raises:
             UserError: it holds a run already, or files of something else.
         """
-        if (self.path / CONFIG).exists():
+        if self.begun:
             with self.locked():  # a run under way is the more telling reason
                 pass
         self._refuse_used()
@@ -61,7 +67,7 @@ class RunFolder:
         self._write_config(config)
 
     def _refuse_used(self) -> None:
-        if (self.path / CONFIG).exists():
+        if self.begun:
             raise UserError(
                 f"--out {self.path}: holds a run already; continue it with --resume, "
                 "or choose another folder"
@@ -80,7 +86,7 @@ class RunFolder:
             UserError: there is none, or it is not one of this version.
         """
         source = self.path / CONFIG
-        if not source.exists():
+        if not self.begun:
             raise UserError(f"{self.path}: no run here (no {CONFIG})")
         values = read_json(source)
         if values.pop("format", None) != FORMAT:
@@ -89,7 +95,7 @@ class RunFolder:
 
     # --- while it runs ----------------------------------------------------------------------
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
+    def append_metrics(self, line: EpochMetrics) -> None:
         path = self.path / METRICS
         with _naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
