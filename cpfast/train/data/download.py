@@ -13,8 +13,8 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -57,10 +57,17 @@ class Remote:
 class Source:
     """Files that make up a data set, and the folder that they become: an archive holds it, single
     files are put into it.
+
+    Attributes:
+        paper, line: whose it is, and what.
+        defaults: as of `DataSet`.
     """
 
     folder: str
     files: tuple[Remote, ...]
+    paper: str = ""
+    line: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
