@@ -1,20 +1,18 @@
-"""A document of tables and notes as text and as Markdown, and what all kinds say."""
+"""A document of tables and notes as text and as Markdown, and what all studies say."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from cpfast.studies import environment
+from cpfast.studies.statistics import Estimate
+from cpfast.studies.store import Entry, Results, begun_seeds, progress, study_of
+from cpfast.studies.study import Study
 from cpfast.train import report
-from cpfast.train.compare import environment
-from cpfast.train.compare.results import plan_of
-from cpfast.train.compare.runner import RESULTS, begun_seeds
-from cpfast.train.compare.statistics import Estimate
 from cpfast.train.config import Config
 
-Results = Mapping[str, Any]
 WRAP = textwrap.TextWrapper(
     width=100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
 )
@@ -50,13 +48,24 @@ class Document(NamedTuple):
         return "\n\n".join(parts) + "\n"
 
 
-def progress(results: Results) -> tuple[int, int]:
-    """How many runs are done, and how many there are to be."""
-    return len(results["runs"]), plan_of(results).wanted(results)
+def document(results: Results) -> Document:
+    """Of whichever study."""
+    made = study_of(results).document(results)
+    done, wanted = progress(results)
+    if done < wanted:
+        made = made._replace(title=f"{made.title}: {done} of {wanted} runs, unfinished")
+    return made
 
 
-def config_of(results: Results) -> Config:
-    return Config.from_dict(results["config"], Path(RESULTS))
+def entry_line(study: Study, entry: Entry) -> str:
+    """One run that has just ended."""
+    what = f"seed {entry['seed']}  {study.label(entry)}"
+    if entry["diverged"] is not None:
+        return f"{what}  diverged: {entry['diverged']}"
+    return (
+        f"{what}  {study.outcome(entry)}  {entry['forward_samples']:>11,} samples  "
+        f"{entry['seconds']:7.1f} s"
+    )
 
 
 def title_of(config: Config) -> str:

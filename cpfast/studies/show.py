@@ -1,29 +1,21 @@
-"""The table and the pictures of a comparison, beside its results.json."""
+"""The table and the pictures of a study, beside its results.json."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from cpfast.train import plots
-from cpfast.train.compare.runner import RESULTS
-from cpfast.train.compare.tables import document
+from cpfast.studies.document import document
+from cpfast.studies.store import RESULTS, Results, study_of
 from cpfast.train.errors import UserError
 from cpfast.train.runfolder import write_atomically
 
 TABLE = "table.md"
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-PICTURES = {
-    "arms": {"accuracy.png": plots.draw_comparison, "rotation.png": plots.draw_rotation},
-    "falsify": {"falsify.png": plots.draw_falsification},
-    "oracle": {"oracle.png": plots.draw_oracle},
-}
 
 
-def show(path: Path, results: Mapping[str, Any], plot: bool) -> str:
+def show(path: Path, results: Results, plot: bool) -> str:
     """Write the Markdown table and, with `plot`, the pictures; what to print.
 
     A folder that cannot be written to is said, and no error: the table can be printed.
@@ -34,12 +26,8 @@ def show(path: Path, results: Mapping[str, Any], plot: bool) -> str:
     if not results["runs"]:
         raise UserError(f"{path / RESULTS}: no run is finished yet")
     made = document(results)
-    pictures = PICTURES[results["kind"]]
-    drawn = [
-        _written("picture", path / name, partial(draw, results))
-        for name, draw in pictures.items()
-        if plot
-    ]
+    pictures = study_of(results).pictures(results)
+    drawn = [_written("picture", path / name, draw) for name, draw in pictures.items() if plot]
     links = [f"\n![{name}]({name})\n" for name in pictures if (path / name).exists()]
     text = made.markdown() + "".join(links)
 

@@ -1,83 +1,126 @@
-"""results.json of a comparison: opened, checked, continued."""
+"""results.json of a study: what it holds, opened, checked, continued."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from cpfast.studies import environment
+from cpfast.studies.study import Study, name_of, studies
 from cpfast.train import report
-from cpfast.train.compare import environment
-from cpfast.train.compare.comparison import Comparison
-from cpfast.train.compare.falsify import Falsification
-from cpfast.train.compare.oracle import Oracle
-from cpfast.train.compare.plan import Plan
-from cpfast.train.compare.runner import ENTRY, RESULTS, Entry, MakeProgress, Runner
 from cpfast.train.config import ENVIRONMENT, Config, changes
-from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import UserError
+from cpfast.train.metrics import EpochMetrics
 from cpfast.train.runfolder import CONFIG, RunFolder, read_json, write_json
 
+# "kind", "config", "seeds", "train_size" (samples), the study's own settings, "environments"
+# (`environment.describe`, the later ones where it has changed), and "runs".
+Results = Mapping[str, Any]
+Entry = dict[str, Any]  # of "runs": `ENTRY`, and what the study adds
+
+RESULTS = "results.json"
 FORMAT = "cpfast-compare-2"
-KINDS: dict[str, type[Plan]] = {kind.KIND: kind for kind in (Comparison, Falsification, Oracle)}
 # Of where and how a run is executed; what could no longer be compared.
 COMPARABLE = {
     "device": "times", "threads": "times", "step": "times", "country": "CO2e",
     "price_kwh": "costs", "price_hour": "costs",
+}  # fmt: skip
+
+NUMBER = (int, float)
+OPTIONAL_NUMBER = (int, float, type(None))
+# Of every entry, as `entry_of` makes it, and the types of its values.
+ENTRY: dict[str, tuple[type, ...]] = {
+    "seed": (int,), "diverged": (str, type(None)), "test_accuracy": OPTIONAL_NUMBER,
+    "test_loss": OPTIONAL_NUMBER, "train_loss": OPTIONAL_NUMBER, "epochs": (int,),
+    "forward_samples": (int,), "backward_samples": (int,), "seconds": NUMBER,
+    "evaluation_seconds": NUMBER, "detection_seconds": NUMBER, "preparation_seconds": NUMBER,
+    "kwh": OPTIONAL_NUMBER, "energy": (dict, type(None)), "co2e_kg": OPTIONAL_NUMBER,
+    "cost": OPTIONAL_NUMBER, "period_end": (int, type(None)),
+    "period_end_reason": (str, type(None)), "curve": (list,), "rotation": (list, type(None)),
 }  # fmt: skip
 # Of an entry's "energy", what the notes name.
 CO2E_KEYS = {"source", "grams_per_kwh", "country"}
 COST_KEYS = {"source", "price_kwh", "price_hour"}
 
 
-def run(
-    plan: Plan,
-    data: ImageData | TextData,
-    out: Path,
-    progress: MakeProgress | None = None,
-    finished: Callable[[Entry], None] | None = None,
-) -> dict[str, Any]:
-    """Run what is missing in `out`, which the caller has locked.
+# --- looking at it --------------------------------------------------------------------------
 
-    results.json is written after each run; one under way continues from its last epoch. A run
-    that diverges is stored as such, and the rest goes on.
 
-    Args:
-        data: with its true labels.
-        progress, finished: see `Runner`.
+def study_of(results: Results) -> Study:
+    """The study that was run."""
+    kind = _kind(results["kind"])
+    assert kind is not None
+    return kind.of(results)
 
-    Returns:
-        What results.json holds: "kind", "config", "seeds", "train_size" (samples), the kind's own
-        settings, "environments" (`environment.describe`, the later ones where it has changed),
-        and "runs".
+
+def find(results: Results, **key: Any) -> Entry | None:
+    """The run of which all that is given holds."""
+    for entry in results["runs"]:
+        if all(entry[name] == value for name, value in key.items()):
+            return entry
+    return None
+
+
+def begun_seeds(results: Results) -> list[int]:
+    """The seeds of which a run is stored."""
+    return sorted({entry["seed"] for entry in results["runs"]})
+
+
+def progress(results: Results) -> tuple[int, int]:
+    """How many runs are done, and how many there are to be."""
+    return len(results["runs"]), study_of(results).wanted(results)
+
+
+# --- its folder -----------------------------------------------------------------------------
+
+
+def default_folder(study: Study) -> Path:
+    """The same for the same settings, so that the same command continues."""
+    config = study.config
+    settings = {k: v for k, v in config.to_dict().items() if k not in ENVIRONMENT}
+    text = json.dumps([study.KIND, settings, list(study.seeds), study.settings()], sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
+    data = report.data_name(config.replace(limit=None))
+    return Path("runs") / f"{name_of(type(study))}-{data}-{config.model}-{digest}"
+
+
+def check_folder(out: Path) -> None:
+    """Leave the folder as it is.
 
     Raises:
-        UserError: `out` holds another comparison.
+        UserError: it is neither new nor a study's.
     """
-    results = open_results(plan, data.train_size, out)
-    plan.run(Runner(out, data, results, progress, finished))
-    return results
+    if (out / RESULTS).exists():
+        return
+    folder = RunFolder(out)
+    if folder.begun:
+        raise UserError(f"--out {out}: holds a single run, not a comparison; choose another folder")
+    folder.check_free()
 
 
-def open_results(plan: Plan, train_size: int, out: Path) -> dict[str, Any]:
+# --- opening --------------------------------------------------------------------------------
+
+
+def open_results(study: Study, train_size: int, out: Path) -> dict[str, Any]:
     """The results in `out`, or new ones. More seeds may be added to those there are.
 
     Raises:
         UserError: `out` holds another comparison, or something else, or runs whose times, CO2e or
             costs could not be compared with those to come; a batch is larger than the data.
     """
-    if plan.largest_batch() > train_size:
+    if study.largest_batch() > train_size:
         # Said now, and not after the first hours.
         raise UserError(
-            f"a batch of {plan.largest_batch()}, the largest of this comparison, is more than the "
+            f"a batch of {study.largest_batch()}, the largest of this comparison, is more than the "
             f"{train_size} samples to train on; use a smaller --batch-size"
         )
-    here = environment.describe(plan.config.device)
+    here = environment.describe(study.config.device)
     head = {
-        "kind": plan.KIND, "config": plan.config.to_dict(), "seeds": list(plan.seeds),
-        "train_size": train_size, **plan.settings(),
+        "kind": study.KIND, "config": study.config.to_dict(), "seeds": list(study.seeds),
+        "train_size": train_size, **study.settings(),
     }  # fmt: skip
     if not (out / RESULTS).exists():
         results = {"format": FORMAT, **head, "environments": [here], "runs": []}
@@ -85,7 +128,7 @@ def open_results(plan: Plan, train_size: int, out: Path) -> dict[str, Any]:
         return results
     results = read_results(out)
     stored = Config.from_dict(results["config"], out / RESULTS)
-    other = changes(plan.config.to_dict(), stored)
+    other = changes(study.config.to_dict(), stored)
     for key, value in head.items():
         continued = key == "seeds" and value[: len(results["seeds"])] == results["seeds"]
         if key != "config" and results.get(key) != value and not continued:
@@ -96,17 +139,17 @@ def open_results(plan: Plan, train_size: int, out: Path) -> dict[str, Any]:
         raise UserError(f"--out {out}: holds another comparison: {'; '.join(other)}")
     begun = bool(results["runs"]) or any(out.glob(f"seed*/**/{CONFIG}"))
     if begun:
-        _check_comparable(plan.config, stored, out)
-    continued = {**results, **head}
+        _check_comparable(study.config, stored, out)
+    opened = {**results, **head}
     if not begun:
-        continued["environments"] = [here]
-    elif len(results["runs"]) < plan.wanted(results) and not environment.same(
+        opened["environments"] = [here]
+    elif len(results["runs"]) < study.wanted(results) and not environment.same(
         here, results["environments"][-1]
     ):
-        continued["environments"] = [*results["environments"], here]
-    if continued != results:
-        write_json(out / RESULTS, continued)
-    return continued
+        opened["environments"] = [*results["environments"], here]
+    if opened != results:
+        write_json(out / RESULTS, opened)
+    return opened
 
 
 def _check_comparable(config: Config, stored: Config, out: Path) -> None:
@@ -119,11 +162,14 @@ def _check_comparable(config: Config, stored: Config, out: Path) -> None:
             )
 
 
+# --- reading --------------------------------------------------------------------------------
+
+
 def read_results(out: Path) -> dict[str, Any]:
-    """results.json of a comparison of any kind.
+    """results.json of whichever study.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is none, it is damaged, or its study is not installed here.
     """
     source = out / RESULTS
     if not source.exists():
@@ -131,9 +177,14 @@ def read_results(out: Path) -> dict[str, Any]:
     results = read_json(source)
     if results.get("format") != FORMAT:
         raise UserError(f"{source}: not the results of a cpfast comparison of this version")
-    kind = KINDS.get(str(results.get("kind")))
-    if kind is None:
+    if not isinstance(results.get("kind"), str):
         raise UserError(f"{source}: damaged ('kind' is {results.get('kind')!r})")
+    kind = _kind(results["kind"])
+    if kind is None:
+        raise UserError(
+            f"{source}: of the kind {results['kind']!r}, which no study here has "
+            f"({', '.join(studies)})"
+        )
     head = {
         "config": dict, "seeds": list, "train_size": int, **kind.HEAD, "environments": list,
         "runs": list,
@@ -143,8 +194,8 @@ def read_results(out: Path) -> dict[str, Any]:
             raise UserError(f"{source}: damaged ({key!r} is missing or of the wrong type)")
     Config.from_dict(results["config"], source)
     try:
-        plan = kind.of(results)
-        plan.wanted({**results, "runs": []})
+        study = kind.of(results)
+        study.wanted({**results, "runs": []})
     except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{source}: damaged ({error})") from error
     places = results["environments"]
@@ -154,8 +205,8 @@ def read_results(out: Path) -> dict[str, Any]:
         raise UserError(f"{source}: damaged ('environments' is {places!r})")
     seen = set()
     for number, entry in enumerate(results["runs"], 1):
-        fault = _fault(entry, kind) or plan.fault(entry)
-        if fault is None and entry["seed"] not in plan.seeds:
+        fault = _fault(entry, kind) or study.fault(entry)
+        if fault is None and entry["seed"] not in study.seeds:
             fault = f"'seed' is {entry['seed']}, of {results['seeds']}"
         if fault is None:
             identity = tuple(entry[name] for name in kind.KEY)
@@ -166,7 +217,12 @@ def read_results(out: Path) -> dict[str, Any]:
     return results
 
 
-def _fault(entry: Any, kind: type[Plan]) -> str | None:
+def _kind(kind: str) -> type[Study] | None:
+    kinds = [cast(type[Study], entry.factory) for entry in studies.values()]
+    return next((study for study in kinds if study.KIND == kind), None)
+
+
+def _fault(entry: Any, kind: type[Study]) -> str | None:
     if not isinstance(entry, dict):
         return "not an object"
     for key, types in {**kind.KEY, **kind.OWN, **ENTRY}.items():
@@ -208,29 +264,71 @@ def _is_energy(energy: dict[str, Any] | None) -> bool:
     return all(isinstance(part, dict) and keys <= part.keys() for part, keys in needed)
 
 
-def plan_of(results: Mapping[str, Any]) -> Plan:
-    return KINDS[results["kind"]].of(results)
+# --- writing --------------------------------------------------------------------------------
 
 
-def default_folder(plan: Plan) -> Path:
-    """The same for the same settings, so that the same command continues."""
-    config = plan.config
-    settings = {k: v for k, v in config.to_dict().items() if k not in ENVIRONMENT}
-    text = json.dumps([plan.KIND, settings, list(plan.seeds), plan.settings()], sort_keys=True)
-    digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
-    name = report.data_name(config.replace(limit=None))
-    verb = "compare" if plan.KIND == "arms" else plan.KIND
-    return Path("runs") / f"{verb}-{name}-{config.model}-{digest}"
+def entry_of(
+    folder: RunFolder | None, seed: int, diverged: str | None, charged: bool = False
+) -> Entry:
+    """What a run came to; the study adds what identifies it.
 
+    "test_accuracy" is that of the last epoch, never the best. "seconds" is the training, with
+    scoring and selection, without evaluation, checkpoints and preparation (compiling and capturing
+    the step); of the rotation only where the run acts on it: full measures it so that others can
+    be forked from it, and is not charged.
 
-def check_folder(out: Path) -> None:
-    """Leave the folder as it is.
-
-    Raises:
-        UserError: it is neither new nor a comparison's.
+    Args:
+        folder: None for a run that never began.
+        diverged: why it did not reach its end; it has no accuracy then.
+        charged: for the time of measuring the rotation.
     """
-    if (out / RESULTS).exists():
-        return
-    if (out / CONFIG).exists():
-        raise UserError(f"--out {out}: holds a single run, not a comparison; choose another folder")
-    RunFolder(out).check_free()
+    summary = None
+    if folder is not None and (diverged is None or folder.metrics()):
+        summary = report.summarise(folder)
+    lines: Sequence[EpochMetrics] = [] if summary is None else summary["metrics"]
+    curve, clock = [], 0.0
+    for line in lines:
+        clock += line["seconds"]["train"]
+        clock -= 0 if charged else line["seconds"]["detection"]
+        if line["test_accuracy"] is not None:
+            curve.append([clock, line["test_accuracy"]])
+    last: Mapping[str, Any] = lines[-1] if lines else {}
+    energy = {} if summary is None else summary["energy"] or {}
+    parts = ("evaluation", "detection", "preparation")
+    seconds = dict.fromkeys(parts, 0.0) if summary is None else summary["seconds"]
+    watched = summary is not None and summary["config"].detect
+    return {
+        "seed": seed,
+        "diverged": diverged,
+        "test_accuracy": last.get("test_accuracy") if diverged is None else None,
+        "test_loss": last.get("test_loss") if diverged is None else None,
+        "train_loss": last.get("train_loss") if diverged is None else None,
+        "epochs": len(lines),
+        "forward_samples": sum(line["forward_samples"] for line in lines),
+        "backward_samples": sum(line["backward_samples"] for line in lines),
+        "seconds": clock,
+        "evaluation_seconds": seconds["evaluation"],
+        "detection_seconds": seconds["detection"] if charged else 0.0,
+        "preparation_seconds": seconds["preparation"],
+        "kwh": energy.get("kwh"),
+        "co2e_kg": (energy.get("co2e") or {}).get("kg"),
+        "cost": (energy.get("cost") or {}).get("value"),
+        "energy": energy or None,
+        "period_end": last.get("period_end") if watched else None,
+        "period_end_reason": last.get("period_end_reason") if watched else None,
+        "curve": curve,
+        "rotation": _rotations(lines) if watched else None,
+    }
+
+
+def _rotations(lines: Sequence[EpochMetrics]) -> list[float]:
+    """The mean rotation after each epoch; one without a step leaves it as it was.
+
+    To six digits: a picture needs no more, and a sweep has thousands of them.
+    """
+    rotations: list[float] = []
+    for line in lines:
+        last = rotations[-1] if rotations else 0.0
+        value = line["rotation_mean"]
+        rotations.append(last if value is None else float(f"{value:.6g}"))
+    return rotations

@@ -1,6 +1,5 @@
-"""The training entrypoint behind `cpfast train | compare | report | env`.
+"""Training behind `cpfast train`: one run, from its settings to its table and picture.
 
-It may use anything in cpfast; nothing in cpfast imports it. The flow: `config` -> `data` ->
-`loop` (with `models`, `clock`) -> `runfolder` -> `report`, `plots`; `compare` runs the
-same loop once per arm and seed.
+It may use anything in cpfast but studies and cli; nothing in the library imports it. The flow:
+`config` -> `data` -> `loop` (with `models`, `clock`) -> `runfolder` -> `report`, `plots`.
 """

@@ -41,9 +41,9 @@ from cpfast.train.errors import UserError
 DEFAULT = ("full", "detector", "k1", "k1_matched", "shortened")
 FAIR = ("k1", "k1_matched", "shortened")  # controls that no comparison should lack
 CONTROLS = (*FAIR, "fixed", "rs2")
-BUDGETED = ("shortened", "k1", "rs2")
+BUDGETED = ("shortened", "k1", "rs2")  # bases
 BUDGETS = (50, 60, 70, 80, 100)
-NAMES = {"random": "rs2"}  # of policies
+NAMES = {"random": "rs2"}  # of policies, where the literature has another
 
 # The settings of an arm from those of full, the training samples there are, and the samples that
 # the arm it matches has used.
@@ -62,6 +62,9 @@ class Arm:
             arm that starts anew.
         watches: acts on the rotation, and so pays for measuring it.
         repeated: is another arm all over again where k = 1.
+        base: the arm that it varies, where it is a variant: k1 of k1+infobatch and of k1@50.
+        policy: that it prunes by.
+        budget: in percent of full's samples, where it has one of its own.
     """
 
     name: str
@@ -71,6 +74,9 @@ class Arm:
     fork: Callable[[int, int | None], bool] | None = None
     watches: bool = False
     repeated: bool = False
+    base: str | None = None
+    policy: str | None = None
+    budget: int | None = None
 
     def describe(self, repeats: int | str, at: int | str) -> str:
         return self.text.format(k=repeats, at=at).replace("k = k", "k")
@@ -95,28 +101,31 @@ def known(at: int, budgets: Sequence[int] = ()) -> dict[str, Arm]:
         if policy == "random":
             arms.append(
                 Arm(name, "k = {k} of random subsets, detector's samples", _subsets_matched,
-                    needs="detector", repeated=True)
+                    needs="detector", repeated=True, policy=policy)
             )  # fmt: skip
         else:
-            arms.append(Arm(name, "k = {k}, pruned", partial(_pruned, policy=policy)))
+            arms.append(
+                Arm(name, "k = {k}, pruned", partial(_pruned, policy=policy), policy=policy)
+            )
         arms += [
             Arm(f"k1+{name}", "k = 1, pruned", partial(_pruned, policy=policy, repeats=1),
-                repeated=True),
+                repeated=True, base="k1", policy=policy),
             Arm(f"detector+{name}", "k = {k}, then 1 and pruned",
-                partial(_detected_pruned, policy=policy), needs="full", fork=_ends, watches=True),
+                partial(_detected_pruned, policy=policy), needs="full", fork=_ends, watches=True,
+                base="detector", policy=policy),
         ]  # fmt: skip
     for budget in budgets:
         share = budget / 100
         if budget < 100:  # else they are full
             arms += [
                 Arm(f"shortened@{budget}", f"k = {{k}}, {budget} % of the epochs",
-                    partial(_shortened, share=share)),
+                    partial(_shortened, share=share), base="shortened", budget=budget),
                 Arm(f"rs2@{budget}", f"k = {{k}} of random {budget} %",
-                    partial(_share, share=share)),
+                    partial(_share, share=share), base="rs2", policy="random", budget=budget),
             ]  # fmt: skip
         arms.append(
             Arm(f"k1@{budget}", f"k = 1, {budget} % of full's samples",
-                partial(_stretched, share=share), repeated=True)
+                partial(_stretched, share=share), repeated=True, base="k1", budget=budget)
         )  # fmt: skip
     return {arm.name: arm for arm in arms}
 
@@ -129,8 +138,8 @@ def choose(names: Sequence[str], arms: dict[str, Arm], repeats: int) -> tuple[st
     """
     unknown = [name for name in names if name not in arms and name != "all"]
     if unknown:
-        base, _, budget = unknown[0].partition("@")
-        hint = f"; --budgets {budget} makes it" if base in BUDGETED and budget.isdigit() else ""
+        made = known(0, range(1, 101)).get(unknown[0])
+        hint = "" if made is None else f"; --budgets {made.budget} makes it"
         raise UserError(f"--arms: no arm {unknown[0]!r}{hint}; there are {', '.join(arms)}, or all")
     useful = [a.name for a in arms.values() if repeats > 1 or not a.repeated]
     wanted = {"full", *(useful if "all" in names else names)}

@@ -6,14 +6,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cpfast.pruning import policies
+from cpfast.studies.compare.arms import BUDGETED, Arm
+from cpfast.studies.compare.verdict import Summary, summarise
+from cpfast.studies.statistics import percent
+from cpfast.studies.store import Results, begun_seeds
 from cpfast.train import report
-from cpfast.train.compare import arms
-from cpfast.train.compare.runner import begun_seeds
-from cpfast.train.compare.statistics import Summary, percent, summarise
-from cpfast.train.config import Config
 from cpfast.train.plots.style import (
     BLACK,
     BLUE,
@@ -32,6 +32,9 @@ from cpfast.train.plots.style import (
     seeds_text,
 )
 
+if TYPE_CHECKING:
+    from cpfast.studies.compare.study import Comparison
+
 BASE_STYLE = {
     "full": (BLACK, "o"), "detector": (VERMILION, "D"), "k1": (BLUE, "s"),
     "k1_matched": (GREEN, "^"), "fixed": (PURPLE, "v"), "shortened": (ORANGE, "P"),
@@ -42,24 +45,24 @@ SEEDS_SHOWN = 10  # one by one: the points of more would hide the means
 POLICY_COLOURS = (GREY, PURPLE, BLUE, GREEN, ORANGE, VERMILION, BLACK)
 
 
-def style_of(arm: str) -> tuple[str, str, bool]:
+def style_of(arm: Arm) -> tuple[str, str, bool]:
     """Colour, marker, and whether it is filled."""
-    if arm in BASE_STYLE:
-        return *BASE_STYLE[arm], True
-    prefix, _, policy = arm.rpartition("+")
-    others = [name for p in policies if (name := arms.NAMES.get(p, p)) not in BASE_STYLE]
-    colours = {"rs2": SKY, **dict(zip(others, cycle(POLICY_COLOURS), strict=False))}
-    return colours[policy], {"": "*", "k1": "s", "detector": "D"}[prefix], not prefix
+    if arm.name in BASE_STYLE:
+        return *BASE_STYLE[arm.name], True
+    others = [policy for policy in policies if policy != "random"]
+    colours = {"random": SKY, **dict(zip(others, cycle(POLICY_COLOURS), strict=False))}
+    assert arm.policy is not None
+    marker = "*" if arm.base is None else BASE_STYLE[arm.base][1]
+    return colours[arm.policy], marker, arm.base is None
 
 
-def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
+def draw_accuracy(study: Comparison, results: Results, path: Path) -> None:
     """Test accuracy against training time, per arm with its interval: a PNG at `path`."""
     pyplot = load_pyplot()
-    config = Config.from_dict(results["config"], path)
+    config, known = study.config, study.known()
     summaries, _ = summarise(results)
     drawn = {arm: s for arm, s in summaries.items() if s.entries}
-    own = {arm: s for arm, s in drawn.items() if "@" not in arm}
-    known = arms.known(results["at"], results["budgets"])
+    own = {arm: s for arm, s in drawn.items() if known[arm].budget is None}
     begun = len(begun_seeds(results))
     most = max((len(s.entries) for s in drawn.values()), default=0)
     panels = 3 if len(own) < len(drawn) else 2
@@ -69,14 +72,14 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
         )
         handles = []
         for arm, summary in own.items():
-            colour, marker, filled = style_of(arm)
+            colour, marker, filled = style_of(known[arm])
             face = {"markerfacecolor": colour if filled else "white"}
             times, values = _mean_curve([e["curve"] for e in summary.entries.values()])
             axes[0].plot(
                 times, values, color=colour, marker=marker, markersize=4, linewidth=1.3, **face
             )
             handles.append(_point(axes[1], summary, colour, marker, filled))
-        labels = [f"{a}: {known[a].describe(config.repeats, results['at'])}" for a in own]
+        labels = [f"{a}: {known[a].describe(config.repeats, study.at)}" for a in own]
         finals = [s.accuracy.mean for s in own.values() if s.accuracy is not None]
         if finals:
             # The climb to where the arms differ is the same for all.
@@ -86,10 +89,10 @@ def draw_comparison(results: Mapping[str, Any], path: Path) -> None:
         axes[0].set_title("During training" + " (mean over seeds)" * (most > 1))
         axes[1].set_title("After the last epoch" + interval_text(most, cut))
         if panels == 3:
-            more = _draw_budgets(axes[2], drawn)
+            more = _draw_budgets(axes[2], drawn, known)
             handles += more.values()
             labels += more
-            of_budgets = {a: s for a, s in drawn.items() if "@" in a or a == "full"}
+            of_budgets = {a: s for a, s in drawn.items() if a not in own or a == "full"}
             cut = _fit(axes[2], of_budgets, crowd=True)
             axes[2].set_title("By budget" + interval_text(most, cut))
         for panel in axes:
@@ -156,7 +159,9 @@ def _shown(summary: Summary) -> list[tuple[float, float]]:
     return [(summary.seconds.mean, summary.accuracy.mean)]
 
 
-def _draw_budgets(axes: Any, drawn: Mapping[str, Summary]) -> dict[str, Any]:
+def _draw_budgets(
+    axes: Any, drawn: Mapping[str, Summary], known: Mapping[str, Arm]
+) -> dict[str, Any]:
     """A line for each way to spend a budget; at 100 % those of k repeats are full itself.
 
     Returns:
@@ -165,8 +170,12 @@ def _draw_budgets(axes: Any, drawn: Mapping[str, Summary]) -> dict[str, Any]:
     handles = {}
     if "full" in drawn:
         _point(axes, drawn["full"], *BASE_STYLE["full"], crowd=True)
-    for base in arms.BUDGETED:
-        points = {int(a.split("@")[1]): s for a, s in drawn.items() if a.startswith(f"{base}@")}
+    for base in BUDGETED:
+        points = {
+            budget: summary
+            for name, summary in drawn.items()
+            if known[name].base == base and (budget := known[name].budget) is not None
+        }
         if not points:
             continue
         colour, marker = BASE_STYLE[base]
@@ -185,10 +194,10 @@ def _draw_budgets(axes: Any, drawn: Mapping[str, Summary]) -> dict[str, Any]:
     return handles
 
 
-def draw_rotation(results: Mapping[str, Any], path: Path) -> None:
+def draw_rotation(study: Comparison, results: Results, path: Path) -> None:
     """The mean layer rotation of full in each seed, and where the detector fired: a PNG."""
     pyplot = load_pyplot()
-    config = Config.from_dict(results["config"], path)
+    config = study.config
     runs = [e for e in results["runs"] if e["arm"] == "full" and e["rotation"]]
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(7.5, 4.4), layout="constrained")

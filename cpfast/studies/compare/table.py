@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cpfast.train import report
-from cpfast.train.compare.arms import CONTROLS
-from cpfast.train.compare.statistics import Summary, against_control, summarise, verdict
-from cpfast.train.compare.tables.document import (
+from cpfast.studies.compare.arms import CONTROLS
+from cpfast.studies.compare.verdict import Summary, against_control, summarise, verdict
+from cpfast.studies.document import (
     Document,
-    Results,
     Table,
-    config_of,
     last_notes,
     plain,
-    progress,
     seeds_note,
     shown,
     title_of,
 )
-from cpfast.train.config import Config
+from cpfast.studies.store import Results
+from cpfast.train import report
+
+if TYPE_CHECKING:
+    from cpfast.studies.compare.study import Comparison
 
 QUIET = 1.5
 COSTS = {"kwh": "energy, Wh", "co2e_kg": "CO2e, g", "cost": "cost"}
 
 
-def arms_document(results: Results) -> Document:
-    config = config_of(results)
+def document(study: Comparison, results: Results) -> Document:
+    config = study.config
     summaries, control = summarise(results)
     tables = [_main_table(summaries, control)]
     extra = [key for key in COSTS if any(s.mean(key) is not None for s in summaries.values())]
     if extra:
         tables.append(_cost_table(results, summaries, extra))
     title = f"{title_of(config)}, {config.epochs} epochs, k = {config.repeats}"
-    done, wanted = progress(results)
-    notes = [verdict(summaries, finished=done >= wanted)]
+    is_finished = len(results["runs"]) >= study.wanted(results)
+    notes = [verdict(summaries, finished=is_finished)]
     if (against := against_control(summaries, control)) is not None:
         notes.append(against)
-    return Document(title, tables, notes + _notes(results, config, summaries, control))
+    return Document(title, tables, notes + _notes(study, results, summaries, control))
 
 
 def _main_table(summaries: Mapping[str, Summary], control: str | None) -> Table:
@@ -84,8 +84,9 @@ def _cost_table(results: Results, summaries: Mapping[str, Summary], keys: list[s
 
 
 def _notes(
-    results: Results, config: Config, summaries: Mapping[str, Summary], control: str | None
+    study: Comparison, results: Results, summaries: Mapping[str, Summary], control: str | None
 ) -> list[str]:
+    known = study.known()
     notes = [seeds_note(results, {s.arm: len(s.entries) for s in summaries.values()})]
     notes.append("Differences in accuracy are in points.")
     if any(s.diverged and s.entries for s in summaries.values()):
@@ -98,10 +99,10 @@ def _notes(
         told = ", ".join("not" if end is None else str(end) for end in ends)
         notes.append(f"The critical period ended after epoch: {told}.")
     if "fixed" in summaries:
-        notes.append(f"fixed switches after epoch {results['at']}.")
+        notes.append(f"fixed switches after epoch {study.at}.")
     if control is not None:
         among = "those run"
-        if any("@" in arm for arm in summaries):
+        if any(known[arm].budget is not None for arm in summaries):
             without = ", ".join(arm for arm in CONTROLS if arm in summaries)
             among += f" without a budget of their own ({without})"
         notes.append(
@@ -111,7 +112,7 @@ def _notes(
     notes.append("Accuracy is that of the last epoch.")
     notes += _time_notes(results, summaries)
     notes += sorted({n for e in results["runs"] for n in _cost_notes(e["energy"] or {})})
-    return notes + last_notes(results, config)
+    return notes + last_notes(results, study.config)
 
 
 def _time_notes(results: Results, summaries: Mapping[str, Summary]) -> list[str]:

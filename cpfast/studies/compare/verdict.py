@@ -1,49 +1,21 @@
-"""Means over seeds with intervals, differences paired by seed, and the verdict on a saving."""
+"""Each arm over its seeds, against full and the best control, and the verdict on a saving."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cpfast.train.compare.arms import CONTROLS, FAIR
-from cpfast.train.compare.runner import Entry
-from cpfast.train.errors import require
+from cpfast.studies.compare.arms import CONTROLS, FAIR
+from cpfast.studies.statistics import Estimate, estimate, paired, percent
+from cpfast.studies.store import Entry, Results
 
-# The issue's target for a saving that costs nothing.
+# A saving that costs nothing.
 TARGET_SAVED = 60.0  # % of full's time
 TARGET_LOSS = 0.1  # points below full's mean
 LEAST_SEEDS = 3  # for a verdict: with two the interval is 13 standard errors wide
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds, and half the width of its 95 % interval; None for one seed."""
-
-    mean: float
-    half: float | None
-
-    @property
-    def low(self) -> float:
-        return self.mean - (self.half or 0.0)
-
-    def text(self, digits: int = 2, sign: bool = False, unit: str = "") -> str:
-        mean = f"{self.mean:{'+' * sign},.{digits}f}"
-        return (mean if self.half is None else f"{mean} ± {self.half:,.{digits}f}") + unit
-
-
-def interval(values: Sequence[float]) -> Estimate:
-    """Mean and 95 % interval by Student's t distribution."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return Estimate(mean, None)
-    quantile = require("scipy.stats", "an interval").t.ppf(0.975, len(values) - 1)
-    return Estimate(mean, float(quantile) * statistics.stdev(values) / math.sqrt(len(values)))
-
-
-def percent(entry: Entry) -> float:
-    return 100 * entry["test_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +46,7 @@ class Summary:
         return statistics.fmean(values) if values else None
 
 
-def summarise(results: Mapping[str, Any]) -> tuple[dict[str, Summary], str | None]:
+def summarise(results: Results) -> tuple[dict[str, Summary], str | None]:
     """Each arm that has a run, in the plan's order, and the name of the best control.
 
     The best control is that of the highest mean accuracy, of those that ended in the same seeds
@@ -85,7 +57,7 @@ def summarise(results: Mapping[str, Any]) -> tuple[dict[str, Summary], str | Non
         arm: {e["seed"]: e for e in runs if e["arm"] == arm and e["diverged"] is None}
         for arm in results["arms"]
     }
-    accuracy = {arm: _estimate(percent(e) for e in by.values()) for arm, by in ended.items()}
+    accuracy = {arm: estimate(percent(e) for e in by.values()) for arm, by in ended.items()}
     controls = {
         c: a.mean
         for c in CONTROLS
@@ -106,23 +78,12 @@ def summarise(results: Mapping[str, Any]) -> tuple[dict[str, Summary], str | Non
             entries,
             diverged,
             accuracy[arm],
-            _estimate(e["seconds"] for e in entries.values()),
+            estimate(e["seconds"] for e in entries.values()),
             paired(entries, full, lambda e, of: percent(e) - percent(of)),
             paired(entries, full, lambda e, of: 100 * (1 - e["seconds"] / of["seconds"])),
             paired(entries, best, lambda e, of: percent(e) - percent(of)),
         )
     return summaries, control
-
-
-def paired(
-    entries: Mapping[int, Entry],
-    reference: Mapping[int, Entry],
-    difference: Callable[[Entry, Entry], float],
-) -> Estimate | None:
-    """The mean of `difference` over the seeds that both have."""
-    return _estimate(
-        difference(entry, reference[seed]) for seed, entry in entries.items() if seed in reference
-    )
 
 
 class _Judged(NamedTuple):
@@ -240,8 +201,3 @@ def _down(value: float, digits: int) -> float:
 
 def _lacking(judged: _Judged) -> str:
     return f"{-_down(judged.margin, 2):.2f}"
-
-
-def _estimate(values: Iterable[float]) -> Estimate | None:
-    values = list(values)
-    return interval(values) if values else None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cpfast.studies.falsify import firing
+from cpfast.studies.falsify.firing import Cell
+from cpfast.studies.falsify.null import null_rotations
+from cpfast.studies.store import Results, begun_seeds
 from cpfast.train import report
-from cpfast.train.compare import falsify
-from cpfast.train.compare.falsify import Cell, Falsification
-from cpfast.train.compare.runner import begun_seeds
 from cpfast.train.config import LABELS, Config
 from cpfast.train.plots.style import (
     BLACK,
@@ -25,23 +25,25 @@ from cpfast.train.plots.style import (
     seeds_text,
 )
 
+if TYPE_CHECKING:
+    from cpfast.studies.falsify.study import Falsification
+
 LABEL_STYLE = {"true": (VERMILION, "D", "-"), "random": (BLUE, "s", "-")}
 TIMES_SHOWN = 2.5  # of the last firing epoch: what comes later was not trained
 
 
-def draw_falsification(results: Mapping[str, Any], path: Path) -> None:
+def draw(study: Falsification, results: Results, path: Path) -> None:
     """Rotation of the setting nearest to the configured one, and all firing epochs: a PNG."""
     pyplot = load_pyplot()
-    plan = Falsification.of(results)
-    found = falsify.cells(results)
+    found = firing.cells(study, results)
     with pyplot.rc_context(STYLE):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 5.6), layout="constrained")
-        _draw_curves(left, results, _central(found, plan.config), plan.config)
-        _draw_epochs(right, found, falsify.earliest(plan.config.criterion))
+        _draw_curves(left, study, results, _central(found, study.config))
+        _draw_epochs(right, found, firing.earliest(study.config.criterion))
         for axes in (left, right):
             grid(axes)
         figure.suptitle(
-            f"{report.data_name(plan.config)}, {plan.config.model}, {plan.config.criterion}, "
+            f"{report.data_name(study.config)}, {study.config.model}, {study.config.criterion}, "
             f"{seeds_text(len(begun_seeds(results)))}: true labels, random labels, no data at all"
         )
         save(figure, path)
@@ -59,7 +61,7 @@ def _central(found: list[Cell], config: Config) -> Cell:
     return min(found, key=distance)
 
 
-def _draw_curves(axes: Any, results: Mapping[str, Any], cell: Cell, config: Config) -> None:
+def _draw_curves(axes: Any, study: Falsification, results: Results, cell: Cell) -> None:
     setting, longest = cell.setting, 1
     for labels in LABELS:
         colour, marker, line = LABEL_STYLE[labels]
@@ -76,8 +78,7 @@ def _draw_curves(axes: Any, results: Mapping[str, Any], cell: Cell, config: Conf
                 linewidth=1.5, marker=marker, markersize=7, markevery=[] if end is None else [end],
                 label=None if number else f"{labels} labels",
             )  # fmt: skip
-    settings = falsify.configured(config, setting)
-    null = falsify.null_rotations(settings, results["train_size"])
+    null = null_rotations(study.configured(setting), results["train_size"])
     last = setting.total_epochs
     if null is not None:
         curve = [0.0, *null]

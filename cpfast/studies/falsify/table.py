@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from cpfast.train.compare import falsify
-from cpfast.train.compare.statistics import interval
-from cpfast.train.compare.tables.document import (
-    Document,
-    Results,
-    Table,
-    config_of,
-    last_notes,
-    seeds_note,
-    shown,
-    title_of,
-)
+from cpfast.studies.document import Document, Table, last_notes, seeds_note, shown, title_of
+from cpfast.studies.falsify import firing
+from cpfast.studies.falsify.null import NULL_RATES
+from cpfast.studies.statistics import interval
+from cpfast.studies.store import Results
 from cpfast.train.config import LABELS, Config
 
+if TYPE_CHECKING:
+    from cpfast.studies.falsify.study import Falsification
 
-def falsify_document(results: Results) -> Document:
-    config = config_of(results)
-    found, first = falsify.cells(results), falsify.earliest(config.criterion)
+
+def document(study: Falsification, results: Results) -> Document:
+    config = study.config
+    found, first = firing.cells(study, results), firing.earliest(config.criterion)
     rows = [
         (
             str(cell.setting.batch_size),
             f"{cell.setting.weight_decay:g}",
             str(cell.setting.total_epochs),
             *(_ends(cell.ends[labels], first) for labels in LABELS),
-            shown(falsify.paired_difference([cell], first).estimate, 1, sign=True),
+            shown(firing.paired_difference([cell], first).estimate, 1, sign=True),
             "never" if cell.null is None else _epoch(cell.null, first),
         )
         for cell in found
     ]
-    if config.optimizer not in falsify.NULL_RATES:
+    if config.optimizer not in NULL_RATES:
         rows = [(*row[:-1], "none") for row in rows]
     header = ("batch", "decay", "T", *(f"{labels} labels" for labels in LABELS), "random - true",
               "null")  # fmt: skip
@@ -58,7 +55,7 @@ def _ends(ends: Mapping[int, int | None], first: int) -> str:
     return mean + (f" ({', '.join(parts)})" if parts else "")
 
 
-def _notes(results: Results, config: Config, found: list[falsify.Cell], first: int) -> list[str]:
+def _notes(results: Results, config: Config, found: list[firing.Cell], first: int) -> list[str]:
     notes = []
     for labels in LABELS:
         ends = [end for cell in found for end in cell.ends[labels].values()]
@@ -76,9 +73,9 @@ def _notes(results: Results, config: Config, found: list[falsify.Cell], first: i
             f"and are shown as <= {first} and counted as {first} in means: when they would have "
             "fired is not known."
         )
-    notes += _difference_notes(falsify.paired_difference(found, first), first)
+    notes += _difference_notes(firing.paired_difference(found, first), first)
     for by, what in (("random", "random labels"), ("null", "the diffusion null")):
-        notes += _match_notes(falsify.match(found, by, first), by, what, first)
+        notes += _match_notes(firing.match(found, by, first), by, what, first)
     notes.append(
         "Random labels can only be learned by heart: so far as the rule fires on them as on true "
         "ones, it does not see the learning of what generalises."
@@ -97,7 +94,7 @@ def _notes(results: Results, config: Config, found: list[falsify.Cell], first: i
     return [*notes, seeds_note(results), *last_notes(results, config)]
 
 
-def _difference_notes(difference: falsify.Difference, first: int) -> list[str]:
+def _difference_notes(difference: firing.Difference, first: int) -> list[str]:
     estimate, pairs, censored = difference
     notes = []
     if estimate is not None:
@@ -127,7 +124,7 @@ def _difference_notes(difference: falsify.Difference, first: int) -> list[str]:
     return notes
 
 
-def _match_notes(matched: falsify.Match, by: str, what: str, first: int) -> list[str]:
+def _match_notes(matched: firing.Match, by: str, what: str, first: int) -> list[str]:
     if matched.ratio is None:
         return []
     orders = ""

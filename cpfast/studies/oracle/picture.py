@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cpfast.studies.oracle import regret
+from cpfast.studies.oracle.regret import Sweep
+from cpfast.studies.statistics import interval, percent
+from cpfast.studies.store import Results, begun_seeds
 from cpfast.train import report
-from cpfast.train.compare import oracle
-from cpfast.train.compare.oracle import Oracle, Sweep
-from cpfast.train.compare.runner import begun_seeds
-from cpfast.train.compare.statistics import interval, percent
 from cpfast.train.plots.style import (
     BLACK,
     BLUE,
@@ -29,14 +28,17 @@ from cpfast.train.plots.style import (
     seeds_text,
 )
 
+if TYPE_CHECKING:
+    from cpfast.studies.oracle.study import Oracle
+
 COLUMNS = 4
 CRITERION_STYLES = ((VERMILION, "D"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "v"))
 
 
-def draw_oracle(results: Mapping[str, Any], path: Path) -> None:
+def draw(study: Oracle, results: Results, path: Path) -> None:
     """Of each setting a pair of panels: a PNG at `path`."""
     pyplot = load_pyplot()
-    plan, found = Oracle.of(results), oracle.sweeps(results)
+    found = regret.sweeps(study, results)
     criteria = sorted({criterion for sweep in found for criterion in sweep.picks})
     columns = min(COLUMNS, max(1, len(found)))
     rows = max(1, math.ceil(len(found) / columns))
@@ -50,14 +52,14 @@ def draw_oracle(results: Mapping[str, Any], path: Path) -> None:
             row, column = divmod(number, columns)
             top, bottom = axes[2 * row, column], axes[2 * row + 1, column]
             if number < len(found):
-                cut |= _draw_sweep(top, bottom, found[number], plan, criteria)
+                cut |= _draw_sweep(top, bottom, found[number], study, criteria)
             else:
                 top.set_visible(False)
                 bottom.set_visible(False)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
         figure.suptitle(
-            f"{report.data_name(plan.config)}, {plan.config.model}: k = {plan.config.repeats}, "
+            f"{report.data_name(study.config)}, {study.config.model}: k = {study.config.repeats}, "
             f"then 1 from an epoch on\n{seeds_text(len(begun_seeds(results)))}"
             f"{interval_text(most, cut)}"
         )
@@ -65,9 +67,9 @@ def draw_oracle(results: Mapping[str, Any], path: Path) -> None:
         pyplot.close(figure)
 
 
-def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: list[str]) -> bool:
+def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, study: Oracle, criteria: list[str]) -> bool:
     """Whether an interval is cut."""
-    config = plan.configured(sweep.setting)
+    config = study.configured(sweep.setting)
     switches = sweep.common()
     places = [_place(e) for e in switches]
     accuracies = [
@@ -110,7 +112,7 @@ def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, plan: Oracle, criteria: lis
             markersize=6, linestyle="none", zorder=3,
         )  # fmt: skip
     top.set_ylim(low, high)
-    shown = sorted({0, sweep.total, *plan.grid(sweep.setting)})
+    shown = sorted({0, sweep.total, *study.grid(sweep.setting)})
     for axes in (top, bottom):
         axes.set_xticks([_place(e) for e in shown], [str(e) for e in shown])
         grid(axes)

@@ -7,20 +7,27 @@ to one recipe would go wrong.
 
 from __future__ import annotations
 
+import argparse
 import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cpfast.detection import CriticalPeriodDetector, criteria
-from cpfast.train.compare.plan import Plan
-from cpfast.train.compare.runner import Entry, Runner, entry_of
-from cpfast.train.compare.statistics import Estimate, interval, percent
+from cpfast.studies.document import Document
+from cpfast.studies.oracle import picture, table
+from cpfast.studies.runner import Branch, Runner, check_branched
+from cpfast.studies.store import Entry, Results, entry_of
+from cpfast.studies.study import Study, configured, named, needs_rotation, studies
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
 from cpfast.train.loop import Training
-from cpfast.train.runfolder import CONFIG, RunFolder
+from cpfast.train.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Halves and doubles what is configured; the learning rate stays.
 SETTINGS: dict[str, Callable[[Config], Config]] = {
@@ -35,9 +42,12 @@ SETTINGS: dict[str, Callable[[Config], Config]] = {
 POINTS = 7  # between k1 and full
 
 
+@studies.register("oracle", source="this project")
 @dataclass(frozen=True)
-class Oracle(Plan):
-    """Settings x seeds x switch epochs.
+class Oracle(Study):
+    """A sweep of the epoch at which k becomes 1, and how much each criterion's pick lost by it.
+
+    Settings x seeds x switch epochs.
 
     Attributes:
         setting_names: of `SETTINGS`.
@@ -67,7 +77,22 @@ class Oracle(Plan):
                     f"--switch-epochs must be in 0 .. {self.config.epochs} (--epochs), got {switch}"
                 )
         if self.config.repeats == 1:
-            raise UserError("--oracle: with --repeats 1 there is nothing to switch")
+            raise UserError("--repeats 1: there is nothing to switch")
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("--oracle-settings", help=f"comma separated; default: {','.join(SETTINGS)}")
+        add("--switch-epochs", type=int, nargs="+", metavar="EPOCH",
+            help="default: about 7, each twice the one before")  # fmt: skip
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        needs_rotation(options)
+        text = options["oracle_settings"]
+        names = tuple(SETTINGS) if text is None else named("--oracle-settings", text)
+        switches = tuple(sorted(set(options["switch_epochs"] or ())))
+        return cls(*configured(options), names, switches)
 
     def configured(self, setting: str) -> Config:
         """The settings of full: accuracy is only wanted at the end."""
@@ -82,7 +107,7 @@ class Oracle(Plan):
         between = [round(e * scale) for e in self.switches] or geometric(total)
         return sorted({0, total, *(e for e in between if 0 <= e <= total)})
 
-    def wanted(self, results: Mapping[str, Any]) -> int:
+    def wanted(self, results: Results) -> int:
         """Of each seed the grid, and off it the picks of the full runs that are stored."""
         grids = {name: self.grid(name) for name in self.setting_names}
         picked = [
@@ -127,37 +152,47 @@ class Oracle(Plan):
         full = self.configured(setting).replace(seed=seed)
         parent = runner.out / f"seed{seed}" / setting
         folder = RunFolder(parent / f"switch{switch}")
-        whole = RunFolder(parent / f"switch{full.epochs}")
-        config, forks = switched(full, switch), None
-        if switch == full.epochs:
-            grid = self.grid(setting)
-
-            def forks(training: Training) -> list[tuple[RunFolder, Config]]:
-                epoch = training.epoch
-                picked = picks(_curve(training), full.epochs).values()
-                into = RunFolder(parent / f"switch{epoch}")
-                due = 0 < epoch < full.epochs and (epoch in grid or epoch in picked)
-                due = due and not (into.path / CONFIG).exists()
-                return [(into, switched(full, epoch))] if due else []
-
-        elif switch > 0 and not (folder.path / CONFIG).exists():
+        if 0 < switch < full.epochs and not folder.begun:
             stored = runner.find(**{**key, "switch": full.epochs})
             assert stored is not None
-            if stored["epochs"] >= switch:
-                raise UserError(f"{folder.path}: missing, though full was forked into it")
+            check_branched(folder, was_due=stored["epochs"] >= switch)
             reason = f"not run: full diverged before epoch {switch}"
             entry = {**key, "picks": None, **entry_of(None, seed, reason)}
             runner.store(entry)
             return entry
+        branches = self._branches(setting, parent, full) if switch == full.epochs else []
         label = f"seed {seed}, {setting}, k = {full.repeats} until epoch {switch}"
-        diverged = runner.train(config, folder, label, forks=forks)
+        diverged = runner.train(switched(full, switch), folder, label, branches=branches)
         picked = None
         if switch == full.epochs:
-            lines = [line for line in whole.metrics() if line["rotation_mean"] is not None]
+            lines = [line for line in folder.metrics() if line["rotation_mean"] is not None]
             picked = picks([(x["epoch"], x["rotation_mean"]) for x in lines], full.epochs)
         entry = {**key, "picks": picked, **entry_of(folder, seed, diverged)}
         runner.store(entry)
         return entry
+
+    def _branches(self, setting: str, parent: Path, full: Config) -> list[Branch]:
+        """One for each epoch, due where that is of the grid or has just been picked."""
+        grid = self.grid(setting)
+
+        def is_due(switch: int, training: Training) -> bool:
+            if training.epoch != switch:
+                return False
+            return switch in grid or switch in picks(_curve(training), full.epochs).values()
+
+        return [
+            Branch(RunFolder(parent / f"switch{e}"), switched(full, e), partial(is_due, e))
+            for e in range(1, full.epochs)
+        ]
+
+    def label(self, entry: Entry) -> str:
+        return f"{entry['setting']:<13}, k = 1 after epoch {entry['switch']:>4}"
+
+    def document(self, results: Results) -> Document:
+        return table.document(self, results)
+
+    def pictures(self, results: Results) -> Mapping[str, Callable[[Path], None]]:
+        return {"oracle.png": partial(picture.draw, self, results)}
 
 
 def geometric(total: int) -> list[int]:
@@ -190,141 +225,3 @@ def picks(history: Sequence[tuple[int, float]], total: int) -> dict[str, int | N
                 detector.step(value, epoch)
             ends[criterion] = detector.end_epoch
     return ends
-
-
-class Sweep(NamedTuple):
-    """One setting's runs by switch epoch, then by seed; those that diverged are left out.
-
-    Attributes:
-        picks: of each criterion, the epoch by seed; T where it never fired.
-    """
-
-    setting: str
-    total: int
-    runs: dict[int, dict[int, Entry]]
-    picks: dict[str, dict[int, int]]
-
-    def seeds(self) -> list[int]:
-        return sorted(self.runs.get(self.total, {}))
-
-    def common(self) -> list[int]:
-        """The switch epochs of which every seed has a run."""
-        return [e for e in sorted(self.runs) if set(self.seeds()) <= set(self.runs[e])]
-
-
-class Regret(NamedTuple):
-    """What a criterion's pick cost, by seed, in points of accuracy.
-
-    Attributes:
-        picks, oracles: switch epochs.
-        regrets: accuracy at the oracle's epoch minus that at the pick: negative where the pick
-            was better.
-        cheap_oracles, cheap_regrets: the same, the oracle allowed no more samples than the pick.
-    """
-
-    setting: str
-    criterion: str
-    picks: list[int]
-    oracles: list[int]
-    regrets: list[float]
-    cheap_oracles: list[int]
-    cheap_regrets: list[float]
-    accuracies: list[float]
-    shares: list[float]  # of full's samples, that the picks used, in %
-
-
-def sweeps(results: Mapping[str, Any]) -> list[Sweep]:
-    """Of each setting that has a run."""
-    plan, found = Oracle.of(results), []
-    for setting in plan.setting_names:
-        total = plan.configured(setting).epochs
-        runs: dict[int, dict[int, Entry]] = {}
-        picked: dict[str, dict[int, int]] = {}
-        for entry in results["runs"]:
-            if entry["setting"] != setting or entry["diverged"] is not None:
-                continue
-            runs.setdefault(entry["switch"], {})[entry["seed"]] = entry
-            for criterion, epoch in (entry["picks"] or {}).items():
-                picked.setdefault(criterion, {})[entry["seed"]] = epoch or total
-        if runs:
-            found.append(Sweep(setting, total, runs, picked))
-    return found
-
-
-def regrets(sweep: Sweep) -> list[Regret]:
-    """Of each criterion, over the seeds whose pick has run.
-
-    The best of noisy means is too good. So a seed's oracle is the epoch that is best in the mean
-    over the *other* seeds; with one seed there is nothing else than the plain maximum.
-    """
-    found = []
-    for criterion, picked in sweep.picks.items():
-        rows = []
-        for seed, pick in picked.items():
-            run = sweep.runs.get(pick, {}).get(seed)
-            if run is None:
-                continue
-            affordable = [
-                e for e in sweep.common()
-                if sweep.runs[e][seed]["forward_samples"] <= run["forward_samples"]
-            ]  # fmt: skip
-            free, cheap = oracle(sweep, seed, sweep.common()), oracle(sweep, seed, affordable)
-            if free is None or cheap is None:
-                continue
-            full = sweep.runs[sweep.total][seed]["forward_samples"]
-            at = percent(run)
-            rows.append(
-                (pick, free, percent(sweep.runs[free][seed]) - at,
-                 cheap, percent(sweep.runs[cheap][seed]) - at,
-                 at, 100 * run["forward_samples"] / full)
-            )  # fmt: skip
-        if rows:
-            found.append(Regret(sweep.setting, criterion, *map(list, zip(*rows, strict=True))))
-    return found
-
-
-def oracle(sweep: Sweep, seed: int, switches: Iterable[int]) -> int | None:
-    """The switch epoch that is best in the mean over the other seeds; of equals the earliest."""
-    others = [s for s in sweep.seeds() if s != seed] or [seed]
-    means = {
-        e: statistics.fmean(sweep.runs[e][s]["test_accuracy"] for s in others) for e in switches
-    }
-    return max(means, key=lambda e: (means[e], -e)) if means else None
-
-
-class Regrets(NamedTuple):
-    """Of all settings that can be judged.
-
-    Attributes:
-        found: by setting and criterion.
-        skipped: settings with one complete seed, where others have more: there is no other seed
-            to choose the oracle by.
-        by_others: whether oracles are chosen by the other seeds; else there is one seed.
-    """
-
-    found: list[Regret]
-    skipped: list[str]
-    by_others: bool
-
-
-def judge(found: Sequence[Sweep]) -> Regrets:
-    by_others = any(len(sweep.seeds()) > 1 for sweep in found)
-    skipped = [s.setting for s in found if by_others and len(s.seeds()) == 1]
-    kept = [regret for s in found if s.setting not in skipped for regret in regrets(s)]
-    return Regrets(kept, skipped, by_others)
-
-
-def overall(results: Mapping[str, Any], cheap: bool = False) -> dict[str, tuple[Estimate, int]]:
-    """Each criterion's regret, averaged over the settings that have all seeds, and how many these
-    are; the interval is over seeds.
-    """
-    by: dict[str, list[list[float]]] = {}
-    for regret in judge(sweeps(results)).found:
-        values = regret.cheap_regrets if cheap else regret.regrets
-        if len(values) == len(results["seeds"]):
-            by.setdefault(regret.criterion, []).append(values)
-    return {
-        criterion: (interval([statistics.fmean(seed) for seed in zip(*rows, strict=True)]),
-                    len(rows))
-        for criterion, rows in by.items()
-    }  # fmt: skip

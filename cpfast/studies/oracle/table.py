@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cpfast.train.compare import oracle
-from cpfast.train.compare.statistics import interval, percent
-from cpfast.train.compare.tables.document import (
-    Document,
-    Results,
-    Table,
-    config_of,
-    last_notes,
-    seeds_note,
-    title_of,
-)
-from cpfast.train.config import Config
+from cpfast.studies.document import Document, Table, last_notes, seeds_note, title_of
+from cpfast.studies.oracle import regret
+from cpfast.studies.statistics import interval, percent
+from cpfast.studies.store import Results
+
+if TYPE_CHECKING:
+    from cpfast.studies.oracle.study import Oracle
 
 
-def oracle_document(results: Results) -> Document:
-    config = config_of(results)
-    found = oracle.sweeps(results)
-    judged = oracle.judge(found)
+def document(study: Oracle, results: Results) -> Document:
+    config = study.config
+    found = regret.sweeps(study, results)
+    judged = regret.judge(found)
     picks = Table(
         ("setting", "rule", "pick", "accuracy %", "used %", "oracle", "regret", "capped",
          "capped regret"),
@@ -52,14 +48,14 @@ def oracle_document(results: Results) -> Document:
     sweep_table = Table(("setting", "switch after", "accuracy %", "samples"), rows)
     title = f"{title_of(config)}: k = {config.repeats} to 1 after each of some epochs"
     tables = [picks, sweep_table] if judged.found else [sweep_table]
-    return Document(title, tables, _notes(results, config, judged))
+    return Document(title, tables, _notes(study, results, judged))
 
 
-def _notes(results: Results, config: Config, judged: oracle.Regrets) -> list[str]:
+def _notes(study: Oracle, results: Results, judged: regret.Regrets) -> list[str]:
     notes = []
-    settings = len(results["setting_names"])
+    settings = len(study.setting_names)
     for cheap in (False, True):
-        for criterion, (estimate, over) in oracle.overall(results, cheap).items():
+        for criterion, (estimate, over) in regret.overall(study, results, cheap).items():
             notes.append(
                 f"{criterion}: {'capped regret' if cheap else 'regret'} "
                 f"{estimate.text(sign=True, unit=' points')} in the mean over {over} of "
@@ -95,7 +91,7 @@ def _notes(results: Results, config: Config, judged: oracle.Regrets) -> list[str
     notes.append("Epochs are from the first to the last of the seeds where these differ.")
     if judged.by_others:
         notes.append(seeds_note(results))
-    return notes + last_notes(results, config)
+    return notes + last_notes(results, study.config)
 
 
 def _epochs(values: Sequence[int]) -> str:
