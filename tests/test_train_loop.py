@@ -18,6 +18,7 @@ from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
+from cpfast.train.metrics import EpochMetrics
 from cpfast.train.runfolder import RunFolder
 from cpfast.train.step import WARM_UP
 
@@ -465,7 +466,12 @@ def test_weights_spoilt_by_the_last_step_are_noticed(tmp_path, monkeypatch):
     assert len(folder.metrics()) == folder.epochs() == 1
 
 
-@pytest.mark.parametrize("key", [*sorted(report.LINE_KEYS - {"epoch"}), "selection"])
+NEW = {"frozen": 0, "scored_samples": 0}  # since version 0.1.0
+
+
+@pytest.mark.parametrize(
+    "key", [*sorted(EpochMetrics.__annotations__.keys() - NEW.keys() - {"epoch"}), "selection"]
+)
 def test_a_line_of_metrics_that_lacks_something_is_named(tmp_path, key):
     config = make_config(epochs=1, at=1)
     folder = start(tmp_path / "run", config)
@@ -474,6 +480,15 @@ def test_a_line_of_metrics_that_lacks_something_is_named(tmp_path, key):
     folder.append_metrics(line)
     with pytest.raises(UserError, match=rf"metrics.jsonl, line 1: damaged .no '{key}'"):
         report.summarise(folder)
+
+
+def test_lines_are_as_they_are_described_and_those_of_an_earlier_version_are_read(tmp_path):
+    config = make_config(epochs=1, at=1)
+    folder = start(tmp_path / "run", config)
+    line = loop.train_epoch(loop.Training(config, toy_data()))
+    assert line.keys() == EpochMetrics.__annotations__.keys()
+    folder.append_metrics({key: value for key, value in line.items() if key not in NEW})
+    assert report.summarise(folder)["metrics"] == [line | NEW]
 
 
 @pytest.mark.parametrize("policy", ["infobatch", "random"])

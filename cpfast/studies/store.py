@@ -219,7 +219,7 @@ def read_results(out: Path) -> dict[str, Any]:
 
 def _kind(kind: str) -> type[Study] | None:
     kinds = [cast(type[Study], entry.factory) for entry in studies.values()]
-    return next((study for study in kinds if study.KIND == kind), None)
+    return next((study for study in kinds if kind == study.KIND), None)
 
 
 def _fault(entry: Any, kind: type[Study]) -> str | None:

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from cpfast.train import cli
+from cpfast import cli
+from cpfast.cli import list as list_command
+from cpfast.train import data
 from cpfast.train.runfolder import RunFolder
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -237,7 +239,7 @@ def test_out_of_memory_is_one_line(npz, tmp_path, capsys, monkeypatch):
     def load(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr(cli.data, "load", load)
+    monkeypatch.setattr(data, "load", load)
     assert fails(capsys, "train", "--data", npz, *QUICK).startswith("out of memory: use a smaller")
 
 
@@ -307,14 +309,14 @@ def test_compare_end_to_end(npz, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "options", "runs", "picture"),
     [
-        ("--falsify", ["--batch-factors", "1", "--decay-factors", "1", "--epoch-factors", "1", "2"],
+        ("falsify", ["--batch-factors", "1", "--decay-factors", "1", "--epoch-factors", "1", "2"],
          4, "falsify.png"),
-        ("--oracle", ["--oracle-settings", "base", "--switch-epochs", "2"], 3, "oracle.png"),
+        ("oracle", ["--oracle-settings", "base", "--switch-epochs", "2"], 3, "oracle.png"),
     ],
 )  # fmt: skip
-def test_other_comparisons_end_to_end(npz, tmp_path, capsys, kind, options, runs, picture):
+def test_studies_end_to_end(npz, tmp_path, capsys, kind, options, runs, picture):
     out = tmp_path / "out"
-    command = ["compare", kind, *options, "--data", npz, *QUICK, "--epochs", "4", "--seeds", "1",
+    command = ["study", kind, *options, "--data", npz, *QUICK, "--epochs", "4", "--seeds", "1",
                "--out", str(out)]  # fmt: skip
     assert cli.main(command) == 0
     shown = capsys.readouterr().out
@@ -324,7 +326,7 @@ def test_other_comparisons_end_to_end(npz, tmp_path, capsys, kind, options, runs
     table = capsys.readouterr().out
     assert table.splitlines()[:-1] == shown.split("\n\n", 1)[1].splitlines()[:-2]
     message = fails(capsys, "compare", "--data", npz, *QUICK, "--out", str(out))
-    assert f"kind arms (it has {kind.removeprefix('--')})" in message
+    assert f"kind arms (it has {kind})" in message
 
 
 def test_compare_interrupted_or_out_of_space(npz, tmp_path, capsys, monkeypatch):
@@ -353,6 +355,19 @@ def test_compare_interrupted_or_out_of_space(npz, tmp_path, capsys, monkeypatch)
     assert 1 <= len(kept) < 3
     assert cli.main(command) == 0
     assert json.loads((tmp_path / "out" / "results.json").read_text())["runs"][: len(kept)] == kept
+
+
+def test_list_names_everything_with_its_line_and_source(capsys):
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    for kind, registry in list_command.KINDS.items():
+        assert f"{kind}\n" in out and len(registry) >= 2
+        for name, entry in registry.items():
+            line = next(x for x in out.splitlines() if x.startswith(f"  {name} "))
+            assert line.endswith(f"{entry.line.rstrip('.')} ({entry.source})")
+    assert cli.main(["list", "studies"]) == 0
+    one = capsys.readouterr().out
+    assert one.splitlines()[0] == "studies" and "slope45" not in one
 
 
 def test_env(capsys):
@@ -388,6 +403,13 @@ def test_env(capsys):
         (["compare", "--seed", "4294967295", "--seeds", "2"], "they leave 0 .. 2**32 - 1"),
         (["report", "/nowhere"], "/nowhere: no run and no comparison here"),
         (["report"], "the following arguments are required: RUN"),
+        (["study"], "the following arguments are required: NAME"),
+        (["study", "oracles"], "invalid choice: 'oracles'"),
+        (["study", "falsify", "--at", "3"], "unrecognized arguments: --at 3 (see cpfast study fal"),
+        (["compare", "--falsify"], "--falsify is a study of its own: cpfast study falsify"),
+        (["compare", "--seeds", "2", "--oracle", "--switch-epochs", "3"], "cpfast study oracle"),
+        (["compare", "--switch-epochs", "3"], "unrecognized arguments: --switch-epochs 3"),
+        (["list", "metals"], "invalid choice: 'metals'"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys, tmp_path, monkeypatch):
@@ -449,15 +471,17 @@ def test_a_missing_library_names_extra_and_option(module, option, capsys, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("method", "repeats", "action"),
-    [("detector", 3, "\nk = 3 to 1"), ("detector+prune", 2, "\nk = 2 to 1, pruning on"),
-     ("detector+prune", 1, "\npruning on"), ("detector", 1, ""), ("prune", 3, "")],
+    ("method", "repeats", "end", "change"),
+    [("detector", 3, 5, "\nk = 3 to 1"), ("detector+prune", 2, 5, "\nk = 2 to 1, pruning on"),
+     ("detector+prune", 1, 5, "\npruning on"), ("detector", 1, 5, ""), ("prune", 3, 5, ""),
+     ("detector", 3, 20, "")],
 )  # fmt: skip
-def test_a_picture_says_what_the_end_of_the_period_brings(method, repeats, action):
+def test_a_picture_says_what_the_end_of_the_period_brings(method, repeats, end, change):
     from cpfast.train.config import Config
     from cpfast.train.plots import run
 
-    assert run._action(Config.from_options({"method": method, "repeats": repeats})) == action
+    config = Config.from_options({"method": method, "repeats": repeats, "epochs": 20})
+    assert run._change(config, end) == change
 
 
 def test_a_picture_of_many_layers_and_of_a_period_that_goes_on(tmp_path):

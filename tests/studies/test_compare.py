@@ -16,6 +16,7 @@ from toy_comparison import (
     assert_same_run,
     check_picture,
     damage,
+    draw,
     essence,
     make_config,
     metrics,
@@ -25,11 +26,14 @@ from toy_comparison import (
     toy_data,
 )
 
-from cpfast import pruning
-from cpfast.train import compare, loop, plots, report
-from cpfast.train.compare import arms, runner, show, statistics
-from cpfast.train.compare.options import add_options, plan_from
+from cpfast import pruning, studies
+from cpfast.studies import show, store
+from cpfast.studies.compare import Comparison, arms, verdict
+from cpfast.studies.falsify import Falsification
+from cpfast.studies.oracle import Oracle
+from cpfast.train import loop
 from cpfast.train.errors import Diverged, UserError
+from cpfast.train.plots import style
 from cpfast.train.runfolder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,10 +44,8 @@ BATCH = 8
 def make_plan(names=arms.DEFAULT, seeds=(0,), budgets=(), **options):
     config = make_config(**options)
     known = arms.known(AT, budgets)
-    names = [*names, *(name for name in known if "@" in name)]
-    return compare.Comparison(
-        config, tuple(seeds), arms.choose(names, known, config.repeats), AT, budgets
-    )
+    names = [*names, *(name for name, arm in known.items() if arm.budget is not None)]
+    return Comparison(config, tuple(seeds), arms.choose(names, known, config.repeats), AT, budgets)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def finished(tmp_path_factory):
     """All arms, two seeds."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("compare")
-    return out, compare.run(make_plan(["all"], (0, 1), (50, 100)), toy_data(), out)
+    return out, studies.run(make_plan(["all"], (0, 1), (50, 100)), toy_data(), out)
 
 
 def drawn(monkeypatch):
@@ -63,12 +65,12 @@ def drawn(monkeypatch):
 
 
 def entry_of(results, arm, seed=0):
-    return compare.find(results, arm=arm, seed=seed)
+    return studies.find(results, arm=arm, seed=seed)
 
 
 def entry(arm, seed, accuracy=0.9, seconds=1.0, **changes):
     """Of a run that never was."""
-    made = runner.entry_of(None, seed, None)
+    made = store.entry_of(None, seed, None)
     return {
         "arm": arm, **made, "test_accuracy": accuracy, "seconds": seconds, "epochs": 1, **changes
     }  # fmt: skip
@@ -96,7 +98,7 @@ def test_each_arm_and_seed_once(finished):
     assert sorted((e["seed"], e["arm"]) for e in results["runs"]) == sorted(
         (seed, arm) for seed in (0, 1) for arm in results["arms"]
     )
-    assert json.loads((out / "results.json").read_text()) == results == compare.read_results(out)
+    assert json.loads((out / "results.json").read_text()) == results == studies.read_results(out)
 
 
 def test_each_policy_has_its_three_arms(monkeypatch):
@@ -190,10 +192,8 @@ def test_counts_of_the_entries_are_those_of_the_metrics(finished):
     out, results = finished
     for entry in results["runs"]:
         lines = RunFolder(out / f"seed{entry['seed']}" / entry["arm"]).metrics()
-        forward, backward = zip(*map(report.samples, lines), strict=True)
-        assert (entry["forward_samples"], entry["backward_samples"]) == (
-            sum(forward), sum(backward),
-        )  # fmt: skip
+        for count in ("forward_samples", "backward_samples"):
+            assert entry[count] == sum(line[count] for line in lines)
         assert entry["test_accuracy"] == lines[-1]["test_accuracy"]  # the last, not the best
 
 
@@ -249,8 +249,8 @@ def test_a_stop_within_the_full_arm(finished, tmp_path, monkeypatch, epoch):
     monkeypatch.setattr(loop, "train_epoch", killed)
     made = make_plan(["detector", "fixed", "detector+rs2"])
     with pytest.raises(KeyboardInterrupt):
-        compare.run(made, toy_data(), tmp_path)
-    compare.run(made, toy_data(), tmp_path)
+        studies.run(made, toy_data(), tmp_path)
+    studies.run(made, toy_data(), tmp_path)
     for arm in made.arms:
         assert metrics(tmp_path / "seed0" / arm) == metrics(out / "seed0" / arm)
     # no epoch was done twice but the one under way
@@ -267,9 +267,9 @@ def test_a_stop_between_an_epoch_and_its_forks(finished, tmp_path, monkeypatch, 
     plan = make_plan(["detector"], at=at)
     monkeypatch.setattr(RunFolder, "fork", killed)
     with pytest.raises(KeyboardInterrupt):
-        compare.run(plan, toy_data(), tmp_path)
+        studies.run(plan, toy_data(), tmp_path)
     monkeypatch.setattr(RunFolder, "fork", real)
-    compare.run(plan, toy_data(), tmp_path)
+    studies.run(plan, toy_data(), tmp_path)
     # one that ends with the training is full
     same_as = finished[0] / "seed0/detector" if at == END else tmp_path / "seed0/full"
     assert metrics(tmp_path / "seed0/detector") == metrics(same_as)
@@ -286,9 +286,9 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
 
     monkeypatch.setattr(RunFolder, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
-        compare.run(made, toy_data(), tmp_path)
-    assert [e["arm"] for e in compare.read_results(tmp_path)["runs"]] == ["full"]
-    results = compare.run(made, toy_data(), tmp_path)
+        studies.run(made, toy_data(), tmp_path)
+    assert [e["arm"] for e in studies.read_results(tmp_path)["runs"]] == ["full"]
+    results = studies.run(made, toy_data(), tmp_path)
     assert [e["arm"] for e in results["runs"]] == ["full", "k1"]
     assert [e["epochs"] for e in results["runs"]] == [EPOCHS, EPOCHS]
 
@@ -297,7 +297,7 @@ def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
     left = tmp_path / "seed0/k1/.last.pt-abc.writing"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half a checkpoint")
-    compare.run(make_plan(["k1"]), toy_data(), tmp_path)
+    studies.run(make_plan(["k1"]), toy_data(), tmp_path)
     assert not left.exists()
 
 
@@ -325,26 +325,26 @@ def test_a_diverged_arm_does_not_end_the_comparison(tmp_path, monkeypatch):
     assert after["diverged"] == "not run: detector, on which it depends, diverged"
     assert after["epochs"] == after["forward_samples"] == 0
     assert entry_of(results, "k1")["diverged"] is None
-    assert compare.read_results(tmp_path) == results
+    assert studies.read_results(tmp_path) == results
     text = told(results)
     assert " detector diverged" in text and " diverged" in text
     assert "detector, seed 0: training diverged: the training loss of epoch 4." in text
-    for draw in (plots.draw_comparison, plots.draw_rotation):
-        draw(results, tmp_path / "picture.png")
+    for name in ("accuracy.png", "rotation.png"):
+        draw(results, name, tmp_path / name)
 
 
 @pytest.mark.parametrize(("epoch", "forked"), [(0, False), (END, True)])
 def test_a_full_arm_that_diverges(tmp_path, monkeypatch, epoch, forked):
     diverging(monkeypatch, lambda c, e: (c.method, c.repeats, e) == ("full", 3, epoch))
-    results = compare.run(make_plan(["detector", "k1"]), toy_data(), tmp_path)
+    results = studies.run(make_plan(["detector", "k1"]), toy_data(), tmp_path)
     assert entry_of(results, "full")["epochs"] == epoch
     reason = entry_of(results, "detector")["diverged"]
     assert reason is None if forked else reason.startswith("not run: full")
     assert entry_of(results, "k1")["test_accuracy"] is not None
     text = told(results)
     assert "Nothing to judge a saving by: full or all others lack a run that ended." in text
-    plots.draw_comparison(results, tmp_path / "a.png")
-    plots.draw_rotation(results, tmp_path / "b.png")
+    draw(results, "accuracy.png", tmp_path / "a.png")
+    draw(results, "rotation.png", tmp_path / "b.png")
 
 
 def test_a_period_that_does_not_end_makes_the_detector_arms_full(tmp_path):
@@ -352,7 +352,7 @@ def test_a_period_that_does_not_end_makes_the_detector_arms_full(tmp_path):
     made = make_plan(
         ["detector", "detector+rs2", "k1_matched"], criterion="slope45", at=None, epochs=3
     )
-    results = compare.run(made, toy_data(), tmp_path)
+    results = studies.run(made, toy_data(), tmp_path)
     full = entry_of(results, "full")
     for arm in ("detector", "detector+rs2"):
         same = entry_of(results, arm)
@@ -362,7 +362,7 @@ def test_a_period_that_does_not_end_makes_the_detector_arms_full(tmp_path):
     text = told(results)
     assert "The critical period ended after epoch: not." in text
     assert entry_of(results, "k1_matched")["epochs"] == 9
-    plots.draw_rotation(results, tmp_path / "rotation.png")
+    draw(results, "rotation.png", tmp_path / "rotation.png")
 
 
 def test_another_comparison_is_refused_and_left_alone(finished):
@@ -371,22 +371,22 @@ def test_another_comparison_is_refused_and_left_alone(finished):
         (make_plan(["all"], (0, 1), (50, 100), epochs=7), r"--epochs 7 .the run has 6"),
         (make_plan(["all"], (0,), (50, 100)), r"seeds \[0\] .it has \[0, 1\]"),
         (make_plan(["k1"], (0, 1), (50, 100)), r"arms \['full', 'k1', "),
-        (compare.Falsification(make_config(criterion="slope45", at=None), (0, 1)), "kind falsify"),
+        (Falsification(make_config(criterion="slope45", at=None), (0, 1)), "kind falsify"),
     ):
         with pytest.raises(UserError, match=f"another comparison: .*{message}"):
-            compare.run(made, toy_data(), out)
+            studies.run(made, toy_data(), out)
     assert json.loads((out / "results.json").read_text()) == results
 
 
 def test_a_limit_taken_away_is_another_comparison(tmp_path):
-    compare.open_results(make_plan(limit=12), 12, tmp_path)
+    store.open_results(make_plan(limit=12), 12, tmp_path)
     with pytest.raises(UserError, match=r"--limit None .the run has 12"):
-        compare.open_results(make_plan(), 12, tmp_path)
+        store.open_results(make_plan(), 12, tmp_path)
     # before the first run, where it runs does not matter
-    compare.open_results(make_plan(limit=12, plot=False, threads=3), 12, tmp_path)
-    assert compare.read_results(tmp_path)["config"]["threads"] == 3
+    store.open_results(make_plan(limit=12, plot=False, threads=3), 12, tmp_path)
+    assert studies.read_results(tmp_path)["config"]["threads"] == 3
     with pytest.raises(UserError, match=r"train_size 24 .it has 12"):
-        compare.open_results(make_plan(limit=12), 24, tmp_path)
+        store.open_results(make_plan(limit=12), 24, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -408,27 +408,27 @@ def test_runs_that_could_not_be_compared_are_refused(finished, tmp_path, monkeyp
     made = make_plan(["k1"], threads=1)
     full = entry_of(finished[1], "full")
     for begun in ([full], []):
-        compare.open_results(made, TRAIN, tmp_path)
-        path.write_text(json.dumps({**compare.read_results(tmp_path), "runs": begun}))
+        store.open_results(made, TRAIN, tmp_path)
+        path.write_text(json.dumps({**studies.read_results(tmp_path), "runs": begun}))
         # a run under way has none in results.json
         RunFolder(tmp_path / "seed0/full").path.mkdir(parents=True, exist_ok=True)
         (tmp_path / "seed0/full/config.json").touch()
         before = path.read_bytes()
         with pytest.raises(UserError, match=f"begun with {what} would not be comparable"):
-            compare.open_results(make_plan(["k1"], **{"threads": 1, **change}), TRAIN, tmp_path)
+            store.open_results(make_plan(["k1"], **{"threads": 1, **change}), TRAIN, tmp_path)
         assert path.read_bytes() == before
-        compare.open_results(make_plan(["k1"], threads=1, plot=False), TRAIN, tmp_path)
+        store.open_results(make_plan(["k1"], threads=1, plot=False), TRAIN, tmp_path)
 
 
 def test_seeds_may_be_added(tmp_path):
-    compare.run(make_plan(["k1"], (0,), epochs=2), toy_data(), tmp_path)
-    results = compare.run(make_plan(["k1"], (0, 1), epochs=2), toy_data(), tmp_path)
+    studies.run(make_plan(["k1"], (0,), epochs=2), toy_data(), tmp_path)
+    results = studies.run(make_plan(["k1"], (0, 1), epochs=2), toy_data(), tmp_path)
     assert [(e["seed"], e["arm"]) for e in results["runs"]] == [
         (0, "full"), (0, "k1"), (1, "k1"), (1, "full")
     ]  # fmt: skip
-    assert compare.read_results(tmp_path) == results and results["seeds"] == [0, 1]
+    assert studies.read_results(tmp_path) == results and results["seeds"] == [0, 1]
     with pytest.raises(UserError, match=r"seeds \[1, 2\] .it has \[0, 1\]"):
-        compare.run(make_plan(["k1"], (1, 2), epochs=2), toy_data(), tmp_path)
+        studies.run(make_plan(["k1"], (1, 2), epochs=2), toy_data(), tmp_path)
 
 
 def test_the_machine_is_stored_and_a_change_is_told(finished, tmp_path):
@@ -439,8 +439,8 @@ def test_the_machine_is_stored_and_a_change_is_told(finished, tmp_path):
     made, path = make_plan(["all"], (0, 1), (50, 100)), tmp_path / "results.json"
     for runs, places in ((finished[1]["runs"], 1), (finished[1]["runs"][:-1], 2)):
         path.write_text(json.dumps({**finished[1], "environments": [other], "runs": runs}))
-        opened = compare.open_results(made, TRAIN, tmp_path)
-        assert opened == compare.read_results(tmp_path)
+        opened = store.open_results(made, TRAIN, tmp_path)
+        assert opened == studies.read_results(tmp_path)
         assert len(opened["environments"]) == places  # nothing more is run where all is done
     text = told(opened)
     assert f"Begun on 2020-02-03: CPU {place['cpu']}" in text
@@ -451,15 +451,15 @@ def test_a_fork_that_is_missing_is_not_made_of_another_epoch(finished, tmp_path)
     full = entry_of(finished[1], "full")
     made = make_plan(["detector", "fixed"])
     RunFolder(finished[0] / "seed0/full").fork(RunFolder(tmp_path / "seed0/full"), make_config())
-    results = compare.open_results(made, TRAIN, tmp_path)
+    results = store.open_results(made, TRAIN, tmp_path)
     (tmp_path / "results.json").write_text(json.dumps({**results, "runs": [full]}))
     with pytest.raises(UserError, match=r"seed0/detector: missing, though full was forked into it"):
-        compare.run(made, toy_data(), tmp_path)
+        studies.run(made, toy_data(), tmp_path)
 
 
 def test_a_single_run_is_no_folder_for_a_comparison(finished):
     with pytest.raises(UserError, match="holds a single run, not a comparison; choose another"):
-        compare.check_folder(finished[0] / "seed0/full")
+        store.check_folder(finished[0] / "seed0/full")
 
 
 @pytest.mark.parametrize(
@@ -475,14 +475,14 @@ def test_a_single_run_is_no_folder_for_a_comparison(finished):
         "train_size",
         "runs",
         "arm",
-        *runner.ENTRY,
+        *store.ENTRY,
     ],
 )
 def test_results_that_lack_something_are_named(finished, tmp_path, key):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(damage(finished[1], key)))
     with pytest.raises(UserError, match=f"{path}: damaged"):
-        compare.read_results(tmp_path)
+        studies.read_results(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -512,7 +512,7 @@ def test_results_with_a_wrong_value_are_named(finished, tmp_path, key, value):
     path = tmp_path / "results.json"
     path.write_text(json.dumps({**finished[1], "runs": [changed]}))
     with pytest.raises(UserError, match=r"damaged .entry 1 of 'runs'"):
-        compare.read_results(tmp_path)
+        studies.read_results(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -524,28 +524,28 @@ def test_results_with_a_wrong_head_are_named(finished, tmp_path, change):
     path = tmp_path / "results.json"
     path.write_text(json.dumps({**finished[1], **change, "runs": []}))
     with pytest.raises(UserError, match=f"{path}: damaged"):
-        compare.read_results(tmp_path)
+        studies.read_results(tmp_path)
 
 
 def test_a_run_stored_twice_is_named(finished, tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps({**finished[1], "runs": [finished[1]["runs"][0]] * 2}))
     with pytest.raises(UserError, match=r"entry 2 of 'runs': a second one of .'full', 0."):
-        compare.read_results(tmp_path)
+        studies.read_results(tmp_path)
 
 
 def test_results_of_the_version_before_are_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"format": "cpfast-compare-1"}')
     with pytest.raises(UserError, match="not the results of a cpfast comparison of this version"):
-        compare.read_results(tmp_path)
+        studies.read_results(tmp_path)
 
 
 def test_default_folder_depends_on_the_settings_that_matter():
-    base = compare.default_folder(make_plan())
-    assert compare.default_folder(make_plan(plot=False)) == base
-    assert compare.default_folder(make_plan(epochs=7)) != base
-    assert compare.default_folder(make_plan(seeds=(0, 1))) != base
-    assert compare.default_folder(make_plan(["fixed"])) != base
+    base = store.default_folder(make_plan())
+    assert store.default_folder(make_plan(plot=False)) == base
+    assert store.default_folder(make_plan(epochs=7)) != base
+    assert store.default_folder(make_plan(seeds=(0, 1))) != base
+    assert store.default_folder(make_plan(["fixed"])) != base
 
 
 # --- statistics and tables
@@ -553,7 +553,7 @@ def test_default_folder_depends_on_the_settings_that_matter():
 
 def test_an_epoch_without_a_step_has_the_rotation_of_the_one_before():
     lines = [{"rotation_mean": value} for value in (None, 0.25, None, 0.5)]
-    assert runner._rotations(lines) == [0.0, 0.25, 0.25, 0.5]
+    assert store._rotations(lines) == [0.0, 0.25, 0.25, 0.5]
 
 
 def test_a_machine_that_is_not_quiet_is_told():
@@ -566,13 +566,13 @@ def test_a_machine_that_is_not_quiet_is_told():
 
 def test_interval_is_that_of_the_t_distribution():
     # Student's table: t(0.975; 2) = 4.303, sd = 1
-    mean, half = compare.interval([1.0, 2.0, 3.0])
+    mean, half = studies.interval([1.0, 2.0, 3.0])
     assert mean == 2 and half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
-    assert compare.interval([5.0]) == (5.0, None)
+    assert studies.interval([5.0]) == (5.0, None)
     scipy = pytest.importorskip("scipy.stats")
     values = [0.3, 0.9, 0.1, 0.4]
     low, high = scipy.t.interval(0.95, 3, loc=0.425, scale=scipy.sem(values))
-    estimate = compare.interval(values)
+    estimate = studies.interval(values)
     assert estimate.low == pytest.approx(low)
     assert estimate.mean + estimate.half == pytest.approx(high)
 
@@ -587,7 +587,7 @@ def test_differences_are_paired_and_to_the_best_control():
         runs += [entry("full", seed, full, 10.0), entry("k1", seed, once, 4.0 + seed),
                  entry("shortened", seed, short, 5.0)]  # fmt: skip
     results = made_up(("full", "k1", "shortened"), runs)
-    summaries, control = statistics.summarise(results)
+    summaries, control = verdict.summarise(results)
     assert control == "k1"
     # differences 1, 2, 3 points: 2 +- 4.303 / sqrt(3); saved 60, 50, 40 %
     assert summaries["k1"].to_full == pytest.approx((2.0, 2.484), abs=1e-3)
@@ -597,7 +597,7 @@ def test_differences_are_paired_and_to_the_best_control():
     scipy = pytest.importorskip("scipy.stats")
     half = scipy.t.ppf(0.975, 2) * scipy.sem([4, -22, -3])
     assert summaries["shortened"].to_control == pytest.approx((-7.0, half))
-    text = compare.document(results).text()
+    text = studies.document(results).text()
     row = next(line for line in text.splitlines() if line.startswith("k1 "))
     assert "+2.00 ± 2.48" in row and "50.0 ± 24.8" in row
     assert "  to k1  " in text and "k1 is the control of the highest mean" in text
@@ -606,7 +606,7 @@ def test_differences_are_paired_and_to_the_best_control():
 def test_pairs_need_both():
     runs = [entry("full", 0, 0.9), entry("k1", 0, 0.8), entry("k1", 1, 0.1),
             entry("full", 1, None, diverged="x")]  # fmt: skip
-    summaries, _ = statistics.summarise(made_up(("full", "k1"), runs))
+    summaries, _ = verdict.summarise(made_up(("full", "k1"), runs))
     assert summaries["k1"].to_full == (pytest.approx(-10.0), None)
     assert summaries["full"].diverged == {1: "x"} and set(summaries["full"].entries) == {0}
 
@@ -617,8 +617,8 @@ def judged(**arms_runs):
         for arm, (seconds, accuracies) in arms_runs.items()
         for seed, accuracy in enumerate(accuracies)
     ]
-    summaries, _ = statistics.summarise(made_up(arms_runs, runs))
-    return statistics.verdict(summaries, finished=True)
+    summaries, _ = verdict.summarise(made_up(arms_runs, runs))
+    return verdict.verdict(summaries, finished=True)
 
 
 def test_verdict_by_time_and_by_the_lower_end():
@@ -666,7 +666,7 @@ def test_only_arms_of_fulls_seeds_are_judged_and_the_best_control():
     runs = [entry("full", s) for s in (0, 1)] + [entry("k1", 0, 0.99), entry("shortened", 0, 0.8),
             entry("shortened", 1, 0.8)]  # fmt: skip
     results = made_up(("full", "k1", "shortened"), runs)
-    assert statistics.summarise(results)[1] == "shortened"
+    assert verdict.summarise(results)[1] == "shortened"
     assert "over 2 seeds (k1: 1); differences are paired" in told(results)
     # full alone, and more to come
     text = told(made_up(("full", "k1"), runs[:2]))
@@ -682,17 +682,17 @@ def test_only_arms_of_fulls_seeds_are_judged_and_the_best_control():
 def test_the_detector_is_held_against_the_best_control(detector, result):
     accuracies = {"full": [0.9] * 3, "detector": detector, "k1": [0.89, 0.891, 0.892]}
     runs = [entry(a, seed, v) for a, values in accuracies.items() for seed, v in enumerate(values)]
-    summaries, control = statistics.summarise(made_up(tuple(accuracies), runs))
-    assert statistics.against_control(summaries, control) == (
+    summaries, control = verdict.summarise(made_up(tuple(accuracies), runs))
+    assert verdict.against_control(summaries, control) == (
         f"detector against k1, the best control: {result}. Without k1_matched, shortened, the "
         "comparison is not complete."
     )
     del summaries["k1"]
     assert "no control that ended in the same seeds as full. Without k1, k1_matched, sh" in str(
-        statistics.against_control(summaries, None)
+        verdict.against_control(summaries, None)
     )
     del summaries["detector"]
-    assert statistics.against_control(summaries, None) is None
+    assert verdict.against_control(summaries, None) is None
 
 
 def test_preparation_is_told_and_not_part_of_the_time(tmp_path):
@@ -706,7 +706,7 @@ def test_preparation_is_told_and_not_part_of_the_time(tmp_path):
     (line,) = folder.metrics()
     line["seconds"]["preparation"] = 2.5
     (folder.path / "metrics.jsonl").write_text(json.dumps(line))
-    made = runner.entry_of(folder, 0, None)
+    made = store.entry_of(folder, 0, None)
     assert made["preparation_seconds"] == 2.5
     assert made["seconds"] == pytest.approx(line["seconds"]["train"] - line["seconds"]["detection"])
 
@@ -720,7 +720,7 @@ def test_text_is_at_most_100_columns_wide():
         for arm in known for seed in range(5)
     ]  # fmt: skip
     runs[0] = entry("full", 0, None, diverged="training diverged: the training loss of epoch 1")
-    text = compare.document(made_up(tuple(known), runs, budgets=[50])).text()
+    text = studies.document(made_up(tuple(known), runs, budgets=[50])).text()
     assert max(map(len, text.splitlines())) <= 100
     row = next(line for line in text.splitlines() if line.startswith("full "))
     assert re.match(r"full +90\.75 ± 0\.62 \* ", row) and "12,596 ± " in row
@@ -730,7 +730,7 @@ def test_text_is_at_most_100_columns_wide():
 
 def test_table_shows_all_and_does_not_overclaim(finished):
     results = finished[1]
-    made = compare.document(results)
+    made = studies.document(results)
     text = made.text()
     for arm in results["arms"]:
         assert f"\n{arm} " in text
@@ -746,7 +746,7 @@ def test_table_shows_all_and_does_not_overclaim(finished):
 
 
 def test_markdown_has_the_same_cells(finished):
-    made = compare.document(finished[1])
+    made = studies.document(finished[1])
     lines = made.markdown().splitlines()
     assert lines[0] == f"# {made.title}"
     rows = [line for line in lines if line.startswith("| ")]
@@ -757,7 +757,7 @@ def test_markdown_has_the_same_cells(finished):
 
 def test_forward_and_backward_are_told_apart_where_they_differ():
     runs = [entry("full", 0, forward_samples=1000, backward_samples=400)]
-    made = compare.document(made_up(("full",), runs))
+    made = studies.document(made_up(("full",), runs))
     header, (row,) = made.tables[0]
     cells = dict(zip(header, row, strict=True))
     assert cells["forward"] == "1,000" and cells["backward"] == "400"
@@ -771,7 +771,7 @@ def test_energy_and_cost_are_shown_where_they_are_known():
         "cost": {"value": 0.6, "source": "estimated", "price_kwh": 0.3, "price_hour": None},
     }
     runs = [entry("full", 0, kwh=2.0, energy=energy, co2e_kg=0.25, cost=0.6)]
-    made = compare.document(made_up(("full",), runs))
+    made = studies.document(made_up(("full",), runs))
     header, (row,) = made.tables[1]
     # the parts disagree, so the header says of none that it was measured
     assert (header, row) == (
@@ -781,7 +781,7 @@ def test_energy_and_cost_are_shown_where_they_are_known():
     assert "CO2e is estimated, by 125 g a kWh (ESP)." in made.notes
     assert "Cost is estimated, at 0.3 a kWh." in made.notes
     parts["cpu"]["source"] = "measured"
-    assert compare.document(made_up(("full",), runs)).tables[1].header[1] == (
+    assert studies.document(made_up(("full",), runs)).tables[1].header[1] == (
         "energy, Wh (measured)"
     )
 
@@ -791,15 +791,15 @@ def test_energy_json_is_kept_whole(tmp_path):
     folder = scratch(tmp_path / "run", config)
     energy = {"seconds": 1.0, "kwh": None, "components": {}, "co2e": {"kg": 0.5}, "cost": None}
     folder.save_energy(energy)
-    made = runner.entry_of(folder, 0, None)
+    made = store.entry_of(folder, 0, None)
     assert (made["kwh"], made["co2e_kg"], made["cost"]) == (None, 0.5, None)
     assert made["energy"] == energy
 
 
 def test_pictures(finished, tmp_path):
-    plots.draw_comparison(finished[1], tmp_path / "accuracy.png")
+    draw(finished[1], "accuracy.png", tmp_path / "accuracy.png")
     check_picture(tmp_path / "accuracy.png", "#D55E00", "#0072B2", "#009E73", "#56B4E9", "#E69F00")
-    plots.draw_rotation(finished[1], tmp_path / "rotation.png")
+    draw(finished[1], "rotation.png", tmp_path / "rotation.png")
     check_picture(tmp_path / "rotation.png", "#D55E00", "#000000")
 
 
@@ -817,7 +817,7 @@ def test_a_picture_says_what_its_bars_are(tmp_path, monkeypatch, seeds, spread, 
     runs = [entry(arm, s, 0.9 + spread * (s % 2), 10.0 + 0.01 * s, curve=[[10.0, 0.9]])
             for s in range(seeds) for arm in ("full", "k1")]  # fmt: skip
     results = {**made_up(("full", "k1"), runs), "seeds": list(range(9))}
-    plots.draw_comparison(results, tmp_path / "accuracy.png")
+    draw(results, "accuracy.png", tmp_path / "accuracy.png")
     (figure,) = figures
     assert figure.axes[1].get_title() == f"After the last epoch{title}"
     assert f"{seeds} seeds" in figure.get_suptitle() or seeds == 1
@@ -829,7 +829,7 @@ def test_a_picture_says_what_its_bars_are(tmp_path, monkeypatch, seeds, spread, 
 def test_single_runs_are_shown_where_they_are_few(tmp_path, monkeypatch, seeds, shown):
     figures = drawn(monkeypatch)
     runs = [entry("full", s, 0.9 + 0.005 * (s % 2), 10.0 + s) for s in range(seeds)]
-    plots.draw_comparison(made_up(("full",), runs), tmp_path / "accuracy.png")
+    draw(made_up(("full",), runs), "accuracy.png", tmp_path / "accuracy.png")
     panel = figures[0].axes[1]
     single = [line for line in panel.get_lines() if len(line.get_xdata()) == seeds]
     assert len(single) == shown
@@ -853,7 +853,7 @@ def test_the_picture_of_rotation_names_each_epoch_once(tmp_path, monkeypatch):
     figures = drawn(monkeypatch)
     runs = [entry("full", s, rotation=[0.1, 0.2, 0.3], period_end=end, epochs=3)
             for s, end in enumerate((2, 3, 2))]  # fmt: skip
-    plots.draw_rotation(made_up(("full",), runs), tmp_path / "rotation.png")
+    draw(made_up(("full",), runs), "rotation.png", tmp_path / "rotation.png")
     axes = figures[0].axes[0]
     assert axes.get_legend().get_texts()[-1].get_text().endswith("ends after epoch 2, 3")
     assert all(tick == int(tick) for tick in axes.get_xticks())
@@ -869,7 +869,7 @@ def test_a_folder_that_cannot_be_written_to_still_shows_its_table(tmp_path, monk
     def refuse(path, write):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    for module in (show, plots.style):
+    for module in (show, style):
         monkeypatch.setattr(module, "write_atomically", refuse)
     lines = show.show(tmp_path, results, plot=True).splitlines()
     assert lines[0].startswith("digits, cnn")
@@ -900,7 +900,7 @@ def test_a_report_without_pictures_keeps_links_to_those_there_are(tmp_path):
 
 def test_help_lists_the_arms():
     parser = argparse.ArgumentParser()
-    add_options(parser)
+    Comparison.add_options(parser)
     text = parser.format_help()
     for name, arm in arms.known(0, (50,)).items():
         assert re.search(rf"^  {re.escape(name)} +\S", text, flags=re.MULTILINE), arm
@@ -911,73 +911,8 @@ def test_help_lists_the_arms():
 def test_a_batch_larger_than_the_data_is_told_before_anything_is_run(tmp_path):
     base = make_config(criterion="slope45", at=None, batch_size=16)
     for made in (
-        compare.Falsification(base, (0,)), compare.Oracle(base, (0,)), make_plan(batch_size=32)
+        Falsification(base, (0,)), Oracle(base, (0,)), make_plan(batch_size=32)
     ):  # fmt: skip
         with pytest.raises(UserError, match="a batch of 32, the largest of this comparison, is"):
-            compare.run(made, toy_data(), tmp_path / "out")
+            studies.run(made, toy_data(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def options(**given):
-    names = ("kind", "seeds", "arms", "budgets", "at", "keep", "anneal", "batch_factors",
-             "decay_factors", "epoch_factors", "oracle_settings", "switch_epochs")  # fmt: skip
-    return {**dict.fromkeys(names), "epochs": 20, "device": "cpu", **given}
-
-
-def test_a_plan_from_options():
-    made = plan_from(options())
-    assert (made.arms, made.at, made.seeds, made.budgets) == (arms.DEFAULT, 3, (0, 1, 2), ())
-    made = plan_from(options(kind="oracle", oracle_settings="base, base"))
-    assert made.setting_names == ("base",)
-    made = plan_from(options(seeds=1, arms="k1, fixed,", at=7, budgets=[], keep=0.3))
-    assert made.arms[:3] == ("full", "k1", "fixed") and "rs2@60" in made.arms
-    assert (made.at, made.budgets, made.config.keep) == (7, arms.BUDGETS, 0.3)
-    assert made.config.criterion == "slope45" and made.config.at is None
-    made = plan_from(options(repeats=1))
-    assert set(made.arms) == {"full", "infobatch", "detector+infobatch", "detector+rs2"}
-    made = plan_from(options(criterion="fixed", at=7))
-    assert (made.config.at, made.at) == (7, 7)
-    made = plan_from(options(kind="oracle", oracle_settings="base,epochs-half", switch_epochs=[4]))
-    assert made.grid("base") == [0, 4, 20] and made.grid("epochs-half") == [0, 2, 10]
-    made = plan_from(options(kind="falsify", seeds=2, batch_factors=[1.0, 4.0]))
-    assert (made.batch_factors, made.decay_factors) == ((1.0, 4.0), (0.5, 1.0, 2.0))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"seeds": 0}, "--seeds must be at least 1, got 0"),
-        ({"arms": "k3"}, "--arms: no arm 'k3'"),
-        ({"arms": " , "}, "--arms: no name in ' , '"),
-        ({"arms": ""}, "--arms: no name in ''"),
-        ({"arms": "k1@50"}, "no arm 'k1@50'; --budgets 50 makes it; there are full,"),
-        ({"seeds": 2**33}, "--seeds 8589934592: from --seed 0 on they leave 0 .. 2**32 - 1"),
-        ({"kind": "falsify", "epoch_factors": [1e308]}, "positive, and 1000 at most; got 1e+308"),
-        ({"kind": "falsify", "decay_factors": [math.nan]}, "1000 at most; got nan"),
-        ({"kind": "falsify", "labels": "random"}, "--falsify has both labels; leave --labels ran"),
-        ({"kind": "oracle", "criterion": "fixed"}, "--oracle: --criterion fixed looks at no rot"),
-        ({"at": 21}, "--at must be in 1 .. 20 (--epochs), got 21"),
-        ({"budgets": [0]}, "--budgets must be in 1 .. 100 (percent), got 0"),
-        ({"kind": "falsify", "arms": "k1"}, "--arms goes with the comparison of arms, not with"),
-        ({"switch_epochs": [3]}, "--switch-epochs goes with --oracle, not with"),
-        (
-            {"kind": "falsify", "criterion": "fixed", "at": 3},
-            "--falsify: --criterion fixed looks at no rotation",
-        ),
-        (
-            {"kind": "falsify", "batch_factors": [0.0]},
-            "--batch-factors must be positive, and 1000 at most; got 0.0",
-        ),
-        ({"kind": "oracle", "oracle_settings": "lr"}, "--oracle-settings: must be of base, decay-"),
-        ({"kind": "oracle", "switch_epochs": [21]}, "--switch-epochs must be in 0 .. 20"),
-        ({"kind": "oracle", "repeats": 1}, "--oracle: with --repeats 1 there is nothing to switch"),
-        (
-            {"repeats": 1, "arms": "k1"},
-            "--repeats 1 no other than the rest; choose from full, info",
-        ),
-    ],
-)
-def test_bad_options(given, message):
-    with pytest.raises(UserError) as error:
-        plan_from(options(**given))
-    assert message in str(error.value)

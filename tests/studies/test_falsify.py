@@ -11,6 +11,7 @@ from toy_comparison import (
     TRAIN,
     check_picture,
     damage,
+    draw,
     essence,
     make_config,
     metrics,
@@ -19,9 +20,10 @@ from toy_comparison import (
     toy_data,
 )
 
-from cpfast.train import compare, loop, plots
-from cpfast.train.compare import falsify, runner
-from cpfast.train.compare.falsify import Setting
+from cpfast import studies
+from cpfast.studies import store
+from cpfast.studies.falsify import Falsification, Setting, firing, null
+from cpfast.train import loop
 from cpfast.train.config import Config
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
@@ -36,14 +38,14 @@ PAPER = {
 def make_plan(seeds=(0,), **changes):
     config = make_config(criterion="slope45", at=None, epochs=8, weight_decay=0.01)
     grid = {"batch_factors": (1.0, 2.0), "decay_factors": (1.0,), "epoch_factors": (0.5, 1.0)}
-    return compare.Falsification(config, tuple(seeds), **{**grid, **changes})
+    return Falsification(config, tuple(seeds), **{**grid, **changes})
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("falsify")
-    return out, compare.run(make_plan((0, 1)), toy_data(), out)
+    return out, studies.run(make_plan((0, 1)), toy_data(), out)
 
 
 def made_up(ends, seeds=(0, 1), **factors):
@@ -51,11 +53,15 @@ def made_up(ends, seeds=(0, 1), **factors):
     base = make_plan(seeds, **factors)
     runs = []
     for (setting, labels, seed), end in ends.items():
-        entry = runner.entry_of(None, seed, None)
+        entry = store.entry_of(None, seed, None)
         runs.append({"labels": labels, **setting._asdict(), **entry, "period_end": end})
     head = {"kind": "falsify", "config": base.config.to_dict(), "seeds": list(seeds)}
     head |= {"train_size": TRAIN, "environments": [ENVIRONMENT]}
     return {**head, **base.settings(), "runs": runs}
+
+
+def cells(results):
+    return firing.cells(store.study_of(results), results)
 
 
 # --- the null
@@ -64,12 +70,12 @@ def made_up(ends, seeds=(0, 1), **factors):
 @pytest.mark.parametrize(("batch", "epoch"), [(16, 22), (32, 34), (128, 68)])
 def test_the_null_fires_where_it_was_predicted(batch, epoch):
     config = Config.from_options({**PAPER, "batch_size": batch})
-    assert falsify.null_end(config, 50_000) == epoch
+    assert null.null_end(config, 50_000) == epoch
 
 
 def test_the_null_is_one_minus_the_exponential_of_all_steps():
     config = Config.from_options({**PAPER, "batch_size": 100, "epochs": 8})
-    found = list(falsify.null_rotations(config, 1000))
+    found = list(null.null_rotations(config, 1000))
     expected, turned = [], 0.0
     for epoch in range(8):
         for step in range(30):
@@ -87,10 +93,10 @@ def test_the_null_of_a_smooth_schedule_and_of_adamw():
         0.01 * 2e-4 * (1 + math.cos(math.pi * step / (10 * steps))) / 2
         for step in range(10 * steps)
     )
-    *_, last = falsify.null_rotations(config, 1000)
+    *_, last = null.null_rotations(config, 1000)
     assert last == pytest.approx(1 - math.exp(-turned), rel=1e-2)
     other = config.replace(optimizer="adagrad")
-    assert falsify.null_rotations(other, 1000) is None and falsify.null_end(other, 1000) is None
+    assert null.null_rotations(other, 1000) is None and null.null_end(other, 1000) is None
 
 
 # --- the runs
@@ -101,7 +107,7 @@ def test_each_setting_seed_and_labels_once(finished):
     keys = [(e["seed"], e["batch_size"], e["total_epochs"], e["labels"]) for e in results["runs"]]
     assert keys == list(product((0, 1), (8, 16), (4, 8), ("true", "random")))
     assert len(keys) == make_plan((0, 1)).wanted({"runs": []})
-    assert json.loads((out / "results.json").read_text()) == results == compare.read_results(out)
+    assert json.loads((out / "results.json").read_text()) == results == studies.read_results(out)
 
 
 def test_a_run_ends_where_its_rule_fires(finished):
@@ -126,7 +132,7 @@ def test_random_labels_make_another_run_of_the_same_beginning(finished):
     for seed in (0, 1):
         key = {"seed": seed, "batch_size": 8, "total_epochs": 8}
         true, random = (
-            compare.find(finished[1], labels=labels, **key) for labels in ("true", "random")
+            studies.find(finished[1], labels=labels, **key) for labels in ("true", "random")
         )
         assert true["rotation"] != random["rotation"]
         assert true["train_loss"] < random["train_loss"]
@@ -154,8 +160,8 @@ def test_a_stop_within_a_run(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
-        compare.run(make_plan((0, 1)), toy_data(), tmp_path)
-    results = compare.run(make_plan((0, 1)), toy_data(), tmp_path)
+        studies.run(make_plan((0, 1)), toy_data(), tmp_path)
+    results = studies.run(make_plan((0, 1)), toy_data(), tmp_path)
     assert calls[:4] == [0, 1, 2, 2]
     assert essence(results) == essence(finished[1])
 
@@ -170,23 +176,23 @@ def test_a_diverged_run_does_not_end_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train_epoch", train_epoch)
     made = make_plan()
-    results = compare.run(made, toy_data(), tmp_path)
+    results = studies.run(made, toy_data(), tmp_path)
     assert [e["diverged"] for e in results["runs"]] == [None, "training diverged: epoch 3"] * 4
     text = told(results)
     assert "4 runs diverged, and are left out." in text
-    plots.draw_falsification(results, tmp_path / "falsify.png")
+    draw(results, "falsify.png", tmp_path / "falsify.png")
 
 
 @pytest.mark.parametrize(
     "key",
     ["batch_factors", "decay_factors", "epoch_factors", "train_size", "labels", "batch_size",
-     "weight_decay", "total_epochs", *runner.ENTRY],
+     "weight_decay", "total_epochs", *store.ENTRY],
 )  # fmt: skip
 def test_results_that_lack_something_are_named(finished, tmp_path, key):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(damage(finished[1], key)))
     with pytest.raises(UserError, match=f"{path}: damaged"):
-        compare.read_results(tmp_path)
+        studies.read_results(tmp_path)
 
 
 # --- what is concluded
@@ -203,12 +209,12 @@ def test_the_difference_is_paired_and_its_interval_over_seeds():
             # later by 1 and by 3 in the two seeds
             ends[setting, "random", seed] = 11 + number + 2 * seed
     ends[GRID[3], "random", 1] = None  # never: no pair
-    found = falsify.cells(made_up(ends))
-    estimate, pairs, censored = falsify.paired_difference(found, 5)
+    found = cells(made_up(ends))
+    estimate, pairs, censored = firing.paired_difference(found, 5)
     assert (pairs, censored) == (7, 0)
     # t(0.975; 1) = 12.706, and the seeds' means are 1 and 3
     assert estimate == pytest.approx((2.0, 12.706 * math.sqrt(2) / math.sqrt(2)), rel=1e-3)
-    assert falsify.paired_difference([], 5) == (None, 0, 0)
+    assert firing.paired_difference([], 5) == (None, 0, 0)
     text = told(made_up(ends))
     assert "fired 2.0 epochs later than with true ones, in the mean of 7 pairs" in text
     assert "With random labels the rule fired in 7 of 8 runs" in text
@@ -221,16 +227,16 @@ def test_match_is_of_logarithms_and_of_ranks():
     ends = {}
     for setting, a, b in zip(GRID, true, random, strict=True):
         ends[setting, "true", 0], ends[setting, "random", 0] = a, b
-    found = falsify.cells(made_up(ends, seeds=(0,)))
-    matched = falsify.match(found, "random", 5)
+    found = cells(made_up(ends, seeds=(0,)))
+    matched = firing.match(found, "random", 5)
     r = scipy.pearsonr([math.log(v) for v in true], [math.log(v) for v in random]).statistic
     # the ratios are 1.2, 0.9, 1.5, 0.725
     assert matched == (
         4, pytest.approx(r**2), pytest.approx(0.8), pytest.approx(1.05), 0
     )  # fmt: skip
-    assert falsify.match(found[:2], "random", 5)[:3] == (2, None, None)
+    assert firing.match(found[:2], "random", 5)[:3] == (2, None, None)
     # each null of these fires at one and the same epoch, or never
-    assert falsify.match(found, "null", 5).shared is None
+    assert firing.match(found, "null", 5).shared is None
     text = told(made_up(ends, seeds=(0,)))
     assert f"r^2 of logarithms {r**2:.2f} and a rank correlation of 0.80" in text
     assert "so this is no agreement in the epoch: the median ratio, random / true, is 1.05." in text
@@ -244,15 +250,15 @@ def test_what_fired_as_early_as_it_can_is_no_measurement():
                                      [(8, 8), (9, 9)]), strict=True):  # fmt: skip
         for seed, (true, random) in enumerate(seeds):
             ends[setting, "true", seed], ends[setting, "random", seed] = true, random
-    found = falsify.cells(made_up(ends))
-    assert falsify.earliest("slope45") == 5 and falsify.earliest("fixed") == 0
-    estimate, pairs, censored = falsify.paired_difference(found, 5)
+    found = cells(made_up(ends))
+    assert firing.earliest("slope45") == 5
+    estimate, pairs, censored = firing.paired_difference(found, 5)
     assert (pairs, censored, estimate.mean) == (5, 3, pytest.approx((0 + 2 / 3) / 2))
-    assert falsify.match(found, "random", 5)[-1] == 1
-    made = compare.document(made_up(ends))
-    cells = [row[3:6] for row in made.tables[0].rows]
-    assert cells[0] == ("<= 5", "<= 5", "")
-    assert cells[1][0] == "<= 5" and cells[1][1].endswith("(1 <= 5)") and cells[1][2] == "+2.0"
+    assert firing.match(found, "random", 5)[-1] == 1
+    made = studies.document(made_up(ends))
+    shown = [row[3:6] for row in made.tables[0].rows]
+    assert shown[0] == ("<= 5", "<= 5", "")
+    assert shown[1][0] == "<= 5" and shown[1][1].endswith("(1 <= 5)") and shown[1][2] == "+2.0"
     text = told(made_up(ends))
     assert "Left out of that: 3 pairs of which both fired after epoch 5 at the latest." in text
     assert "Over 3 settings (1 left out, both <= 5)" in text
@@ -273,7 +279,7 @@ def test_decays_that_print_alike_have_folders_of_their_own():
 
 
 def test_table_of_a_real_run(finished):
-    made = compare.document(finished[1])
+    made = studies.document(finished[1])
     text = told(finished[1])
     assert len(made.tables[0].rows) == 4
     assert "scale-invariant layers in equilibrium, which a fresh network is not in" in text
@@ -290,7 +296,7 @@ def test_the_right_picture_has_ticks_and_legend_of_one_size(tmp_path, monkeypatc
     results = made_up(ends, seeds=(0,))
     for e in results["runs"]:
         e |= {"rotation": [0.1, 0.2, 0.3, 0.35, 0.37], "epochs": 5}
-    plots.draw_falsification(results, tmp_path / "falsify.png")
+    draw(results, "falsify.png", tmp_path / "falsify.png")
     left, right = figures[0].axes
     assert list(right.get_xticks()) == [4, 5, 6] == list(right.get_yticks())
     marks = [line.get_markersize() for line in right.get_legend().get_lines()[1:]]
@@ -305,10 +311,10 @@ def test_the_right_picture_has_ticks_and_legend_of_one_size(tmp_path, monkeypatc
 
 
 def test_picture(finished, tmp_path):
-    plots.draw_falsification(finished[1], tmp_path / "falsify.png")
+    draw(finished[1], "falsify.png", tmp_path / "falsify.png")
     check_picture(tmp_path / "falsify.png", "#D55E00", "#0072B2", "#7F7F7F")
     # without a null, before all is run, and where nothing has fired
     config = {**finished[1]["config"], "optimizer": "adagrad"}
     part = {**finished[1], "config": config, "runs": finished[1]["runs"][:3]}
-    plots.draw_falsification(part, tmp_path / "part.png")
+    draw(part, "falsify.png", tmp_path / "part.png")
     check_picture(tmp_path / "part.png", "#D55E00")

@@ -9,6 +9,7 @@ from toy_comparison import (
     assert_same_run,
     check_picture,
     damage,
+    draw,
     essence,
     make_config,
     metrics,
@@ -18,10 +19,13 @@ from toy_comparison import (
     toy_data,
 )
 
+from cpfast import studies
 from cpfast.detection import Criterion, CriticalPeriodDetector, criteria
-from cpfast.train import compare, loop, plots
-from cpfast.train.compare import oracle, runner
-from cpfast.train.compare.oracle import SETTINGS
+from cpfast.studies import store
+from cpfast.studies.oracle import Oracle, regret
+from cpfast.studies.oracle import study as oracle
+from cpfast.studies.oracle.study import SETTINGS
+from cpfast.train import loop
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
 
@@ -32,14 +36,14 @@ TRAIN = 24
 
 def make_plan(seeds=(0,), settings=("base", "epochs-half"), switches=(2,), **options):
     config = make_config(**{"criterion": "slope45", "at": None, "epochs": EPOCHS, **options})
-    return compare.Oracle(config, tuple(seeds), tuple(settings), tuple(switches))
+    return Oracle(config, tuple(seeds), tuple(settings), tuple(switches))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("oracle")
-    return out, compare.run(make_plan((0, 1)), toy_data(), out)
+    return out, studies.run(make_plan((0, 1)), toy_data(), out)
 
 
 def made_up(accuracies, picks, total=EPOCHS):
@@ -48,7 +52,7 @@ def made_up(accuracies, picks, total=EPOCHS):
     runs = []
     for switch, by_seed in accuracies.items():
         for seed, accuracy in by_seed.items():
-            entry = runner.entry_of(None, seed, None)
+            entry = store.entry_of(None, seed, None)
             entry |= {"test_accuracy": accuracy, "epochs": total}
             entry["forward_samples"] = TRAIN * (total + 2 * switch)
             picked = {"slope45": picks[seed]} if switch == total else None
@@ -56,6 +60,10 @@ def made_up(accuracies, picks, total=EPOCHS):
     head = {"kind": "oracle", "config": base.config.to_dict(), "seeds": list(base.seeds)}
     head |= {"train_size": TRAIN, "environments": [ENVIRONMENT]}
     return {**head, **base.settings(), "runs": runs}
+
+
+def sweeps(results):
+    return regret.sweeps(store.study_of(results), results)
 
 
 # --- the runs
@@ -89,23 +97,23 @@ def test_each_switch_and_pick_once(finished):
     assert len(set(keys)) == len(keys)
     for seed in (0, 1):
         for setting, total, grid in (("base", 8, {0, 2, 8}), ("epochs-half", 4, {0, 1, 4})):
-            full = compare.find(results, setting=setting, switch=total, seed=seed)
+            full = studies.find(results, setting=setting, switch=total, seed=seed)
             assert full["picks"].keys() == {"slope45"}
             picks = {e for e in full["picks"].values() if e is not None}
             assert {k[2] for k in keys if k[:2] == (seed, setting)} == grid | picks
     assert make_plan((0, 1)).wanted({"runs": []}) == 12 <= len(keys)
     assert make_plan((0, 1)).wanted(results) == len(keys)
-    assert "unfinished" not in compare.document(results).title
+    assert "unfinished" not in studies.document(results).title
     # a pick off the grid does not stand for a switch epoch that is missing
     part = [e for e in results["runs"] if (e["seed"], e["setting"], e["switch"]) != (1, "base", 2)]
-    title = compare.document({**results, "runs": part}).title
+    title = studies.document({**results, "runs": part}).title
     assert title.endswith(f": {len(keys) - 1} of {len(keys)} runs, unfinished")
-    assert json.loads((out / "results.json").read_text()) == results == compare.read_results(out)
+    assert json.loads((out / "results.json").read_text()) == results == studies.read_results(out)
 
 
 def test_picks_are_those_of_each_criterion_on_fulls_rotation(finished):
     for seed in (0, 1):
-        full = compare.find(finished[1], setting="base", switch=EPOCHS, seed=seed)
+        full = studies.find(finished[1], setting="base", switch=EPOCHS, seed=seed)
         detector = CriticalPeriodDetector("slope45", EPOCHS)
         for epoch, value in enumerate(full["rotation"], 1):
             detector.step(value, epoch)
@@ -132,7 +140,7 @@ def test_criteria_that_are_added_appear_by_themselves(monkeypatch):
 def test_a_switch_equals_a_run_from_scratch(finished, tmp_path, switch):
     out, results = finished
     if switch == "picked":
-        full = compare.find(results, setting="base", switch=EPOCHS, seed=0)
+        full = studies.find(results, setting="base", switch=EPOCHS, seed=0)
         switch = full["picks"]["slope45"]
         assert switch not in (None, 0, 2, EPOCHS)
     folder = out / "seed0/base" / f"switch{switch}"
@@ -160,8 +168,8 @@ def test_a_stop_within_a_run(finished, tmp_path, monkeypatch, epoch):
 
     monkeypatch.setattr(loop, "train_epoch", killed)
     with pytest.raises(KeyboardInterrupt):
-        compare.run(make_plan((0, 1)), toy_data(), tmp_path)
-    results = compare.run(make_plan((0, 1)), toy_data(), tmp_path)
+        studies.run(make_plan((0, 1)), toy_data(), tmp_path)
+    results = studies.run(make_plan((0, 1)), toy_data(), tmp_path)
     assert calls[epoch] == calls[epoch + 1]
     assert essence(results) == essence(finished[1])
 
@@ -179,7 +187,7 @@ def test_a_full_run_that_diverges_keeps_the_switches_before(tmp_path, monkeypatc
         return real(training, progress)
 
     monkeypatch.setattr(loop, "train_epoch", train_epoch)
-    results = compare.run(make_plan(settings=["base"], switches=(2, 4)), toy_data(), tmp_path)
+    results = studies.run(make_plan(settings=["base"], switches=(2, 4)), toy_data(), tmp_path)
     reasons = {e["switch"]: e["diverged"] for e in results["runs"]}
     assert reasons == {
         8: "training diverged: epoch 4", 0: None, 2: None,
@@ -187,20 +195,20 @@ def test_a_full_run_that_diverges_keeps_the_switches_before(tmp_path, monkeypatc
     }  # fmt: skip
     text = told(results)
     assert "base, switch 8, seed 0: training diverged: epoch 4." in text
-    plots.draw_oracle(results, tmp_path / "oracle.png")
+    draw(results, "oracle.png", tmp_path / "oracle.png")
 
 
 def test_a_fork_that_is_missing_is_named(finished, tmp_path):
     out, results = finished
     made = make_plan((0, 1))
-    compare.open_results(made, TRAIN, tmp_path)
-    full = compare.find(results, setting="base", switch=EPOCHS, seed=0)
+    store.open_results(made, TRAIN, tmp_path)
+    full = studies.find(results, setting="base", switch=EPOCHS, seed=0)
     (tmp_path / "results.json").write_text(json.dumps({**results, "runs": [full]}))
     RunFolder(out / "seed0/base/switch0").fork(
         RunFolder(tmp_path / "seed0/base/switch0"), RunFolder(out / "seed0/base/switch0").config()
     )
     with pytest.raises(UserError, match=r"base/switch\d: missing, though full was forked into it"):
-        compare.run(made, toy_data(), tmp_path)
+        studies.run(made, toy_data(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -209,21 +217,21 @@ def test_a_fork_that_is_missing_is_named(finished, tmp_path):
      {"forward_samples": 0}],
 )  # fmt: skip
 def test_results_with_a_wrong_value_are_named(finished, tmp_path, change):
-    full = compare.find(finished[1], setting="base", switch=EPOCHS, seed=0)
+    full = studies.find(finished[1], setting="base", switch=EPOCHS, seed=0)
     path = tmp_path / "results.json"
     path.write_text(json.dumps({**finished[1], "runs": [{**full, **change}]}))
     with pytest.raises(UserError, match=r"damaged .entry 1 of 'runs'"):
-        compare.read_results(tmp_path)
+        studies.read_results(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "key", ["setting_names", "switches", "setting", "switch", "picks", *runner.ENTRY]
+    "key", ["setting_names", "switches", "setting", "switch", "picks", *store.ENTRY]
 )
 def test_results_that_lack_something_are_named(finished, tmp_path, key):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(damage(finished[1], key)))
     with pytest.raises(UserError, match=f"{path}: damaged"):
-        compare.read_results(tmp_path)
+        studies.read_results(tmp_path)
 
 
 # --- regret
@@ -237,16 +245,17 @@ def test_a_seeds_oracle_is_chosen_by_the_others():
         8: {0: 0.72, 1: 0.65, 2: 0.65},
     }
     picks = {0: 4, 1: 4, 2: 2}
-    (sweep,) = oracle.sweeps(made_up(accuracies, picks))
+    (sweep,) = sweeps(made_up(accuracies, picks))
     # seed 0 by the means of 1 and 2: .61, .73, .72, .65; seed 1 by those of 0 and 2: .66, .685,
     # .67, .685, of equals the earlier; seed 2 by those of 0 and 1: .65, .755, .65, .685
-    assert [oracle.oracle(sweep, seed, sweep.common()) for seed in (0, 1, 2)] == [2, 2, 2]
-    (regret,) = oracle.regrets(sweep)
-    assert (regret.criterion, regret.picks, regret.oracles) == ("slope45", [4, 4, 2], [2, 2, 2])
-    assert regret.regrets == pytest.approx([11.0, 10.0, 0.0])
-    assert regret.accuracies == pytest.approx([60.0, 70.0, 66.0])
-    assert regret.shares == pytest.approx([100 * 16 / 24, 100 * 16 / 24, 50.0])
-    mean, settings = oracle.overall(made_up(accuracies, picks))["slope45"]
+    assert [regret.oracle(sweep, seed, sweep.common()) for seed in (0, 1, 2)] == [2, 2, 2]
+    (found,) = regret.regrets(sweep)
+    assert (found.criterion, found.picks, found.oracles) == ("slope45", [4, 4, 2], [2, 2, 2])
+    assert found.regrets == pytest.approx([11.0, 10.0, 0.0])
+    assert found.accuracies == pytest.approx([60.0, 70.0, 66.0])
+    assert found.shares == pytest.approx([100 * 16 / 24, 100 * 16 / 24, 50.0])
+    results = made_up(accuracies, picks)
+    mean, settings = regret.overall(store.study_of(results), results)["slope45"]
     # t(0.975; 2) = 4.303, and the values 11, 10, 0 have the deviation 6.083
     assert settings == 1 and mean == pytest.approx((7.0, 4.3027 * 6.0828 / 3**0.5), rel=1e-3)
 
@@ -255,28 +264,28 @@ def test_no_more_samples_than_the_pick():
     accuracies = {
         0: {0: 0.5, 1: 0.6}, 2: {0: 0.7, 1: 0.4}, 4: {0: 0.65, 1: 0.7}, 8: {0: 0.9, 1: 0.8}
     }  # fmt: skip
-    (regret,) = oracle.regrets(oracle.sweeps(made_up(accuracies, {0: 2, 1: 4}))[0])
-    assert regret.oracles == [8, 8]
+    (found,) = regret.regrets(sweeps(made_up(accuracies, {0: 2, 1: 4}))[0])
+    assert found.oracles == [8, 8]
     # seed 0 may use 0 and 2, of which seed 1 has 0 better; seed 1 0, 2, 4: by seed 0, 2
-    assert regret.cheap_oracles == [0, 2]
-    assert regret.regrets == pytest.approx([20.0, 10.0])
-    assert regret.cheap_regrets == pytest.approx([-20.0, -30.0])
+    assert found.cheap_oracles == [0, 2]
+    assert found.regrets == pytest.approx([20.0, 10.0])
+    assert found.cheap_regrets == pytest.approx([-20.0, -30.0])
 
 
 def test_the_best_of_noise_is_no_regret():
     # One epoch is best in every seed but its own: the plain maximum would show a regret of 8.
     accuracies = {e: {s: 0.5 + 0.1 * (e == 2 * s) for s in range(5)} for e in range(0, 10, 2)}
     results = made_up(accuracies, dict.fromkeys(range(5), 8), total=8)
-    (regret,) = oracle.regrets(oracle.sweeps(results)[0])
-    assert sum(regret.regrets) / 5 == pytest.approx(-2.0)
+    (found,) = regret.regrets(sweeps(results)[0])
+    assert sum(found.regrets) / 5 == pytest.approx(-2.0)
 
 
 def test_with_one_seed_it_is_the_plain_maximum_and_said():
     accuracies = {0: {0: 0.5}, 2: {0: 0.9}, 8: {0: 0.6}}
     results = made_up(accuracies, {0: None})
-    (regret,) = oracle.regrets(oracle.sweeps(results)[0])
-    assert (regret.picks, regret.oracles) == ([8], [2])  # it never fired: full
-    assert regret.regrets == pytest.approx([30.0])
+    (found,) = regret.regrets(sweeps(results)[0])
+    assert (found.picks, found.oracles) == ([8], [2])  # it never fired: full
+    assert found.regrets == pytest.approx([30.0])
     text = told(results)
     assert "One seed: the oracle is the plain maximum of single runs" in text and "±" not in text
 
@@ -286,7 +295,7 @@ def test_a_setting_of_one_seed_is_not_judged_beside_others_of_two():
     results = made_up(accuracies, {0: None, 1: None})
     results["setting_names"] = ["base", "decay-half"]
     results["runs"] += [{**e, "setting": "decay-half"} for e in results["runs"] if not e["seed"]]
-    judged = oracle.judge(oracle.sweeps(results))
+    judged = regret.judge(sweeps(results))
     assert [r.setting for r in judged.found] == ["base"] and judged.by_others
     assert judged.skipped == ["decay-half"]
     text = told(results)
@@ -296,15 +305,15 @@ def test_a_setting_of_one_seed_is_not_judged_beside_others_of_two():
 
 def test_picks_off_the_grid_are_judged_but_are_no_oracle():
     accuracies = {0: {0: 0.5, 1: 0.5}, 3: {0: 0.99}, 5: {1: 0.98}, 8: {0: 0.6, 1: 0.6}}
-    (sweep,) = oracle.sweeps(made_up(accuracies, {0: 3, 1: 5}))
+    (sweep,) = sweeps(made_up(accuracies, {0: 3, 1: 5}))
     assert sweep.common() == [0, 8]
-    (regret,) = oracle.regrets(sweep)
-    assert regret.regrets == pytest.approx([-39.0, -38.0])
+    (found,) = regret.regrets(sweep)
+    assert found.regrets == pytest.approx([-39.0, -38.0])
 
 
 def test_table_and_pictures(finished, tmp_path):
     results = finished[1]
-    made = compare.document(results)
+    made = studies.document(results)
     text = told(results)
     assert len(made.tables) == 2 and len(made.tables[0].rows) == 2
     assert "slope45: regret " in text and "slope45: capped regret " in text
@@ -312,9 +321,9 @@ def test_table_and_pictures(finished, tmp_path):
     assert "is best in the mean over the other seeds" in text
     assert " base " in text and "8 (full)" in text and "0 (k1)" in text
     assert made.markdown().count("\n| --- |") == 2
-    plots.draw_oracle(results, tmp_path / "oracle.png")
+    draw(results, "oracle.png", tmp_path / "oracle.png")
     check_picture(tmp_path / "oracle.png", "#D55E00", "#000000", "#7F7F7F")
     part = {**results, "runs": results["runs"][:1]}
-    plots.draw_oracle(part, tmp_path / "part.png")
+    draw(part, "oracle.png", tmp_path / "part.png")
     check_picture(tmp_path / "part.png", "#000000")
     assert "1 of 13 runs, unfinished" in told(part)

@@ -92,7 +92,9 @@ class Falsification(Study):
             raise UserError(f"--labels {options['labels']}: falsify has both; leave it out")
         needs_rotation(options)
         names = ("batch_factors", "decay_factors", "epoch_factors")
-        own = {name: tuple(options[name]) for name in names if options[name] is not None}
+        own: dict[str, Any] = {
+            name: tuple(options[name]) for name in names if options[name] is not None
+        }
         return cls(*configured(options), **own)
 
     def grid(self) -> list[Setting]:

@@ -73,7 +73,7 @@ class Source:
 IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
 
-def _archive(folder: str, url: str, size: int, sha256: str, **about: str) -> Source:
+def _archive(folder: str, url: str, size: int, sha256: str, **about: Any) -> Source:
     return Source(folder, (Remote(url, size, sha256),), **about)
 
 

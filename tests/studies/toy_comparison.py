@@ -1,8 +1,11 @@
-"""What the tests of comparisons share: tiny data, settings, and how a run is looked at."""
+"""What the tests of studies share: tiny data, settings, and how a run is looked at."""
 
+import pytest
 import torch
 
-from cpfast.train import compare, run
+from cpfast import studies
+from cpfast.studies.store import study_of
+from cpfast.train import run
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData
 from cpfast.train.runfolder import RunFolder
@@ -67,7 +70,7 @@ def assert_same_run(a, b):
 
 def told(results):
     """The document's text without its line breaks."""
-    return " ".join(compare.document(results).text().split())
+    return " ".join(studies.document(results).text().split())
 
 
 def essence(results):
@@ -75,6 +78,11 @@ def essence(results):
     times = {"seconds", "evaluation_seconds", "detection_seconds", "preparation_seconds", "curve",
              "energy"}  # fmt: skip
     return [{k: v for k, v in e.items() if k not in times} for e in results["runs"]]
+
+
+def draw(results, name, path):
+    """A picture of a study."""
+    study_of(results).pictures(results)[name](path)
 
 
 class Stop(Exception):
@@ -91,9 +99,9 @@ def run_with_stops(plan, out):
 
     while True:
         try:
-            results = compare.run(plan, toy_data(), out, finished=stop)
+            results = studies.run(plan, toy_data(), out, finished=stop)
         except Stop:
-            assert len(compare.read_results(out)["runs"]) == len(ended)
+            assert len(studies.read_results(out)["runs"]) == len(ended)
             continue
         return results, len(ended)
 
@@ -107,8 +115,6 @@ def damage(results, key):
 
 
 def check_picture(path, *colours):
-    import pytest
-
     image_module = pytest.importorskip("PIL.Image")
     image = image_module.open(path).convert("RGB")
     assert image.width > 600 and image.height > 400
