@@ -13,7 +13,7 @@ from cpfast.studies import Document, Study, Table, configured, studies
 from cpfast.studies.store import entry_of
 from cpfast.train.runfolder import RunFolder, write_atomically
 
-QUICK = ["--limit", "20", "--epochs", "1", "--threads", "1", "--no-energy"]
+QUICK = ["--limit", "20", "--batch-size", "10", "--epochs", "1", "--threads", "1", "--no-energy"]
 
 
 @pytest.fixture
