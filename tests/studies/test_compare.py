@@ -205,9 +205,9 @@ def test_choosing_arms():
     assert set(arms.choose(["all"], known, 3)) == set(known)
     with pytest.raises(UserError, match=r"--arms: no arm 'k2'; there are full, detector, k1,"):
         arms.choose(["full", "k2"], known, 3)
-    assert arms.choose(["all"], known, 1) == (
-        "full", "infobatch", "detector+infobatch", "detector+rs2", "shortened@50", "rs2@50"
-    )  # fmt: skip
+    once = arms.choose(["all"], known, 1)
+    assert {"full", "infobatch", "detector+infobatch", "detector+rs2", "rs2@50"} <= set(once)
+    assert not [name for name in once if name.startswith("k1") or name in ("rs2", "detector")]
     with pytest.raises(UserError, match=r"--arms detector,k1: with --repeats 1 no other than"):
         arms.choose(["k1", "detector"], known, 1)
 
@@ -742,7 +742,7 @@ def test_table_shows_all_and_does_not_overclaim(finished):
     shown = told(one)
     assert "±" not in shown and "One seed: no interval, and no conclusion" in shown
     part = {**results, "runs": results["runs"][:3]}
-    assert "3 of 32 runs, unfinished" in told(part)
+    assert f"3 of {len(results['runs'])} runs, unfinished" in told(part)
 
 
 def test_markdown_has_the_same_cells(finished):
@@ -904,7 +904,7 @@ def test_help_lists_the_arms():
     text = parser.format_help()
     for name, arm in arms.known(0, (50,)).items():
         assert re.search(rf"^  {re.escape(name)} +\S", text, flags=re.MULTILINE), arm
-    assert "\n  detector            k, then 1\n" in text
+    assert re.search(r"\n  detector +k, then 1\n", text)
     assert "k, and 1 after epoch --at" in text
 
 

@@ -147,7 +147,7 @@ class Comparison(Study):
         return entry_of(folder, config.seed, diverged, arm.watches)
 
     def label(self, entry: Entry) -> str:
-        return f"{entry['arm']:<18}"
+        return f"{entry['arm']:<{max(18, *map(len, self.arms))}}"
 
     def document(self, results: Results) -> Document:
         return table.document(self, results)
@@ -166,5 +166,6 @@ def _is_due(fork: Callable[[int, int | None], bool], training: Training) -> bool
 def _arms_text() -> str:
     """A line for each arm; k stands for --repeats."""
     known = arms.known(0, (50,))
-    lines = [f"  {arm.name:<20}{arm.describe('k', '--at')}" for arm in known.values()]
+    width = max(map(len, known))
+    lines = [f"  {arm.name:<{width}}  {arm.describe('k', '--at')}" for arm in known.values()]
     return "\n".join(["arms, with k = --repeats (those with @50 are of --budgets 50):", *lines])
