@@ -360,11 +360,14 @@ def test_compare_interrupted_or_out_of_space(npz, tmp_path, capsys, monkeypatch)
 def test_list_names_everything_with_its_line_and_source(capsys):
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
+    sections = dict(section.split("\n", 1) for section in out.split("\n\n"))
+    assert sections.keys() == list_command.KINDS.keys()
     for kind, registry in list_command.KINDS.items():
-        assert f"{kind}\n" in out and len(registry) >= 2
-        for name, entry in registry.items():
-            line = next(x for x in out.splitlines() if x.startswith(f"  {name} "))
-            assert line.endswith(f"{entry.line.rstrip('.')} ({entry.source})")
+        lines = sections[kind].splitlines()
+        assert len(lines) == len(registry) >= 2
+        for line, (name, entry) in zip(lines, registry.items(), strict=True):
+            assert line.split()[0] == name
+            assert line.endswith(f"  {entry.line.rstrip('.')} ({entry.source})")
     assert cli.main(["list", "studies"]) == 0
     one = capsys.readouterr().out
     assert one.splitlines()[0] == "studies" and "slope45" not in one
