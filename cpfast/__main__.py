@@ -1,6 +1,6 @@
 """`python -m cpfast` is the same as the `cpfast` command."""
 
-from cpfast.train.cli import main
+from cpfast.cli import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -16,11 +16,12 @@ import torch
 
 from cpfast import ops
 from cpfast.recipes import EpochSettings, recipes
-from cpfast.train import loop, report, run
+from cpfast.train import loop, metrics, report, run
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
+from cpfast.train.metrics import EpochMetrics
 from cpfast.train.runfolder import RunFolder
 from cpfast.train.step import WARM_UP
 
@@ -478,7 +479,12 @@ def test_weights_spoilt_by_the_last_step_are_noticed(tmp_path, monkeypatch):
     assert len(folder.metrics()) == folder.epochs() == 1
 
 
-@pytest.mark.parametrize("key", [*sorted(report.LINE_KEYS - {"epoch"}), "selection"])
+NEW = {"frozen": 0, "scored_samples": 0}  # since version 0.1.0
+
+
+@pytest.mark.parametrize(
+    "key", [*sorted(EpochMetrics.__annotations__.keys() - NEW.keys() - {"epoch"}), "selection"]
+)
 def test_a_line_of_metrics_that_lacks_something_is_named(tmp_path, key):
     config = make_config(epochs=1, at=1)
     folder = start(tmp_path / "run", config)
@@ -494,7 +500,8 @@ def test_a_line_of_metrics_of_wrong_types_is_named(tmp_path):
     folder = start(tmp_path / "run", config)
     whole = loop.train_epoch(loop.Training(config, toy_data()))
     report.run_table(summarised(folder, whole))
-    keys = [(key,) for key in report.LINE_KEYS] + [("seconds", key) for key in report.TIMES]
+    seconds = metrics.Seconds.__annotations__
+    keys = [(key,) for key in metrics._FORM.forms] + [("seconds", key) for key in seconds]
     for *outer, key in keys:
         for wrong in (True, [1], {"a": None}, 10**400, math.inf if key != "slope" else []):
             line = copy.deepcopy(whole)
@@ -507,6 +514,15 @@ def test_a_line_of_metrics_of_wrong_types_is_named(tmp_path):
 def summarised(folder, line):
     folder.restore_metrics([json.dumps(line)])
     return report.summarise(folder)
+
+
+def test_lines_are_as_they_are_described_and_those_of_an_earlier_version_are_read(tmp_path):
+    config = make_config(epochs=1, at=1)
+    folder = start(tmp_path / "run", config)
+    line = loop.train_epoch(loop.Training(config, toy_data()))
+    assert line.keys() == EpochMetrics.__annotations__.keys()
+    old = {key: value for key, value in line.items() if key not in NEW}
+    assert summarised(folder, old)["metrics"] == [line | NEW]
 
 
 @pytest.mark.parametrize("policy", ["infobatch", "random"])

@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 import cpfast
 from cpfast.train import models
-from cpfast.train.config import IMAGE_MODELS, MODELS
 from cpfast.train.errors import UserError
 from cpfast.train.models.cnn import _quadrant_means
 
@@ -50,7 +49,7 @@ def loss_of(logits):
 )  # fmt: skip
 def test_parameter_counts_are_the_published_ones(name, size, outputs, published):
     with torch.device("meta"):
-        model = models._make(name, (size, size, 3), outputs)
+        model = models.models.make(name).build((size, size, 3), outputs)
     assert models.count_parameters(model) == published
 
 
@@ -118,7 +117,7 @@ def test_images_that_patches_do_not_fill_are_refused(size, patch):
 def test_small_images_keep_their_resolution_in_the_first_layers(name, size, expected):
     sizes = []
     with torch.device("meta"):
-        model = models._make(name, (size, size, 3), 10)
+        model = models.models.make(name).build((size, size, 3), 10)
         model.blocks.register_forward_hook(lambda module, x, y: sizes.append(y.shape[2:]))
         model(torch.randn(2, 3, size, size))
     assert sizes == [(expected, expected)]
@@ -141,7 +140,7 @@ def test_a_token_does_not_see_those_that_follow():
 
 
 def test_depth_is_the_number_of_layers_with_kernels():
-    for name in IMAGE_MODELS:
+    for name in models.models:
         if not name.startswith("resnet"):
             continue
         model = models.build(name, (32, 32, 3), 10, seed=0)
@@ -267,11 +266,11 @@ def test_a_captured_step_equals_an_eager_one(name):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", models.models)
 def test_weights_are_the_kernels_of_dense_layers_and_convolutions(name):
     shape = (LENGTH,) if name == "transformer" else (32, 32, 3)
     with torch.device("meta"):
-        model = models._make(name, shape, 10)
+        model = models.models.make(name).build(shape, 10)
     kinds = (torch.nn.Conv2d, torch.nn.Linear, torch.nn.Embedding)
     expected = {f"{key}.weight" for key, m in model.named_modules() if isinstance(m, kinds)}
     assert {key for key, p in model.named_parameters() if cpfast.is_weight(key, p)} == expected

@@ -1,7 +1,6 @@
-"""The training entrypoint behind `cpfast train | compare | report | env`.
+"""Training behind `cpfast train`: one run, from its settings to its table and picture.
 
-It may use anything in cpfast; nothing in cpfast imports it. The flow: `config` -> `data` ->
-`loop` (with `models`, `clock`) -> `runfolder` (of `checkpoint`, `files`) -> `report`, `plots`;
-`compare` runs the same loop once per arm and seed. `forms` says what a value from a file must look
-like.
+It may use anything in cpfast but studies and cli; nothing in the library imports it. The flow:
+`config` -> `data` -> `loop` (with `models`, `clock`) -> `runfolder` (of `checkpoint`, `files`) ->
+`report`, `plots`. `forms` says what a value from a file must look like.
 """

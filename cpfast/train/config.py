@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,38 +14,22 @@ from cpfast.detection import criteria
 from cpfast.pruning import policies
 from cpfast.recipes import Recipe, recipes
 from cpfast.registry import options_of
+from cpfast.train.data import datasets, is_text
 from cpfast.train.errors import UserError
+from cpfast.train.models import models
 
-IMAGE_MODELS = (
-    "cnn", "resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet18",
-    "resnet34", "resnet50", "wrn28-10", "vit-tiny", "efficientnet-b0",
-)  # fmt: skip
-TEXT_MODELS = ("transformer",)
-MODELS = IMAGE_MODELS + TEXT_MODELS
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "adagrad")
 STEPS = ("eager", "compile", "graph", "compile+graph")
 LABELS = ("true", "random")
-TEXTS = ("python-docs",)
 SCHEDULES = ("step", "cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 MOST_THREADS = 1024
 LARGEST = 10**9  # of all counts; few things fit in memory by then
-DOWNLOADS = ("cifar10", "cifar100", "mnist", "fashion-mnist", "eurosat", "tiny-imagenet")
-NAMED = ("digits", *TEXTS, *DOWNLOADS)
 
 DEFAULTS: dict[str, Any] = {
     "model": "resnet20", "method": "detector+prune", "epochs": 200, "batch_size": 128,
     "optimizer": "sgd", "weight_decay": 2e-4, "flip": True,
-}  # fmt: skip
-# A mirrored digit is not that digit.
-DEFAULTS_OF: dict[str, dict[str, Any]] = {
-    "digits": {"model": "cnn", "epochs": 120, "batch_size": 32, "flip": False},
-    "mnist": {"model": "cnn", "epochs": 20, "flip": False},
-    "python-docs": {
-        "model": "transformer", "epochs": 10, "batch_size": 32, "optimizer": "adamw",
-        "weight_decay": 0.1, "schedule": "cosine", "repeats": 1, "flip": False,
-    },
 }  # fmt: skip
 # The paper's .01 at batch 32, scaled linearly: it keeps the rotation per epoch the same.
 LEARNING_RATES = {
@@ -69,7 +54,7 @@ class Config:
     """Settings of one run. Fractions are in [0, 1], `lr` is per step at `batch_size`.
 
     Attributes:
-        data: one of `NAMED`, or an absolute path, see `cpfast.train.data.load`.
+        data: one of `cpfast.train.data.datasets`, or an absolute path.
         method: what is cut once the period has ended, see `cpfast.recipes.named`.
         limit: number of training samples, of images stratified; None for all.
         repeats: augmented passes over the data in an epoch of the critical period (k).
@@ -121,7 +106,7 @@ class Config:
     plot: bool = True
 
     def __post_init__(self) -> None:
-        _choice("--model", self.model, MODELS)
+        _choice("--model", self.model, tuple(models))
         _choice("--method", self.method, tuple(recipes))
         _choice("--optimizer", self.optimizer, OPTIMIZERS)
         _choice("--schedule", self.schedule, SCHEDULES)
@@ -130,8 +115,9 @@ class Config:
         _choice("--precision", self.precision, PRECISIONS)
         _choice("--step", self.step, STEPS)
         _choice("--labels", self.labels, LABELS)
-        if (self.model in TEXT_MODELS) != (self.data in TEXTS):
-            fitting = TEXT_MODELS if self.data in TEXTS else IMAGE_MODELS
+        reads = "text" if is_text(self.data) else "images"
+        if models.make(self.model).reads != reads:
+            fitting = [name for name, entry in models.items() if entry.make().reads == reads]
             raise UserError(
                 f"--model {self.model} does not fit --data {self.data}; "
                 f"choose from {', '.join(fitting)}"
@@ -194,9 +180,12 @@ class Config:
         given = {key: value for key, value in options.items() if value is not None}
         given.setdefault("data", "digits")
         name = given["data"]
-        if name not in NAMED:
+        own: Mapping[str, Any]
+        if name in datasets:
+            own = datasets.make(name).defaults
+        else:
             given["data"] = _absolute(name)
-        own = DEFAULTS_OF.get(name, {} if name in NAMED else _defaults_of_path(Path(given["data"])))
+            own = _defaults_of_path(Path(given["data"]))
         for key, value in {**DEFAULTS, **own}.items():
             given.setdefault(key, value)
         _choice("--optimizer", given["optimizer"], OPTIMIZERS)
@@ -243,7 +232,7 @@ class Config:
 def differences(options: dict[str, Any], stored: Config) -> list[str]:
     """Options of the command line that contradict a stored run, as 'name given (stored)'."""
     given = {key: value for key, value in options.items() if value is not None}
-    if given.get("data", "digits") not in NAMED:
+    if given.get("data", "digits") not in datasets:
         given["data"] = _absolute(given["data"])
     return changes(given, stored)
 

@@ -36,6 +36,7 @@ from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
+from cpfast.train.metrics import EpochMetrics, Seconds
 from cpfast.train.step import Step
 from cpfast.train.stream import SampleStream
 
@@ -47,7 +48,7 @@ class Progress(Protocol):
     """What the loop tells a progress bar."""
 
     def step(self, epochs: float) -> None: ...
-    def epoch(self, metrics: dict[str, Any]) -> None: ...
+    def epoch(self, metrics: EpochMetrics) -> None: ...
 
 
 class Training:
@@ -225,14 +226,8 @@ def check(config: Config, data: ImageData | TextData) -> None:
         )
 
 
-def train_epoch(training: Training, progress: Progress | None = None) -> dict[str, Any]:
-    """One epoch and what it reports: a line of metrics.jsonl.
-
-    Times are in seconds: "train" is synchronised wall time, and "detection", "scoring" and
-    "selection" are parts of it. Scoring is the whole call of the scored loss, the loss itself
-    included: an upper bound; None where the step is a CUDA graph. "evaluation" is not part of
-    "train", nor is "preparation": the first few steps of a process, which compile and capture.
-    """
+def train_epoch(training: Training, progress: Progress | None = None) -> EpochMetrics:
+    """One epoch and what it reports."""
     t, config = training, training.config
     moment = t.moment()
     settings = t.recipe.settings(moment)
@@ -256,8 +251,8 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
             _check_finite("training loss", train_loss, t.epoch + 1)
         if rotation and steps:  # what has not moved says nothing
             # those of layers that are trained: what is frozen does not turn
-            trained = rotation[settings.frozen :]
-            mean_rotation = math.fsum(trained) / len(trained)
+            turning = rotation[settings.frozen :]
+            mean_rotation = math.fsum(turning) / len(turning)
             _check_finite("layer rotation", mean_rotation, t.epoch + 1)
             with t.clock.part("detection"):
                 t.detector.step(values, t.epoch + 1)
@@ -269,6 +264,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
             test_loss, test_accuracy = evaluate(t, progress)
         # What the last step spoilt shows in no later loss.
         _check_finite("test loss", test_loss, t.epoch)
+    trained, scored = _counted(t, steps, filtered, rescored)
     return {
         "epoch": t.epoch,
         "train_loss": train_loss if steps else None,
@@ -276,31 +272,37 @@ def train_epoch(training: Training, progress: Progress | None = None) -> dict[st
         "test_accuracy": test_accuracy,
         "rotation_mean": mean_rotation,
         "rotation": dict(zip(t.rotation.names, rotation, strict=False)),
-        **_period(t),
+        "slope": _slope(t),
+        "period_end": t.detector.end_epoch,
+        "period_end_reason": t.detector.reason,
         "repeats": settings.repeats,
         "prune": settings.prune,
         "frozen": settings.frozen,
         "planned_samples": len(plan),
-        **_counted(t, steps, filtered, rescored),
+        "forward_samples": trained + scored,
+        "backward_samples": trained,
+        "scored_samples": scored,
         "full_samples": _full_samples(t, t.epoch) - _full_samples(t, t.epoch - 1),
         "lr": float(t.optimizer.param_groups[0]["lr"]),
         "seconds": _seconds(t),
     }
 
 
-def _period(t: Training) -> dict[str, Any]:
+def _slope(t: Training) -> float | None:
     slopes = t.detector.slopes
+    return slopes[-1][1] if slopes and slopes[-1][0] == t.epoch else None
+
+
+def _seconds(t: Training) -> Seconds:
+    parts = t.clock.read()
     return {
-        "slope": slopes[-1][1] if slopes and slopes[-1][0] == t.epoch else None,
-        "period_end": t.detector.end_epoch,
-        "period_end_reason": t.detector.reason,
+        "train": parts["train"],
+        "evaluation": parts.get("evaluation", 0.0),
+        "preparation": parts.get("preparation", 0.0),
+        "detection": parts.get("detection", 0.0),
+        "scoring": None if t.captured else parts.get("scoring", 0.0),
+        "selection": parts["selection"],
     }
-
-
-def _seconds(t: Training) -> dict[str, float | None]:
-    scoring = None if t.captured else 0.0
-    parts = {"evaluation": 0.0, "preparation": 0.0, "detection": 0.0, "scoring": scoring}
-    return {**parts, **t.clock.read()}
 
 
 def _run_steps(t: Training, settings: EpochSettings, steps: int, progress: Progress | None) -> int:
@@ -346,17 +348,11 @@ def _rescore(t: Training, plan: LazyPlan) -> int:
     return len(positions)
 
 
-def _counted(t: Training, steps: int, filtered: int, rescored: int) -> dict[str, int]:
-    """Samples forward and backward, those of scoring among them."""
+def _counted(t: Training, steps: int, filtered: int, rescored: int) -> tuple[int, int]:
+    """How many samples were trained on, and how many were only scored."""
     batch, batch_filter = t.config.batch_size, t.pruner.batch_filter
     kept = batch if batch_filter is None else batch_filter.kept(batch)
-    trained = (steps - filtered) * batch + filtered * kept
-    scored = filtered * batch + rescored
-    return {
-        "forward_samples": trained + scored,
-        "backward_samples": trained,
-        "scored_samples": scored,
-    }
+    return (steps - filtered) * batch + filtered * kept, filtered * batch + rescored
 
 
 def _full_samples(t: Training, epochs: int) -> int:

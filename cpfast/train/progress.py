@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 from cpfast.train.errors import MissingLibrary, require
+from cpfast.train.metrics import EpochMetrics
 
 
 class Interrupt:
@@ -95,7 +96,7 @@ class ProgressBar:
         self._interrupt.check()
         self._bar.update(epochs)
 
-    def epoch(self, metrics: dict[str, Any]) -> None:
+    def epoch(self, metrics: EpochMetrics) -> None:
         self._bar.n = metrics["epoch"]  # sums of fractions drift
         loss = metrics["train_loss"]
         shown = [] if loss is None else [f"loss {loss:.3f}"]

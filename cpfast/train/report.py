@@ -6,32 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpfast.train.config import TEXTS, Config
+from cpfast.train import data, metrics
+from cpfast.train.config import Config
 from cpfast.train.energy import source_of_sum
 from cpfast.train.errors import UserError
-from cpfast.train.forms import Finite, Maybe, Open, Table, check
+from cpfast.train.metrics import EpochMetrics, Seconds
 from cpfast.train.runfolder import METRICS, RunFolder
 
 PARTS = ("detection", "scoring", "selection")
-TIMES = ("train", "evaluation", "preparation", *PARTS)
-# Of a line of metrics.jsonl: what tables and pictures are made of.
-_LINE = Open(
-    {
-        "epoch": int,
-        "test_accuracy": Maybe(Finite),
-        "rotation": Table(float),
-        "rotation_mean": Maybe(Finite),
-        "slope": Maybe(float),
-        "period_end": Maybe(int),
-        "period_end_reason": Maybe(str),
-        "forward_samples": int,
-        "backward_samples": int,
-        "full_samples": int,
-        "seconds": Open({part: Maybe(Finite) if part == "scoring" else Finite for part in TIMES}),
-    },
-    {"train_loss": Maybe(Finite), "test_loss": Maybe(Finite)},
-)
-LINE_KEYS = set(_LINE.forms)
 
 
 def summarise(folder: RunFolder) -> dict[str, Any]:
@@ -47,38 +29,33 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         UserError: no run, or none of its epochs is completed, or a line is damaged.
     """
     config = folder.config()
-    metrics = folder.metrics()
-    if not metrics:
+    stored = folder.metrics()
+    if not stored:
         raise UserError(f"{folder.path / METRICS}: no epoch is completed yet")
-    for line in metrics:
+    lines = []
+    for line in stored:
         try:
-            check(line, _LINE, "line")
+            lines.append(metrics.read(line))
         except ValueError as error:
             raise UserError(
                 f"{folder.path / METRICS}, line {line['epoch']}: damaged ({error})"
             ) from error
-    last = metrics[-1]
-    evaluated = [line for line in metrics if line["test_accuracy"] is not None]
+    last = lines[-1]
+    evaluated = [line for line in lines if line["test_accuracy"] is not None]
     return {
         "config": config,
-        "metrics": metrics,
+        "metrics": lines,
         "epochs": last["epoch"],
         "evaluated_epoch": evaluated[-1]["epoch"] if evaluated else None,
         "test_accuracy": evaluated[-1]["test_accuracy"] if evaluated else None,
-        **{
-            count: sum(line[count] for line in metrics)
-            for count in ("forward_samples", "backward_samples", "full_samples")
-        },
-        "seconds": {part: _sum([line["seconds"][part] for line in metrics]) for part in TIMES},
+        "forward_samples": sum(line["forward_samples"] for line in lines),
+        "backward_samples": sum(line["backward_samples"] for line in lines),
+        "full_samples": sum(line["full_samples"] for line in lines),
+        "seconds": _seconds(lines),
         "energy": folder.energy(),
         "period_end": last["period_end"],
         "period_end_reason": last["period_end_reason"],
     }
-
-
-def samples(line: dict[str, Any]) -> tuple[int, int]:
-    """How many samples an epoch's line of metrics counts forward, and how many backward."""
-    return line["forward_samples"], line["backward_samples"]
 
 
 def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
@@ -128,7 +105,7 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
 
 def data_name(config: Config) -> str:
     """The last part of a path, or the name; with the limit, if there is one."""
-    samples = "sequences" if config.data in TEXTS else "images"
+    samples = "sequences" if data.is_text(config.data) else "images"
     limit = "" if config.limit is None else f" ({config.limit:,} {samples})"
     return Path(config.data).name + limit
 
@@ -174,7 +151,7 @@ def _period_text(summary: dict[str, Any]) -> str:
         return "not watched"
     if summary["period_end"] is None:
         return "did not end"
-    acted = "" if config.method in ("detector", "detector+prune") else "; this method ignores it"
+    acted = "" if config.recipe().uses_detector else "; this method ignores it"
     if not acted and summary["period_end"] == config.epochs:
         acted = "; the last, so nothing could be saved"
     return f"ended after epoch {summary['period_end']} ({summary['period_end_reason']}){acted}"
@@ -211,9 +188,14 @@ def _energy_rows(energy: dict[str, Any] | None) -> list[tuple[str, str]]:
     return rows
 
 
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+def _seconds(lines: Sequence[EpochMetrics]) -> dict[str, float | None]:
+    """Of all epochs, by part; None for a part that one of them did not time."""
+    found: dict[str, float | None] = {}
+    for part in Seconds.__annotations__:
+        values: list[float | None] = [line["seconds"][part] for line in lines]  # type: ignore[literal-required]
+        known = [value for value in values if value is not None]
+        found[part] = sum(known) if len(known) == len(values) else None
+    return found
 
 
 def _time(seconds: float) -> str:

@@ -62,6 +62,20 @@ def train(
         UserError: the checkpoint does not fit, or is missing though epochs are done.
     """
     training = Training(config, data.to(torch.device(config.device)))
+    return advance(training, folder, progress=progress, forks=forks, until=until, epochs=epochs)
+
+
+def advance(
+    training: Training,
+    folder: RunFolder,
+    *,
+    progress: Progress | None = None,
+    forks: Callable[[Training], Iterable[tuple[RunFolder, Config]]] | None = None,
+    until: Callable[[Training], bool] | None = None,
+    epochs: int | None = None,
+) -> Training:
+    """As `train`, of what is built already."""
+    config = training.config
     checkpoint = folder.checkpoint()
     lines: list[str] = []
     if checkpoint is not None:

@@ -28,6 +28,7 @@ from cpfast.train.files import (
     write_json,
 )
 from cpfast.train.forms import Finite, Maybe, Open, Table, check
+from cpfast.train.metrics import EpochMetrics
 
 FORMAT = "cpfast-run-1"
 CONFIG, METRICS, ENERGY, CHECKPOINT, LOCK = (
@@ -66,13 +67,18 @@ class RunFolder:
 
     # --- opening ----------------------------------------------------------------------------
 
+    @property
+    def begun(self) -> bool:
+        """Whether it holds a run."""
+        return (self.path / CONFIG).exists()
+
     def check_free(self) -> None:
         """Leave the folder as it is.
 
         Raises:
             UserError: it holds a run already, or files of something else.
         """
-        if (self.path / CONFIG).exists():
+        if self.begun:
             with self.locked():  # a run under way is the more telling reason
                 pass
         self._refuse_used()
@@ -87,7 +93,7 @@ class RunFolder:
         self._write_config(config)
 
     def _refuse_used(self) -> None:
-        if (self.path / CONFIG).exists():
+        if self.begun:
             raise UserError(
                 f"--out {self.path}: holds a run already; continue it with --resume, "
                 "or choose another folder"
@@ -107,7 +113,7 @@ class RunFolder:
             UserError: there is none, or it is not one of this version.
         """
         source = self.path / CONFIG
-        if not source.exists():
+        if not self.begun:
             raise UserError(f"{self.path}: no run here (no {CONFIG})")
         values = read_json(source)
         if values.pop("format", None) != FORMAT:
@@ -119,7 +125,7 @@ class RunFolder:
     def is_run(self) -> bool:
         return (self.path / CONFIG).exists()
 
-    def append_metrics(self, metrics: dict[str, Any], lines: list[str]) -> None:
+    def append_metrics(self, metrics: EpochMetrics, lines: list[str]) -> None:
         """Add an epoch to metrics.jsonl, and to `lines`, those that it holds already.
 
         Raises:

@@ -2,44 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from cpfast.train.config import DOWNLOADS, TEXTS
-from cpfast.train.data import (
-    cifar,
-    class_folders,
-    digits,
-    folder,
-    idx,
-    npz,
-    text,
-    tiny_imagenet,
-)
-from cpfast.train.data.download import locate
+from cpfast.registry import Registry
 from cpfast.train.data.listing import folders
 from cpfast.train.data.sets import ImageData, TextData
 from cpfast.train.data.split import stratified
 from cpfast.train.errors import UserError
 
-__all__ = ["ImageData", "TextData", "load", "stratified"]
+__all__ = [
+    "DataSet", "ImageData", "Layout", "TextData", "datasets", "is_text", "layouts", "load",
+    "read_folder", "stratified",
+]  # fmt: skip
 
 # The networks halve it twice, and normalising a batch of one needs more than one pixel.
 SMALLEST = 8
+LAST = 2
 
 
-class Layout(Protocol):
-    """A module that reads what lies in a folder."""
+@dataclass(frozen=True)
+class DataSet:
+    """Data that has a name.
 
-    LAYOUT: str  # for messages
+    Attributes:
+        load: from the limit, whether to show bars, and whether it may be fetched.
+        reads: "images" or "text".
+        is_published: fetched from an address, with --download.
+        defaults: settings of a run on it, where they are not the common ones.
+    """
 
-    def holds(self, root: Path) -> bool: ...
-    def load(self, root: Path, limit: int | None, progress: bool) -> ImageData: ...
+    load: Callable[[int | None, bool, bool], ImageData | TextData]
+    reads: str = "images"
+    is_published: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Class folders are looked for last: many folders hold folders with images.
-LAYOUTS: tuple[Layout, ...] = (cifar, idx, tiny_imagenet, folder, class_folders)
+def _never(path: Path) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How data lies in a folder or a file that is given by its path.
+
+    Attributes:
+        load: from the path, the limit, and whether to show bars.
+        holds: whether a folder is of this layout.
+        is_file: whether a file is.
+        order: the layouts are tried by it, those of one by name. Those of `LAST` are tried once
+            no other is found: they fit what others fit better.
+    """
+
+    load: Callable[[Path, int | None, bool], ImageData]
+    holds: Callable[[Path], bool] = _never
+    is_file: Callable[[Path], bool] = _never
+    order: int = 0
+
+
+# Modules of this package register here, and are imported when one of these is first asked.
+datasets: Registry[DataSet] = Registry("data set", "cpfast.train.data", "cpfast.datasets")
+layouts: Registry[Layout] = Registry("layout", "cpfast.train.data", "cpfast.layouts")
+
+
+def is_text(source: str) -> bool:
+    """Whether a name stands for text; what is read by its path is images."""
+    return source in datasets and datasets.make(source).reads == "text"
 
 
 def load(
@@ -48,19 +78,24 @@ def load(
     """Load a data set by name or path.
 
     Args:
-        source: "digits", "python-docs", one of `DOWNLOADS`, or the path of a folder or file.
+        source: one of `datasets`, or the path of a folder or file.
         limit: how many training images, stratified, or training sequences to keep; None for all.
         progress: show bars where stderr is a terminal.
-        download: fetch a data set of `DOWNLOADS` that is not there yet.
+        download: fetch a published data set that is not there yet.
 
     Raises:
         UserError: naming the path and what is wrong with it.
     """
-    if download and source not in DOWNLOADS:
-        raise UserError(f"--download goes with --data {', '.join(DOWNLOADS)}; got {source}")
-    if source in TEXTS:
-        return text.load(limit)
-    data = digits.load(limit) if source == "digits" else _load(source, limit, progress, download)
+    named = {name: entry.make() for name, entry in datasets.items()}
+    published = [name for name, dataset in named.items() if dataset.is_published]
+    if download and source not in published:
+        raise UserError(f"--download goes with --data {', '.join(published)}; got {source}")
+    if source in named:
+        data = named[source].load(limit, progress, download)
+    else:
+        data = _load_path(source, limit, progress)
+    if isinstance(data, TextData):
+        return data
     height, width, _ = data.shape
     if min(height, width) < SMALLEST:
         raise UserError(
@@ -70,33 +105,46 @@ def load(
     return data
 
 
-def _load(source: str, limit: int | None, progress: bool, download: bool) -> ImageData:
-    if source in DOWNLOADS:
-        layout, path = _recognise(locate(source, download, progress))
-        return replace(layout.load(path, limit, progress), name=source)
+def read_folder(path: Path, limit: int | None, progress: bool) -> ImageData:
+    """Of whichever layout; the data may also lie in the only folder in it that holds some.
+
+    Raises:
+        UserError: naming the path and what is wrong with it.
+    """
+    inside = folders(path)
+    held: list[tuple[Layout, Path]] = []
+    for is_last in (False, True):
+        tried = [layout for _, layout in _ordered() if (layout.order >= LAST) == is_last]
+        for places in ([path], inside):
+            if len(held) == 0:
+                found = (next((k for k in tried if k.holds(p)), None) for p in places)
+                held = [(k, p) for k, p in zip(found, places, strict=True) if k is not None]
+    if len(held) == 1:
+        layout, place = held[0]
+        return layout.load(place, limit, progress)
+    several = f"several folders with data: {held[0][1].name}, {held[1][1].name}" if held else "none"
+    # The general ones first: they are what most people have.
+    lines = [
+        layouts[name].line
+        for name, layout in sorted(_ordered(), key=lambda item: item[1].order == 0)
+        if layout.holds is not _never
+    ]
+    raise UserError(f"{path}: no train/ folder ({several}); expected {'; or '.join(lines)}")
+
+
+def _load_path(source: str, limit: int | None, progress: bool) -> ImageData:
     path = Path(source).expanduser()
     if path.is_dir():
-        layout, path = _recognise(path)
-        return layout.load(path, limit, progress)
+        return read_folder(path, limit, progress)
     if path.is_file():
-        return idx.load(path, limit, progress) if idx.is_idx(path) else npz.load(path, limit)
+        layout = next(layout for _, layout in _ordered() if layout.is_file(path))
+        return layout.load(path, limit, progress)
     raise UserError(
-        f"--data {source}: no such folder or file (expected 'digits', an image folder, or an .npz "
-        f"file; or one of {', '.join((*TEXTS, *DOWNLOADS))}; or CIFAR's or MNIST's files)"
+        f"--data {source}: no such folder or file (expected an image folder or an .npz file; or "
+        f"one of {', '.join(datasets)}; or CIFAR's or MNIST's files)"
     )
 
 
-def _recognise(path: Path) -> tuple[Layout, Path]:
-    """What lies in `path`, or in the only folder in it that holds data; and where."""
-    inside = folders(path)
-    held: list[tuple[Layout, Path]] = []
-    for layouts in (LAYOUTS[:-1], LAYOUTS[-1:]):
-        for places in ([path], inside):
-            if len(held) == 0:
-                kinds = (next((k for k in layouts if k.holds(p)), None) for p in places)
-                held = [(k, p) for k, p in zip(kinds, places, strict=True) if k is not None]
-    if len(held) == 1:
-        return held[0]
-    found = f"several folders with data: {held[0][1].name}, {held[1][1].name}" if held else "none"
-    expected = "; or ".join(layout.LAYOUT for layout in (folder, class_folders, *LAYOUTS[:3]))
-    raise UserError(f"{path}: no train/ folder ({found}); expected {expected}")
+def _ordered() -> list[tuple[str, Layout]]:
+    found = [(name, entry.make()) for name, entry in layouts.items()]
+    return sorted(found, key=lambda item: item[1].order)

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cpfast.train.data import Layout, layouts
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import limited
 from cpfast.train.errors import UserError
 
-LAYOUT = "CIFAR's binary version (data_batch_1.bin or train.bin)"
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
 
@@ -150,3 +150,10 @@ def _records(path: Path, count: int, size: int) -> np.ndarray:
             f"{path}: truncated while it was read: {len(content)} bytes of {count * size}"
         )
     return content.reshape(count, size)
+
+
+@layouts.register(
+    "cifar", source="Krizhevsky 2009", line="CIFAR's binary version (data_batch_1.bin or train.bin)"
+)
+def layout() -> Layout:
+    return Layout(load, holds)

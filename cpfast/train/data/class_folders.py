@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cpfast.train.data import decoded
+from cpfast.train.data import LAST, Layout, decoded, layouts
 from cpfast.train.data.listing import Files, class_names, folders, is_image, list_classes
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import stratified
 from cpfast.train.errors import UserError
 
-LAYOUT = "<class>/<image>"
 HELD_OUT = 5  # one in so many
 NOTE = "a fifth of each class, drawn by a fixed seed, is held out for testing"
 
@@ -54,3 +53,8 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
         for part, more in ((~held, others), (held, Counter()))
     )
     return decoded.load(root, train, test, classes, limit, progress, NOTE)
+
+
+@layouts.register("class-folders", source="arXiv 1709.00029", line="<class>/<image>")
+def layout() -> Layout:
+    return Layout(load, holds, order=LAST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from cpfast.train.data import DataSet, datasets
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import limited, stratified
 from cpfast.train.errors import require
@@ -30,3 +31,11 @@ def load(limit: int | None) -> ImageData:
         tuple(str(digit) for digit in range(10)),
         "digits",
     )
+
+
+@datasets.register("digits", source="scikit-learn's load_digits")
+def digits() -> DataSet:
+    """1,797 digits of 8x8 pixels, 256 of them for training; comes with scikit-learn."""
+    # A mirrored digit is not that digit.
+    defaults = {"model": "cnn", "epochs": 120, "batch_size": 32, "flip": False}
+    return DataSet(lambda limit, progress, download: load(limit), defaults=defaults)

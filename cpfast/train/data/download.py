@@ -13,13 +13,14 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
+from cpfast.train.data import DataSet, ImageData, datasets, read_folder
 from cpfast.train.errors import UserError, first_line
 from cpfast.train.progress import bar
 from cpfast.train.runfolder import RunFolder
@@ -57,20 +58,27 @@ class Remote:
 class Source:
     """Files that make up a data set, and the folder that they become: an archive holds it, single
     files are put into it.
+
+    Attributes:
+        paper, line: whose it is, and what.
+        defaults: as of `DataSet`.
     """
 
     folder: str
     files: tuple[Remote, ...]
+    paper: str = ""
+    line: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
 
-def _archive(folder: str, url: str, size: int, sha256: str) -> Source:
-    return Source(folder, (Remote(url, size, sha256),))
+def _archive(folder: str, url: str, size: int, sha256: str, **about: Any) -> Source:
+    return Source(folder, (Remote(url, size, sha256),), **about)
 
 
-def _idx(address: str, *files: tuple[int, str]) -> Source:
+def _idx(address: str, *files: tuple[int, str], **about: Any) -> Source:
     """Size and SHA-256 of the files `IDX` at an address."""
     return Source(
         "idx",
@@ -78,6 +86,7 @@ def _idx(address: str, *files: tuple[int, str]) -> Source:
             Remote(f"{address}/{name}-ubyte.gz", size, sha256)
             for name, (size, sha256) in zip(IDX, files, strict=True)
         ),
+        **about,
     )
 
 
@@ -87,12 +96,16 @@ SOURCES = {
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         170_052_171,
         "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        paper="Krizhevsky 2009",
+        line="50,000 + 10,000 photographs of 32x32 in 10 classes",
     ),
     "cifar100": _archive(
         "cifar-100-binary",
         "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
         168_513_733,
         "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        paper="Krizhevsky 2009",
+        line="50,000 + 10,000 photographs of 32x32 in 100 classes",
     ),
     # the mirror that torchvision uses of yann.lecun.com
     "mnist": _idx(
@@ -101,6 +114,10 @@ SOURCES = {
         (28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
         (1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
         (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+        paper="LeCun et al. 1998",
+        line="60,000 + 10,000 handwritten digits of 28x28",
+        # A mirrored digit is not that digit.
+        defaults={"model": "cnn", "epochs": 20, "flip": False},
     ),
     "fashion-mnist": _idx(
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
@@ -108,18 +125,24 @@ SOURCES = {
         (29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
         (4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
         (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+        paper="arXiv 1708.07747",
+        line="60,000 + 10,000 pieces of clothing of 28x28 in 10 classes",
     ),
     "eurosat": _archive(
         "EuroSAT_RGB",
         "https://zenodo.org/records/7711810/files/EuroSAT_RGB.zip",
         94_658_721,
         "b4f5b234ecb7d7ff9c6cddb046543b4717c53fd6e9815be6c0e80cc614f51b90",
+        paper="arXiv 1709.00029",
+        line="27,000 satellite images of 64x64 in 10 classes",
     ),
     "tiny-imagenet": _archive(
         "tiny-imagenet-200",
         "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
         248_100_043,
         "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
+        paper="Le and Yang 2015",
+        line="100,000 + 10,000 photographs of 64x64 in 200 classes",
     ),
 }
 
@@ -250,3 +273,17 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     yield member.name, content
                 elif not member.isdir():
                     raise UserError(f"{archive.name}: {member.name!r} is a link or a device")
+
+
+def _register(name: str) -> None:
+    def load(limit: int | None, progress: bool, download: bool) -> ImageData:
+        path = locate(name, download, progress)
+        return replace(read_folder(path, limit, progress), name=name)
+
+    @datasets.register(name, source=SOURCES[name].paper, line=SOURCES[name].line)
+    def make() -> DataSet:
+        return DataSet(load, is_published=True, defaults=SOURCES[name].defaults)
+
+
+for _name in SOURCES:
+    _register(_name)

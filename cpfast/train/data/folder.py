@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cpfast.train.data import decoded
+from cpfast.train.data import Layout, decoded, layouts
 from cpfast.train.data.listing import class_names, list_classes
 from cpfast.train.data.sets import ImageData
 from cpfast.train.errors import UserError
 
-LAYOUT = "train/<class>/<image> and test/<class>/<image>"
 TESTED = ("test", "val", "valid", "validation")  # the first that is there
 
 
@@ -40,3 +39,12 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
         raise UserError(f"{test_root}: no images in the class folders")
     note = "" if found == ["test"] else f"tested on {', not '.join(f'{name}/' for name in found)}"
     return decoded.load(root, train, test, classes, limit, progress, note)
+
+
+@layouts.register(
+    "folder",
+    source="torchvision's ImageFolder",
+    line="train/<class>/<image> and test/<class>/<image>",
+)
+def layout() -> Layout:
+    return Layout(load, holds, order=1)

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cpfast.train.data import Layout, layouts
 from cpfast.train.data.listing import is_hidden
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import limited
 from cpfast.train.errors import UserError, first_line
 
-LAYOUT = "MNIST-style train-images-idx3-ubyte, with or without .gz"
 TRAIN_IMAGES = re.compile(r"(?P<prefix>.*?)train-images[-.]idx3-ubyte(\.gz)?")
 # zlib's limit is 1032:1, so a header that promises more is damaged
 LARGEST_RATIO = 1032
@@ -153,3 +153,12 @@ def _size(images: np.ndarray) -> str:
 def _few(labels: np.ndarray) -> str:
     shown = ", ".join(str(label) for label in labels[:12])
     return f"{shown}, ..." if len(labels) > 12 else shown
+
+
+@layouts.register(
+    "idx",
+    source="LeCun et al. 1998; arXiv 1702.05373",
+    line="MNIST-style train-images-idx3-ubyte, with or without .gz",
+)
+def layout() -> Layout:
+    return Layout(load, holds, is_idx)

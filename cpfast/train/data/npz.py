@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from cpfast.train.data import LAST, Layout, layouts
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import limited
 from cpfast.train.errors import UserError, first_line
@@ -190,3 +191,12 @@ def _classes(
             f"{path}: {test} holds label {test_labels.max()}, {train} only to {count - 1}"
         )
     return count
+
+
+@layouts.register("npz", source="numpy; Keras; MedMNIST", line="an .npz file of arrays")
+def layout() -> Layout:
+    def read(path: Path, limit: int | None, progress: bool) -> ImageData:
+        return load(path, limit)
+
+    # Of any other file its error says what is expected.
+    return Layout(read, is_file=lambda path: True, order=LAST)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cpfast.train.data import DataSet, datasets
 from cpfast.train.data.sets import TextData
 from cpfast.train.errors import UserError
 
@@ -95,3 +96,13 @@ def _sequences(text: str) -> np.ndarray:
     tokens = np.clip(codes, 31, 126) - 31
     windows = np.lib.stride_tricks.sliding_window_view(tokens, LENGTH + 1)
     return windows[::LENGTH].copy()
+
+
+@datasets.register("python-docs", source="docs.python.org")
+def python_docs() -> DataSet:
+    """Python's own documentation, in sequences of 128 characters; comes with Python."""
+    defaults = {
+        "model": "transformer", "epochs": 10, "batch_size": 32, "optimizer": "adamw",
+        "weight_decay": 0.1, "schedule": "cosine", "repeats": 1, "flip": False,
+    }  # fmt: skip
+    return DataSet(lambda limit, progress, download: load(limit), reads="text", defaults=defaults)

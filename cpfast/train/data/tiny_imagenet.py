@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cpfast.train.data import decoded
+from cpfast.train.data import Layout, decoded, layouts
 from cpfast.train.data.listing import Files, class_names, list_classes, list_images
 from cpfast.train.data.sets import ImageData
 from cpfast.train.errors import UserError
-
-LAYOUT = "Tiny-ImageNet's train/<wnid>/images/ and val/val_annotations.txt"
 
 
 def holds(root: Path) -> bool:
@@ -65,3 +63,12 @@ def _validation(folder: Path, classes: tuple[str, ...]) -> Files:
     if not paths:
         raise UserError(f"{images}: no images")
     return Files(listed, np.array([labels[name] for name in paths], dtype=np.int64), others)
+
+
+@layouts.register(
+    "tiny-imagenet",
+    source="Le and Yang 2015",
+    line="Tiny-ImageNet's train/<wnid>/images/ and val/val_annotations.txt",
+)
+def layout() -> Layout:
+    return Layout(load, holds)

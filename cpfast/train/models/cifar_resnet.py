@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpfast.train.models import Model, models
 from cpfast.train.models.layers import conv, init_he, paper_norm
 
 
@@ -46,3 +47,15 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+def _register(depth: int) -> None:
+    line = f"CIFAR's residual network of {depth} layers, with 16, 32 and 64 channels"
+
+    @models.register(f"resnet{depth}", source="arXiv 2506.15954, 1512.03385", line=line)
+    def make() -> Model:
+        return Model(lambda shape, outputs: CifarResNet(depth, shape[2], outputs))
+
+
+for _depth in (8, 20, 32, 44, 56, 110):
+    _register(_depth)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cpfast.train.models.layers import conv, init_fan_out
+from cpfast.train.models import Model, models
+from cpfast.train.models.layers import conv, init_fan_out, is_small
 
 # of each stage: expansion, kernel size, stride, width, blocks (table 1)
 STAGES = (
@@ -59,3 +60,9 @@ class _Block(nn.Module):
         gate = self.excite(F.silu(self.squeeze(y.mean((2, 3), keepdim=True))))
         y = self.norm2(self.project(y * gate.sigmoid()))
         return x + y if self.residual else y
+
+
+@models.register("efficientnet-b0", source="arXiv 1905.11946")
+def efficientnet_b0() -> Model:
+    """EfficientNet-B0; a stem without stride for images up to 64 pixels a side."""
+    return Model(lambda shape, outputs: EfficientNetB0(shape[2], outputs, is_small(shape)))

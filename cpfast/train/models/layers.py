@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+# Up to this many pixels a side the first layers of ImageNet's networks keep the resolution.
+SMALL = 64
+
+
+def is_small(shape: tuple[int, ...]) -> bool:
+    """Of the images, by their height and width."""
+    return max(shape[:2]) <= SMALL
+
 
 def conv(channels: int, width: int, size: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Padded so that stride 1 keeps the size; without bias, as a normalisation follows."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cpfast.train.models.layers import conv, init_fan_out
+from cpfast.train.models import Model, models
+from cpfast.train.models.layers import conv, init_fan_out, is_small
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
@@ -80,3 +81,15 @@ def _shortcut(channels: int, width: int, stride: int) -> nn.Module:
     if stride == 1 and channels == width:
         return nn.Identity()
     return nn.Sequential(conv(channels, width, 1, stride), nn.BatchNorm2d(width))
+
+
+def _register(depth: int) -> None:
+    line = f"ImageNet's residual network of {depth} layers, with another stem for small images"
+
+    @models.register(f"resnet{depth}", source="arXiv 1512.03385", line=line)
+    def make() -> Model:
+        return Model(lambda shape, outputs: ResNet(depth, shape[2], outputs, is_small(shape)))
+
+
+for _depth in BLOCKS:
+    _register(_depth)

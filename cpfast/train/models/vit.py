@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cpfast.train.errors import UserError
+from cpfast.train.models import Model, models
 from cpfast.train.models.attention import Block, init_transformer
+from cpfast.train.models.layers import is_small
 
 WIDTH, DEPTH, HEADS = 192, 12, 3
 
@@ -48,3 +50,9 @@ class ViTTiny(nn.Module):
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat((self.class_token.expand(len(x), -1, -1), x), 1) + self.positions
         return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+@models.register("vit-tiny", source="arXiv 2012.12877")
+def vit_tiny() -> Model:
+    """DeiT-Ti's 12 blocks of width 192, in patches of 4 pixels, above 64 a side of 16."""
+    return Model(lambda shape, outputs: ViTTiny(shape, outputs, patch=4 if is_small(shape) else 16))

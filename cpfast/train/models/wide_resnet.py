@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpfast.train.models import Model, models
 from cpfast.train.models.layers import conv, init_he
 
 
@@ -51,3 +52,9 @@ class _Block(nn.Module):
         if self.shortcut is not None:
             x = self.shortcut(y)
         return x + self.conv2(F.relu(self.norm2(self.conv1(y))))
+
+
+@models.register("wrn28-10", source="arXiv 1605.07146")
+def wrn28_10() -> Model:
+    """WRN-28-10, the wide residual network for small images, of 36 million parameters."""
+    return Model(lambda shape, outputs: WideResNet(28, 10, shape[2], outputs))

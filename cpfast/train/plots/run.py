@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cpfast.moment import Moment
 from cpfast.train import report
 from cpfast.train.config import Config
 from cpfast.train.errors import require
@@ -60,7 +61,7 @@ def draw_run(summary: dict[str, Any], path: Path) -> None:
         if end is not None:
             right = end < 0.45 * config.epochs
             bottom.annotate(
-                f"critical period ends after epoch {end}{_action(config)}",
+                f"critical period ends after epoch {end}{_change(config, end)}",
                 (end, 0.94), xycoords=("data", "axes fraction"), va="top",
                 xytext=(6 if right else -6, 0), textcoords="offset points",
                 ha="left" if right else "right", color=END_COLOUR, fontweight="bold",
@@ -73,14 +74,19 @@ def draw_run(summary: dict[str, Any], path: Path) -> None:
         pyplot.close(figure)
 
 
-def _action(config: Config) -> str:
-    """What the method does at the end of the period."""
-    actions = []
-    if "detector" in config.method and config.repeats > 1:
-        actions.append(f"k = {config.repeats} to 1")
-    if config.method == "detector+prune":
-        actions.append("pruning on")
-    return "\n" * bool(actions) + ", ".join(actions)
+def _change(config: Config, end: int) -> str:
+    """What the recipe does at the end of the period."""
+    if end == config.epochs:
+        return ""
+    recipe = config.recipe()
+    before = recipe.settings(Moment(end, config.epochs))
+    after = recipe.settings(Moment(end, config.epochs, end))
+    changes = []
+    if after.repeats != before.repeats:
+        changes.append(f"k = {before.repeats} to {after.repeats}")
+    if after.prune and not before.prune:
+        changes.append("pruning on")
+    return "\n" * bool(changes) + ", ".join(changes)
 
 
 def _draw_layers(

@@ -1,0 +1,126 @@
+"""The parser, and the options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+import torch
+
+import cpfast
+from cpfast import _backend
+from cpfast.detection import criteria
+from cpfast.studies import studies
+from cpfast.train.config import LABELS, OPTIMIZERS, PRECISIONS, SCHEDULES, STEPS
+from cpfast.train.data import datasets
+from cpfast.train.errors import UserError
+from cpfast.train.models import models
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose errors are a UserError's one line."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "allow_abbrev": False})
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Knows all: the command itself refuses the rest, and names its own help."""
+        options, unknown = super().parse_known_args(*args, **kwargs)
+        for argument in unknown:
+            name = argument.removeprefix("--")
+            if argument.startswith("--") and name in studies:
+                raise UserError(f"{argument} is a study of its own: cpfast study {name}")
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Those of every command that trains. None means not given: the default depends on the data."""
+    add = parser.add_argument
+    add("--data", help=f"{', '.join(datasets)}; or a folder or file of images; default: digits")
+    add("--download", action="store_true", help="fetch --data if it is missing")
+    add("--limit", type=int, help="train on so many images, stratified, or sequences")
+    add(
+        "--model",
+        choices=tuple(models),
+        help="default: cnn for digits and mnist, transformer for text, else resnet20",
+    )
+    add("--epochs", type=int, help="default: 200; digits 120, mnist 20, text 10")
+    add(
+        "--repeats",
+        type=int,
+        help="augmented passes an epoch in the period (k); default: 3, for text 1",
+    )
+    add("--batch-size", type=int, help="default: 128; for digits and text 32")
+    add("--optimizer", choices=OPTIMIZERS, help="default: sgd, for text adamw")
+    add("--lr", type=float, help="default: of sgd, batch size / 32 x 0.01 (cnn: x 0.1); else fixed")
+    add("--weight-decay", type=float, help="of kernels only; default: 2e-4, for text 0.1")
+    add(
+        "--schedule", choices=SCHEDULES, help="of the learning rate; default: step, for text cosine"
+    )
+    add("--criterion", choices=tuple(criteria), help="of the period's end; default: slope45")
+    add("--labels", choices=LABELS, help="random: a control with nothing to learn; default: true")
+    add(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="mirror images; default: not for digits, mnist and other idx files by path",
+    )
+    add("--seed", type=int, help="default: 0")
+    add("--eval-every", type=int, help="epochs between evaluations; default: a tenth of all")
+    add("--device", help="cpu, cuda or cuda:N; default: cuda if there is one")
+    add("--precision", choices=PRECISIONS, help="default: fp32 on the CPU, else bf16")
+    add(
+        "--step",
+        choices=STEPS,
+        help="how a training step is executed; default: eager on the CPU, else graph",
+    )
+    add("--threads", type=int, help="of the CPU; default: 1 for cnn, else half of the processors")
+    add("--no-energy", dest="energy", action="store_const", const=False,
+        help="by default it is metered where codecarbon is installed")  # fmt: skip
+    add("--country", help="whose electricity makes the CO2e, as BRA; default: the world's mean")
+    add("--price-kwh", type=float, help="of the cost, in any currency; evaluation is included")
+    add("--price-hour", type=float, help="of the machine; the cost is the sum of both prices")
+    add("--no-plot", dest="plot", action="store_const", const=False)
+
+
+def device_of(name: str | None) -> str:
+    """The device to run on; without a name, CUDA where both torch and cpfast have it.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    if name is None:
+        usable = torch.cuda.is_available() and cpfast.backend() != "cpu"
+        return "cuda:0" if usable else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device must be cpu, cuda or cuda:N; got {name!r}")
+    if device.type == "cpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {name}: {no_cuda()}; or use --device cpu")
+    if cpfast.backend() == "cpu":
+        raise UserError(f"--device {name}: {_backend.CUDA_MISSING}; or use --device cpu")
+    index = device.index or 0
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: there is only {counted(torch.cuda.device_count(), 'CUDA device')}"
+        )
+    return f"cuda:{index}"
+
+
+def no_cuda() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA; install one with CUDA"
+    return "torch finds no CUDA device; check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES"
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

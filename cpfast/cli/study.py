@@ -1,0 +1,71 @@
+"""`cpfast study NAME`: many runs, and what may be concluded from them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from cpfast.cli.options import add_run_options, device_of
+from cpfast.cli.start import Interrupted, header, prepare
+from cpfast.registry import Entry
+from cpfast.studies import Runner, Study, environment, store, studies
+from cpfast.studies.document import entry_line
+from cpfast.studies.show import show
+from cpfast.train import data, models
+from cpfast.train.errors import require
+from cpfast.train.progress import ProgressBar
+from cpfast.train.runfolder import RunFolder
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("study", help="runs that answer a question: cpfast list studies")
+    names = parser.add_subparsers(dest="study", required=True, metavar="NAME")
+    for name, entry in studies.items():
+        add_study(names.add_parser(name, help=entry.line), entry)
+
+
+def add_study(parser: argparse.ArgumentParser, entry: Entry[Study]) -> None:
+    study = cast(type[Study], entry.factory)
+    parser.description = entry.line
+    parser.set_defaults(run=partial(_run, study))
+    parser.add_argument("--seeds", type=int, help="how many, from --seed on; default: 3")
+    study.add_options(parser)
+    add_run_options(parser)
+    parser.add_argument("--out", help="folder; the same one continues; default: in runs/")
+
+
+def _run(kind: type[Study], options: dict[str, Any], arguments: list[str]) -> None:
+    study = kind.from_options({**options, "device": device_of(options["device"])})
+    config = study.config if study.METERED else study.config.replace(energy=False)
+    config = prepare(config, options)
+    study = dataclasses.replace(study, config=config)
+    if len(study.seeds) > 1 or study.CORRELATES:
+        require("scipy", "a study over seeds")  # not after all the runs
+    out = options["out"]
+    path = Path(out) if out is not None else store.default_folder(study)
+    store.check_folder(path)
+    dataset = data.load(config.data, config.limit, progress=True, download=options["download"])
+    model = models.build(config.model, dataset.shape, dataset.outputs, config.seed)
+    with RunFolder(path).locked():
+        runner = Runner(
+            study, dataset, path, ProgressBar,
+            lambda entry: print(entry_line(study, entry), flush=True),
+        )  # fmt: skip
+        print(header(config, dataset, models.count_parameters(model)))
+        done, wanted = len(runner.results["runs"]), study.wanted(runner.results)
+        print(f"comparison in {path}" + (f", {done} of {wanted} runs done" if done else ""))
+        for note in environment.notes(runner.results["environments"])[1:]:
+            print(note)
+        try:
+            results = runner.run()
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "interrupted; what is done is kept; continue with the same command: "
+                f"cpfast {shlex.join(arguments)}"
+            ) from None
+        print()
+        print(show(path, results, config.plot))

@@ -1,0 +1,88 @@
+"""`cpfast train`: one run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpfast.cli.options import add_run_options, device_of
+from cpfast.cli.report import show_run
+from cpfast.cli.start import Interrupted, header, prepare
+from cpfast.pruning import policies
+from cpfast.recipes import recipes
+from cpfast.train import data, models, report, run
+from cpfast.train.config import ENVIRONMENT, Config, differences
+from cpfast.train.errors import UserError
+from cpfast.train.loop import Training
+from cpfast.train.progress import ProgressBar
+from cpfast.train.runfolder import RunFolder, new_folder
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train one model; with no option, on digits")
+    parser.set_defaults(run=_run)
+    parser.add_argument("--method", choices=tuple(recipes), help="default: detector+prune")
+    add_run_options(parser)
+    parser.add_argument("--at", type=int, help="epoch of --criterion fixed")
+    parser.add_argument(
+        "--policy", choices=tuple(policies), help="data pruning; default: infobatch"
+    )
+    parser.add_argument("--keep", type=float, help="share that pruning keeps; default: 0.5")
+    parser.add_argument(
+        "--anneal",
+        type=float,
+        help="share after which all is spent again: with a detector of what follows the period's "
+        "end (data and repeats), with prune of the training (data); "
+        "default: pruning stops at 0.875 of the training, repeats stay at 1",
+    )
+    parser.add_argument("--out", help="run folder; default: a new one in runs/")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+
+
+def _run(options: dict[str, Any], arguments: list[str]) -> None:
+    out, resume = options.pop("out"), options.pop("resume")
+    download = options.pop("download")
+    folder = None if out is None else RunFolder(out)
+    if resume:
+        if folder is None:
+            raise UserError("--resume needs --out RUN, the folder of the run")
+        config = _resumed_config(folder, options)
+    else:
+        if folder is not None:
+            folder.check_free()
+        config = Config.from_options({**options, "device": device_of(options["device"])})
+    config = prepare(config, options)
+    dataset = data.load(config.data, config.limit, progress=True, download=download)
+    training = Training(config, dataset.to(torch.device(config.device)))
+    if folder is None:
+        name = f"{report.data_name(config.replace(limit=None))}-{config.model}-{config.method}"
+        folder = RunFolder(new_folder(Path("runs"), name))
+    with folder.locked():
+        if not resume:
+            folder.create(config)
+        print(header(config, dataset, models.count_parameters(training.model)))
+        done = folder.epochs()
+        state = ", finished" if done == config.epochs else f", after epoch {done}"
+        print(f"run folder {folder.path}{state if done else ''}", flush=True)
+        try:
+            with ProgressBar(config.epochs, done) as bar:
+                run.advance(training, folder, progress=bar)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted after epoch {folder.epochs()} of {config.epochs}; continue "
+                f"with: cpfast train --resume --out {shlex.quote(str(folder.path))}"
+            ) from None
+        print()
+        show_run(folder, config.plot)
+
+
+def _resumed_config(folder: RunFolder, options: dict[str, Any]) -> Config:
+    stored = folder.config()
+    other = differences(options, stored)
+    if other:
+        raise UserError(f"--resume {folder.path}: cannot change {'; '.join(other)}")
+    changes = {k: v for k, v in options.items() if k in ENVIRONMENT and v is not None}
+    return stored.replace(**{**changes, "device": device_of(changes.get("device", stored.device))})

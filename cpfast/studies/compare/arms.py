@@ -1,0 +1,248 @@
+"""What each arm of a comparison is: its settings, what it is forked from, what it waits for.
+
+full        k repeats in every epoch
+detector    k repeats until the period has ended, then one; forked from full at that moment, so
+            that both share their beginning, and its cost is that beginning plus the rest
+k1          one repeat in every epoch: the first fair control
+k1_matched  one repeat for as many samples as the detector arm used, with more epochs and the
+            schedule stretched: the second
+fixed       k repeats until a preset epoch, then one; forked from full there
+shortened   k repeats in fewer epochs, for the detector arm's samples, the schedule compressed
+rs2         k repeats of random subsets, fresh in each epoch, for the detector arm's samples
+            (arXiv 2305.18424)
+
+and for each pruning policy p ("random" is called rs2)
+
+p           k repeats, pruned from the start (rs2 as above)
+k1+p        one repeat, pruned from the start
+detector+p  forked from full at the period's end; one repeat and pruning from then on
+
+and for each budget b, in percent of full's samples
+
+shortened@b  k repeats in fewer epochs
+k1@b         one repeat, the schedule stretched
+rs2@b        k repeats of random subsets
+
+Whatever is counted in epochs or samples is the nearest whole number to its budget. Annealing, the
+full data at the end, is off where a budget is to be met.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from cpfast.pruning import policies
+from cpfast.train.config import Config
+from cpfast.train.errors import UserError
+
+DEFAULT = ("full", "detector", "k1", "k1_matched", "shortened")
+FAIR = ("k1", "k1_matched", "shortened")  # controls that no comparison should lack
+CONTROLS = (*FAIR, "fixed", "rs2")
+BUDGETED = ("shortened", "k1", "rs2")  # bases
+BUDGETS = (50, 60, 70, 80, 100)
+NAMES = {"random": "rs2"}  # of policies, where the literature has another
+
+# The settings of an arm from those of full, the training samples there are, and the samples that
+# the arm it matches has used.
+Settings = Callable[[Config, int, int], Config]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        text: what it does; {k} stands for the repeats, {at} for the epoch of fixed.
+        settings: see `Settings`.
+        needs: the arm that must have ended before: full to fork from, or the one it matches.
+        fork: whether to fork from full after an epoch, given the end of the period; None for an
+            arm that starts anew.
+        watches: acts on the rotation, and so pays for measuring it.
+        repeated: is another arm all over again where k = 1.
+        base: the arm that it varies, where it is a variant: k1 of k1+infobatch and of k1@50.
+        policy: that it prunes by.
+        budget: in percent of full's samples, where it has one of its own.
+    """
+
+    name: str
+    text: str
+    settings: Settings
+    needs: str | None = None
+    fork: Callable[[int, int | None], bool] | None = None
+    watches: bool = False
+    repeated: bool = False
+    base: str | None = None
+    policy: str | None = None
+    budget: int | None = None
+
+    def describe(self, repeats: int | str, at: int | str) -> str:
+        return self.text.format(k=repeats, at=at).replace("k = k", "k")
+
+
+def known(at: int, budgets: Sequence[int] = ()) -> dict[str, Arm]:
+    """All arms by name; `fixed` switches after epoch `at`."""
+    arms = [
+        Arm("full", "k = {k} throughout", _as_given),
+        Arm("detector", "k = {k}, then 1", _detected, needs="full", fork=_ends, watches=True,
+            repeated=True),
+        Arm("k1", "k = 1, as many epochs", _once, repeated=True),
+        Arm("k1_matched", "k = 1, detector's samples", _once_matched, needs="detector",
+            repeated=True),
+        Arm("fixed", "k = {k}, and 1 after epoch {at}", partial(_fixed, at=at),
+            needs="full", fork=lambda epoch, end: epoch == at, repeated=True),
+        Arm("shortened", "k = {k}, fewer epochs, detector's samples", _shortened_matched,
+            needs="detector", repeated=True),
+    ]  # fmt: skip
+    for policy in policies:
+        name = NAMES.get(policy, policy)
+        if policy == "random":
+            arms.append(
+                Arm(name, "k = {k} of random subsets, detector's samples", _subsets_matched,
+                    needs="detector", repeated=True, policy=policy)
+            )  # fmt: skip
+        else:
+            arms.append(
+                Arm(name, "k = {k}, pruned", partial(_pruned, policy=policy), policy=policy)
+            )
+        arms += [
+            Arm(f"k1+{name}", "k = 1, pruned", partial(_pruned, policy=policy, repeats=1),
+                repeated=True, base="k1", policy=policy),
+            Arm(f"detector+{name}", "k = {k}, then 1 and pruned",
+                partial(_detected_pruned, policy=policy), needs="full", fork=_ends, watches=True,
+                base="detector", policy=policy),
+        ]  # fmt: skip
+    for budget in budgets:
+        share = budget / 100
+        if budget < 100:  # else they are full
+            arms += [
+                Arm(f"shortened@{budget}", f"k = {{k}}, {budget} % of the epochs",
+                    partial(_shortened, share=share), base="shortened", budget=budget),
+                Arm(f"rs2@{budget}", f"k = {{k}} of random {budget} %",
+                    partial(_share, share=share), base="rs2", policy="random", budget=budget),
+            ]  # fmt: skip
+        arms.append(
+            Arm(f"k1@{budget}", f"k = 1, {budget} % of full's samples",
+                partial(_stretched, share=share), repeated=True, base="k1", budget=budget)
+        )  # fmt: skip
+    return {arm.name: arm for arm in arms}
+
+
+def choose(names: Sequence[str], arms: dict[str, Arm], repeats: int) -> tuple[str, ...]:
+    """The arms named ("all" are all), with full, and those that they need, in the order of `arms`.
+
+    Raises:
+        UserError: for a name that there is not, or an arm that with k = 1 is another one.
+    """
+    unknown = [name for name in names if name not in arms and name != "all"]
+    if unknown:
+        made = known(0, range(1, 101)).get(unknown[0])
+        hint = "" if made is None else f"; --budgets {made.budget} makes it"
+        raise UserError(f"--arms: no arm {unknown[0]!r}{hint}; there are {', '.join(arms)}, or all")
+    useful = [a.name for a in arms.values() if repeats > 1 or not a.repeated]
+    wanted = {"full", *(useful if "all" in names else names)}
+    double = sorted(wanted - set(useful))
+    if double:
+        raise UserError(
+            f"--arms {','.join(double)}: with --repeats 1 no other than the rest; choose from "
+            f"{', '.join(useful)}"
+        )
+    while more := {n for w in wanted if (n := arms[w].needs) is not None} - wanted:
+        wanted |= more
+    return tuple(name for name in arms if name in wanted)
+
+
+def order(names: Iterable[str], arms: dict[str, Arm], shift: int) -> list[str]:
+    """The order in which a seed runs the arms: each after the one it needs, else rotated.
+
+    So arms that wait for none begin with another one for every seed, lest a machine that slows
+    down as it warms favour one of them; detector always follows full, and what is matched to
+    detector always follows detector.
+    """
+    waiting, ordered = list(names), []
+    shift %= len(waiting)
+    waiting = waiting[shift:] + waiting[:shift]
+    while waiting:
+        ready = next(n for n in waiting if arms[n].needs is None or arms[n].needs in ordered)
+        waiting.remove(ready)
+        ordered.append(ready)
+    return ordered
+
+
+def _ends(epoch: int, end: int | None) -> bool:
+    return epoch == end
+
+
+def _unwatched(config: Config, **changes: object) -> Config:
+    """Settings of an arm in which nothing depends on the rotation, so that it is not measured."""
+    return config.replace(
+        **{"method": "full", "detect": False, "criterion": "slope45", "at": None, **changes}
+    )
+
+
+def _lasting(config: Config, epochs: float, **changes: object) -> Config:
+    """Over another number of epochs, evaluated as often in all."""
+    whole = _nearest(epochs)
+    every = math.ceil(config.eval_every * whole / config.epochs)
+    return _unwatched(config, epochs=whole, eval_every=every, **changes)
+
+
+def _as_given(config: Config, size: int, samples: int) -> Config:
+    return config
+
+
+def _once(config: Config, size: int, samples: int) -> Config:
+    return _unwatched(config, repeats=1)
+
+
+def _once_matched(config: Config, size: int, samples: int) -> Config:
+    return _lasting(config, samples / size, repeats=1)
+
+
+def _shortened_matched(config: Config, size: int, samples: int) -> Config:
+    return _lasting(config, samples / (config.repeats * size))
+
+
+def _subsets_matched(config: Config, size: int, samples: int) -> Config:
+    return _subsets(config, size, samples / (config.repeats * config.epochs))
+
+
+def _fixed(config: Config, size: int, samples: int, at: int) -> Config:
+    return config.replace(method="detector", criterion="fixed", at=at)
+
+
+def _pruned(config: Config, size: int, samples: int, policy: str, **changes: object) -> Config:
+    return _unwatched(config, method="prune", policy=policy, **changes)
+
+
+def _detected(config: Config, size: int, samples: int) -> Config:
+    return config.replace(method="detector")
+
+
+def _detected_pruned(config: Config, size: int, samples: int, policy: str) -> Config:
+    return config.replace(method="detector+prune", policy=policy)
+
+
+def _subsets(config: Config, size: int, samples: float) -> Config:
+    """So many random samples in each pass: the half keeps floor(keep * size) at that number."""
+    keep = min(1.0, (_nearest(samples) + 0.5) / size)
+    return _unwatched(config, method="prune", policy="random", keep=keep, anneal=1.0)
+
+
+def _shortened(config: Config, size: int, samples: int, share: float) -> Config:
+    return _lasting(config, share * config.epochs)
+
+
+def _stretched(config: Config, size: int, samples: int, share: float) -> Config:
+    return _lasting(config, share * config.repeats * config.epochs, repeats=1)
+
+
+def _share(config: Config, size: int, samples: int, share: float) -> Config:
+    return _subsets(config, size, share * size)
+
+
+def _nearest(number: float) -> int:
+    """Half up, and at least one: `round` would take halves to even numbers."""
+    return max(1, math.floor(number + 0.5))

@@ -1,0 +1,171 @@
+"""Arms over seeds: what detecting the critical period saves, and what saves as much without it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cpfast.studies.compare import arms, picture, table
+from cpfast.studies.compare.arms import Arm
+from cpfast.studies.document import Document
+from cpfast.studies.runner import Branch, Runner, check_branched
+from cpfast.studies.store import Entry, Results, entry_of
+from cpfast.studies.study import Study, configured, named, studies
+from cpfast.train.config import Config
+from cpfast.train.errors import UserError
+from cpfast.train.loop import Training
+from cpfast.train.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@studies.register("compare", source="this project")
+@dataclass(frozen=True)
+class Comparison(Study):
+    """Arms over seeds, with the fair controls: what is saved, and at what accuracy.
+
+    Attributes:
+        arms: names, with those that others need (`arms.choose`).
+        at: epoch after which `fixed` switches.
+        budgets: in percent of full's samples.
+
+    Raises:
+        UserError: there is no such arm, or full is not among them.
+    """
+
+    arms: tuple[str, ...]
+    at: int
+    budgets: tuple[int, ...] = ()
+
+    KIND: ClassVar = "arms"
+    HEAD: ClassVar = {"arms": list, "at": int, "budgets": list}
+    KEY: ClassVar = {"arm": (str,), "seed": (int,)}
+
+    def __post_init__(self) -> None:
+        odd = set(self.arms) - self.known().keys()
+        if odd or "full" not in self.arms:
+            raise UserError(
+                f"arms {', '.join(self.arms)}: {'no ' + min(odd) if odd else 'no full'}"
+            )
+
+    def known(self) -> dict[str, Arm]:
+        """All arms that there are with these budgets."""
+        return arms.known(self.at, self.budgets)
+
+    @classmethod
+    def add_options(cls, parser: argparse.ArgumentParser) -> None:
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = _arms_text()
+        add = parser.add_argument
+        add(
+            "--arms",
+            help=f"comma separated, or all; default: {','.join(arms.DEFAULT)}; "
+            "with --repeats 1 all",
+        )
+        add("--budgets", type=int, nargs="*", metavar="PERCENT",
+            help="also arms that use so much of full's samples; without a number: "
+            f"{' '.join(map(str, arms.BUDGETS))}")  # fmt: skip
+        add("--at", type=int,
+            help="epoch of --criterion fixed, and of the arm fixed; default: an eighth of all",
+        )  # fmt: skip
+        add("--keep", type=float, help="share that pruning keeps; default: 0.5")
+        add("--anneal", type=float,
+            help="as in cpfast train, for arms with a detector or pruning")  # fmt: skip
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        # With --criterion fixed the arms `detector` and `fixed` are one.
+        is_fixed = options.get("criterion") == "fixed"
+        config, seeds = configured(options, at=options["at"] if is_fixed else None)
+        at = math.ceil(config.epochs / 8) if options["at"] is None else options["at"]
+        if not 1 <= at <= config.epochs:
+            raise UserError(f"--at must be in 1 .. {config.epochs} (--epochs), got {at}")
+        budgets: tuple[int, ...] = ()
+        if options["budgets"] is not None:
+            budgets = tuple(sorted(set(options["budgets"]))) or arms.BUDGETS
+        for budget in budgets:
+            if not 1 <= budget <= 100:
+                raise UserError(f"--budgets must be in 1 .. 100 (percent), got {budget}")
+        known = arms.known(at, budgets)
+        # With k = 1 most of the default ones are full all over again.
+        default = ",".join(arms.DEFAULT) if config.repeats > 1 else "all"
+        wanted = named("--arms", default if options["arms"] is None else options["arms"])
+        of_budgets = [
+            name for name, arm in known.items()
+            if arm.budget is not None and (config.repeats > 1 or not arm.repeated)
+        ]  # fmt: skip
+        chosen = arms.choose([*wanted, *of_budgets], known, config.repeats)
+        return cls(config, seeds, chosen, at, budgets)
+
+    def wanted(self, results: Results) -> int:
+        return len(self.seeds) * len(self.arms)
+
+    def fault(self, entry: Entry) -> str | None:
+        return None if entry["arm"] in self.arms else f"no arm {entry['arm']!r} in this comparison"
+
+    def run(self, runner: Runner) -> None:
+        known = self.known()
+        for position, seed in enumerate(self.seeds):
+            shift = position * len(self.arms) // len(self.seeds)
+            for name in arms.order(self.arms, known, shift):
+                if runner.find(arm=name, seed=seed) is None:
+                    entry = self._run_arm(known, name, self.config.replace(seed=seed), runner)
+                    runner.store({"arm": name, **entry})
+
+    def _run_arm(self, known: dict[str, Arm], name: str, config: Config, runner: Runner) -> Entry:
+        arm, parent = known[name], runner.out / f"seed{config.seed}"
+        folder = RunFolder(parent / name)
+        needed = None if arm.needs is None else runner.find(arm=arm.needs, seed=config.seed)
+        if needed is not None and needed["diverged"] is not None and not folder.begun:
+            reason = f"not run: {arm.needs}, on which it depends, diverged"
+            return entry_of(None, config.seed, reason)
+        samples = 0 if needed is None else needed["forward_samples"]
+
+        def settings(arm: Arm) -> Config:
+            return arm.settings(config, runner.data.train_size, samples)
+
+        if arm.fork is not None and not folder.begun:
+            assert needed is not None
+            epochs = range(1, needed["epochs"] + 1)
+            was_due = any(arm.fork(epoch, needed["period_end"]) for epoch in epochs)
+            check_branched(folder, was_due=was_due)
+            # The moment to fork never came, so this arm is the full one.
+            RunFolder(parent / "full").fork(folder, settings(arm))
+        branches = [
+            Branch(RunFolder(parent / other), settings(known[other]), partial(_is_due, fork))
+            for other in self.arms
+            if name == "full" and (fork := known[other].fork) is not None
+        ]
+        label = f"seed {config.seed}, {name}"
+        diverged = runner.train(settings(arm), folder, label, branches=branches)
+        return entry_of(folder, config.seed, diverged, arm.watches)
+
+    def label(self, entry: Entry) -> str:
+        return f"{entry['arm']:<{max(18, *map(len, self.arms))}}"
+
+    def document(self, results: Results) -> Document:
+        return table.document(self, results)
+
+    def pictures(self, results: Results) -> Mapping[str, Callable[[Path], None]]:
+        return {
+            "accuracy.png": partial(picture.draw_accuracy, self, results),
+            "rotation.png": partial(picture.draw_rotation, self, results),
+        }
+
+
+def _is_due(fork: Callable[[int, int | None], bool], training: Training) -> bool:
+    return fork(training.epoch, training.detector.end_epoch)
+
+
+def _arms_text() -> str:
+    """A line for each arm; k stands for --repeats."""
+    known = arms.known(0, (50,))
+    width = max(map(len, known))
+    lines = [f"  {arm.name:<{width}}  {arm.describe('k', '--at')}" for arm in known.values()]
+    return "\n".join(["arms, with k = --repeats (those with @50 are of --budgets 50):", *lines])

@@ -1,0 +1,134 @@
+"""Runs what a study asks for, and stores each result as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cpfast.studies import store
+from cpfast.studies.store import RESULTS, Entry
+from cpfast.studies.study import Study
+from cpfast.train import run as run_module
+from cpfast.train.config import Config
+from cpfast.train.data import ImageData, TextData
+from cpfast.train.errors import Diverged, UserError
+from cpfast.train.loop import Progress, Training
+from cpfast.train.runfolder import RunFolder, write_json
+
+MakeProgress = Callable[[int, int, str], AbstractContextManager[Progress]]
+
+
+class Branch(NamedTuple):
+    """A run that begins as another one, and is copied from it once `is_due` of that one."""
+
+    folder: RunFolder
+    config: Config
+    is_due: Callable[[Training], bool]
+
+
+class Runner:
+    """What is done of a study, and does the rest.
+
+    Args:
+        out: folder; locked by the caller.
+        data: with its true labels.
+        progress: makes the bar of a run from (epochs, epochs done, label).
+        finished: called with each entry that is stored now.
+
+    Attributes:
+        results: what results.json holds.
+
+    Raises:
+        UserError: `out` holds another comparison.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        data: ImageData | TextData,
+        out: Path,
+        progress: MakeProgress | None = None,
+        finished: Callable[[Entry], None] | None = None,
+    ) -> None:
+        self.study = study
+        self.out = out
+        self.data = data
+        self.results = store.open_results(study, data.train_size, out)
+        self._progress = progress
+        self._finished = finished
+
+    def run(self) -> dict[str, Any]:
+        """Run what is missing; returns the results.
+
+        results.json is written after each run; one under way continues from its last epoch. A run
+        that diverges is stored as such, and the rest goes on.
+        """
+        self.study.run(self)
+        return self.results
+
+    def find(self, **key: Any) -> Entry | None:
+        return store.find(self.results, **key)
+
+    def store(self, entry: Entry) -> None:
+        self.results["runs"].append(entry)
+        write_json(self.out / RESULTS, self.results)
+        if self._finished is not None:
+            self._finished(entry)
+
+    def train(
+        self,
+        config: Config,
+        folder: RunFolder,
+        label: str,
+        *,
+        branches: Sequence[Branch] = (),
+        until: Callable[[Training], bool] | None = None,
+    ) -> str | None:
+        """Begin or continue a run; why it diverged, or None.
+
+        Args:
+            branches: runs that begin with this one.
+            until: stop once it says so of an epoch that is stored.
+        """
+
+        def forks(training: Training) -> list[tuple[RunFolder, Config]]:
+            due = [b for b in branches if b.is_due(training) and not b.folder.begun]
+            return [(branch.folder, branch.config) for branch in due]
+
+        with folder.locked():
+            if not folder.begun:
+                folder.create(config)
+            bar: AbstractContextManager[Progress | None] = nullcontext()
+            if self._progress is not None:
+                bar = self._progress(config.epochs, folder.epochs(), label)
+            try:
+                with bar as shown:
+                    run_module.train(
+                        config, self.data, folder, progress=shown, forks=forks, until=until
+                    )
+            except Diverged as error:
+                return str(error)
+            return None
+
+
+def check_branched(folder: RunFolder, *, was_due: bool) -> None:
+    """Whether a run that begins with full may be missing.
+
+    Raises:
+        UserError: full has been where it was due.
+    """
+    if was_due and not folder.begun:
+        raise UserError(f"{folder.path}: missing, though full was forked into it")
+
+
+def run(
+    study: Study,
+    data: ImageData | TextData,
+    out: Path,
+    progress: MakeProgress | None = None,
+    finished: Callable[[Entry], None] | None = None,
+) -> dict[str, Any]:
+    """Run what is missing in `out`, which the caller has locked, as `Runner.run`."""
+    return Runner(study, data, out, progress, finished).run()

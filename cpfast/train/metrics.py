@@ -1,0 +1,105 @@
+"""What an epoch reports: a line of metrics.jsonl. Whoever writes or reads one has it from here."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict, cast
+
+from cpfast.train.forms import Finite, Maybe, Open, Table, check
+
+__all__ = ["EpochMetrics", "Seconds", "read"]
+
+
+class Seconds(TypedDict):
+    """Where an epoch's time went."""
+
+    train: float
+    """Synchronised wall time of training, of which detection, scoring and selection are parts."""
+    evaluation: float
+    """Not part of train."""
+    preparation: float
+    """Not part of train: the first few steps of a process, which compile and capture."""
+    detection: float
+    """Measuring the rotation and what else the criterion asks for, and judging."""
+    scoring: float | None
+    """The whole call of the scored loss, the loss itself included: an upper bound; None where the
+    step is a CUDA graph, whose parts cannot be timed."""
+    selection: float
+    """Choosing the epoch's samples, and scoring again those that were hidden."""
+
+
+class EpochMetrics(TypedDict):
+    """A line of metrics.jsonl."""
+
+    epoch: int
+    """Epochs completed, from 1."""
+    train_loss: float | None
+    """Estimate of the mean over all samples, weights included; None without a step."""
+    test_loss: float | None
+    """None where the epoch is not evaluated."""
+    test_accuracy: float | None
+    """Share of the test samples; None where the epoch is not evaluated."""
+    rotation_mean: float | None
+    """Over the layers; None where it is not measured, or nothing has moved."""
+    rotation: dict[str, float]
+    """Of each layer, by the name of its weight; empty where it is not measured."""
+    slope: float | None
+    """What the criterion decides by, where it has such a number after this epoch."""
+    period_end: int | None
+    """Epochs completed when the critical period ended; None while it lasts."""
+    period_end_reason: str | None
+    repeats: int
+    """Passes over the data."""
+    prune: bool
+    """Whether samples may be left out of them."""
+    frozen: int
+    """Layers without a gradient, from the input side."""
+    planned_samples: int
+    """In all passes together."""
+    forward_samples: int
+    """Those of the steps and of scoring."""
+    backward_samples: int
+    """Those that were trained on."""
+    scored_samples: int
+    """Those of forward_samples that were only scored."""
+    full_samples: int
+    """What k passes throughout would have trained on in this epoch."""
+    lr: float
+    """Of the last step."""
+    seconds: Seconds
+
+
+# What lines of version 0.1.0 lack, and what holds for them.
+_SINCE: dict[str, Any] = {"frozen": 0, "scored_samples": 0}
+
+# What tables and pictures are made of: only that is looked at in a file.
+_FORM = Open(
+    {
+        "epoch": int,
+        "test_accuracy": Maybe(Finite),
+        "rotation": Table(float),
+        "rotation_mean": Maybe(Finite),
+        "slope": Maybe(float),
+        "period_end": Maybe(int),
+        "period_end_reason": Maybe(str),
+        "forward_samples": int,
+        "backward_samples": int,
+        "full_samples": int,
+        "seconds": Open(
+            {
+                part: Maybe(Finite) if part == "scoring" else Finite
+                for part in Seconds.__annotations__
+            }
+        ),
+    },
+    {"train_loss": Maybe(Finite), "test_loss": Maybe(Finite)},
+)
+
+
+def read(line: dict[str, Any]) -> EpochMetrics:
+    """A line, of this version or an earlier one.
+
+    Raises:
+        ValueError: something is missing, or of another type.
+    """
+    check(line, _FORM, "line")
+    return cast(EpochMetrics, {**_SINCE, **line})

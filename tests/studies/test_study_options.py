@@ -1,0 +1,91 @@
+"""What is asked of a study, and refused."""
+
+import argparse
+import math
+
+import pytest
+
+from cpfast.pruning import policies
+from cpfast.studies import studies
+from cpfast.studies.compare import arms
+from cpfast.train.errors import UserError
+
+
+def plan(study, **given):
+    """What these options make, the others not given."""
+    parser = argparse.ArgumentParser()
+    studies[study].factory.add_options(parser)
+    own = vars(parser.parse_args([]))
+    assert set(own.values()) <= {None}
+    options = {**own, "seeds": None, "epochs": 20, "device": "cpu", **given}
+    return studies[study].factory.from_options(options)
+
+
+def test_a_comparison():
+    made = plan("compare")
+    assert (made.arms, made.at, made.seeds, made.budgets) == (arms.DEFAULT, 3, (0, 1, 2), ())
+    made = plan("compare", seeds=1, arms="k1, fixed,", at=7, budgets=[], keep=0.3)
+    assert made.arms[:3] == ("full", "k1", "fixed") and "rs2@60" in made.arms
+    assert (made.at, made.budgets, made.config.keep) == (7, arms.BUDGETS, 0.3)
+    assert made.config.criterion == "slope45" and made.config.at is None
+    made = plan("compare", criterion="fixed", at=7)
+    assert (made.config.at, made.at) == (7, 7)
+
+
+def test_a_comparison_of_one_repeat_has_the_arms_that_are_not_full():
+    pruned = {name for name in policies if name != "random"}
+    expected = {"full", "detector+rs2", *pruned, *(f"detector+{name}" for name in pruned)}
+    assert set(plan("compare", repeats=1).arms) == expected
+
+
+def test_an_oracle_sweep():
+    assert plan("oracle", oracle_settings="base, base").setting_names == ("base",)
+    made = plan("oracle", oracle_settings="base,epochs-half", switch_epochs=[4])
+    assert made.grid("base") == [0, 4, 20] and made.grid("epochs-half") == [0, 2, 10]
+
+
+def test_a_falsification():
+    made = plan("falsify", seeds=2, batch_factors=[1.0, 4.0])
+    assert (made.batch_factors, made.decay_factors) == ((1.0, 4.0), (0.5, 1.0, 2.0))
+    assert made.seeds == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("study", "given", "message"),
+    [
+        ("compare", {"seeds": 0}, "--seeds must be at least 1, got 0"),
+        ("compare", {"arms": "k3"}, "--arms: no arm 'k3'; there are full,"),
+        ("compare", {"arms": " , "}, "--arms: no name in ' , '"),
+        ("compare", {"arms": ""}, "--arms: no name in ''"),
+        (
+            "compare",
+            {"arms": "k1@50"},
+            "no arm 'k1@50'; --budgets 50 makes it; there are full,",
+        ),
+        ("oracle", {"seeds": 2**33}, "--seeds 8589934592: from --seed 0 on they leave 0 .. 2**32"),
+        ("compare", {"at": 21}, "--at must be in 1 .. 20 (--epochs), got 21"),
+        ("compare", {"budgets": [0]}, "--budgets must be in 1 .. 100 (percent), got 0"),
+        (
+            "compare",
+            {"repeats": 1, "arms": "k1"},
+            "--repeats 1 no other than the rest; choose from full, ",
+        ),
+        ("falsify", {"epoch_factors": [1e308]}, "positive, and 1000 at most; got 1e+308"),
+        ("falsify", {"decay_factors": [math.nan]}, "1000 at most; got nan"),
+        (
+            "falsify",
+            {"batch_factors": [0.0]},
+            "--batch-factors must be positive, and 1000 at most; got 0.0",
+        ),
+        ("falsify", {"labels": "random"}, "--labels random: falsify has both; leave it out"),
+        ("falsify", {"criterion": "fixed"}, "--criterion fixed: it is not of the mean rotation"),
+        ("oracle", {"criterion": "fixed"}, "--criterion fixed: it is not of the mean rotation"),
+        ("oracle", {"oracle_settings": "lr"}, "--oracle-settings: must be of base, decay-"),
+        ("oracle", {"switch_epochs": [21]}, "--switch-epochs must be in 0 .. 20"),
+        ("oracle", {"repeats": 1}, "--repeats 1: there is nothing to switch"),
+    ],
+)
+def test_bad_options(study, given, message):
+    with pytest.raises(UserError) as error:
+        plan(study, **given)
+    assert message in str(error.value)
