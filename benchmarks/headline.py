@@ -20,10 +20,10 @@ import in_place
 from children import Child, hear_interrupts
 
 EXPERIMENTS = {
-    "resnet20": ("--model", "resnet20"),
-    "resnet56": ("--model", "resnet56"),
-    "falsify": ("--model", "resnet20", "--falsify"),
-    "oracle": ("--model", "resnet20", "--oracle"),
+    "resnet20": ("compare", "--model", "resnet20"),
+    "resnet56": ("compare", "--model", "resnet56"),
+    "falsify": ("study", "falsify", "--model", "resnet20"),
+    "oracle": ("study", "oracle", "--model", "resnet20"),
 }
 ARMS = "full,detector,k1,k1_matched,shortened,rs2,infobatch,k1+infobatch,detector+infobatch"
 PACK_EVERY = 60.0  # seconds, lest all be lost where the machine stops us
@@ -190,7 +190,7 @@ def main(arguments: list[str]) -> int:
             continue
         print(f"== {name}", flush=True)
         more = [*EXPERIMENTS[name], *(["--arms", ARMS] if name.startswith("resnet") else [])]
-        line = [*program, "compare", "--data", source, *settings(), *more, "--out", str(out / name)]
+        line = [*program, *more, "--data", source, *settings(), "--out", str(out / name)]
         code = compare(line, out, options, end, environment)
         if code == INTERRUPTED:
             print(f"== {name}: stopped; run again to go on", flush=True)

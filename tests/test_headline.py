@@ -117,7 +117,8 @@ def test_the_budget_stops_it_cleanly_and_is_for_all_experiments(tmp_path):
           ("resnet56", "falsify", "oracle")),
     ]  # fmt: skip
     (line,) = (tmp_path / "calls").read_text().splitlines()
-    assert line.startswith("compare --data folder --batch-size 256 --lr 0.08 --epochs 2 --seeds 1")
+    assert line.startswith("compare --model resnet20 --arms full,")
+    assert " --data folder --batch-size 256 --lr 0.08 --epochs 2 --seeds 1" in line
 
 
 def test_on_a_gpu_the_step_is_compiled(tmp_path):
@@ -126,8 +127,10 @@ def test_on_a_gpu_the_step_is_compiled(tmp_path):
     assert headline(environment, "cifar10", "falsify", "oracle").returncode == 0
     first, second = (tmp_path / "calls").read_text().splitlines()
     assert "--data cifar10" in first and "--device cuda:0 --step compile+graph" in first
-    assert first.endswith(f"--model resnet20 --falsify --out {tmp_path}/bin/out/falsify")
-    assert second.endswith(f"--model resnet20 --oracle --out {tmp_path}/bin/out/oracle")
+    assert first.startswith("study falsify --model resnet20 ")
+    assert first.endswith(f" --out {tmp_path}/bin/out/falsify")
+    assert second.startswith("study oracle --model resnet20 ")
+    assert second.endswith(f" --out {tmp_path}/bin/out/oracle")
 
 
 def test_an_error_stops_it_with_its_exit_code(tmp_path):
@@ -174,9 +177,18 @@ def test_where_none_is_installed_the_checkout_is_used(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--arms", "full,k1,detector", "--criterion", "fixed", "--at", "1"],
-        ["--falsify", "--batch-factors", "1", "--decay-factors", "1", "--epoch-factors", "1"],
-        ["--oracle", "--oracle-settings", "base", "--switch-epochs", "1"],
+        ["compare", "--arms", "full,k1,detector", "--criterion", "fixed", "--at", "1"],
+        [
+            "study",
+            "falsify",
+            "--batch-factors",
+            "1",
+            "--decay-factors",
+            "1",
+            "--epoch-factors",
+            "1",
+        ],
+        ["study", "oracle", "--oracle-settings", "base", "--switch-epochs", "1"],
     ],
     ids=["arms", "falsify", "oracle"],
 )
@@ -184,12 +196,12 @@ def test_checkpoints_of_stored_runs_are_found(options, tmp_path):
     """All that there are, once the comparison is finished; of any kind."""
     import headline as script
 
-    from cpfast.train import cli
+    from cpfast import cli
 
     out = tmp_path / "out"
-    common = ["compare", "--data", "digits", "--limit", "64", "--epochs", "2", "--seeds", "1"]
+    common = ["--data", "digits", "--limit", "64", "--epochs", "2", "--seeds", "1"]
     common += ["--no-energy", "--no-plot", "--threads", "1", "--batch-size", "32"]
-    assert cli.main([*common, *options, "--out", str(out)]) == 0
+    assert cli.main([*options, *common, "--out", str(out)]) == 0
     found = set(script.stored_runs(json.loads((out / "results.json").read_text())))
     assert found == {str(path.parent.relative_to(out)) for path in out.rglob("last.pt")}
     assert len(found) >= 2

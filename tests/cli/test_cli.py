@@ -530,13 +530,13 @@ def test_a_metered_run_goes_on_without_the_meter(npz, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        (["--arms", "full,k1"], [NOT_METERED, NOT_DRAWN]),
-        (["--oracle", "--oracle-settings", "base", "--switch-epochs", "1"], [NOT_DRAWN]),
+        (["compare", "--arms", "full,k1"], [NOT_METERED, NOT_DRAWN]),
+        (["study", "oracle", "--oracle-settings", "base", "--switch-epochs", "1"], [NOT_DRAWN]),
     ],
 )
 def test_a_comparison_runs_without_optional_libraries(npz, tmp_path, capsys, kind, told):
-    options = ["--data", npz, *QUICK[:-1], "--epochs", "2", "--seeds", "1", *kind]
-    assert cli.main(["compare", *options, "--out", str(tmp_path / "runs")]) == 0
+    options = ["--data", npz, *QUICK[:-1], "--epochs", "2", "--seeds", "1"]
+    assert cli.main([*kind, *options, "--out", str(tmp_path / "runs")]) == 0
     assert notes(capsys)[1] == told
     assert not list((tmp_path / "runs").glob("*.png"))
 
@@ -551,13 +551,15 @@ def test_what_is_asked_for_and_cannot_be_done_is_an_error(command, asked, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", [["--seeds", "2"], ["--falsify", "--seeds", "1"]])
+@pytest.mark.parametrize(
+    "kind", [["compare", "--seeds", "2"], ["study", "falsify", "--seeds", "1"]]
+)
 def test_what_the_table_needs_is_asked_for_before_the_runs(
     npz, tmp_path, monkeypatch, capsys, kind
 ):
     monkeypatch.setitem(sys.modules, "scipy", None)
-    message = fails(capsys, "compare", "--data", npz, *kind, "--out", str(tmp_path / "out"))
-    assert message.startswith("a comparison over seeds, or with --falsify, needs scipy")
+    message = fails(capsys, *kind, "--data", npz, "--out", str(tmp_path / "out"))
+    assert message.startswith("a study over seeds needs scipy")
     assert "pip install '.[train]'" in message and not (tmp_path / "out").exists()
 
 
