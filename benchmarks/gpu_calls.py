@@ -136,14 +136,14 @@ def pytest_job(name: str, limit: float, *arguments: str, together: int = 1) -> J
 def files_for_gpus() -> list[str]:
     """Test files with a test that is marked `cuda`, or takes the fixture `device`."""
     pattern = re.compile(r"mark\.cuda|^def \w+\([^)]*\bdevice\b", re.M)
-    files = sorted(ROOT.glob("tests/test_*.py"))
-    return [f"tests/{file.name}" for file in files if pattern.search(file.read_text())]
+    files = sorted(ROOT.glob("tests/**/test_*.py"))
+    return [str(f.relative_to(ROOT)) for f in files if pattern.search(f.read_text())]
 
 
 def tests() -> list[Job]:
     select = ("-m", "cuda and not huge")
     return [
-        pytest_job(f"tests-{pathlib.Path(f).stem}", FILE_LIMIT, *select, f, together=TOGETHER)
+        pytest_job("-".join(pathlib.Path(f).with_suffix("").parts), FILE_LIMIT, *select, f, together=TOGETHER)
         for f in files_for_gpus()
     ]
 
@@ -152,8 +152,8 @@ def huge_tests() -> list[Job]:
     """Each takes a good part of the GPU's memory, and so runs alone."""
     found = re.compile(r"mark\.huge\n(?:@.*\n)*def (test_\w+)")
     return [
-        pytest_job(f"huge-{name}", FILE_LIMIT, "-m", "cuda", f"tests/{file.name}::{name}")
-        for file in sorted(ROOT.glob("tests/test_*.py"))
+        pytest_job(f"huge-{name}", FILE_LIMIT, "-m", "cuda", f"{file.relative_to(ROOT)}::{name}")
+        for file in sorted(ROOT.glob("tests/**/test_*.py"))
         for name in found.findall(file.read_text())
     ]
 
