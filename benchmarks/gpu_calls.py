@@ -143,8 +143,14 @@ def files_for_gpus() -> list[str]:
 def tests() -> list[Job]:
     select = ("-m", "cuda and not huge")
     return [
-        pytest_job("-".join(pathlib.Path(f).with_suffix("").parts), FILE_LIMIT, *select, f, together=TOGETHER)
-        for f in files_for_gpus()
+        pytest_job(
+            "-".join(pathlib.Path(file).with_suffix("").parts),
+            FILE_LIMIT,
+            *select,
+            file,
+            together=TOGETHER,
+        )
+        for file in files_for_gpus()
     ]
 
 
