@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cpfast.studies.document import document
-from cpfast.studies.store import RESULTS, Results, study_of
+from cpfast.studies.store import RESULTS, Results, has_curves, study_of
 from cpfast.train.errors import UserError
 from cpfast.train.runfolder import write_atomically
 
@@ -18,7 +18,8 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 def show(path: Path, results: Results, plot: bool) -> str:
     """Write the Markdown table and, with `plot`, the pictures; what to print.
 
-    A folder that cannot be written to is said, and no error: the table can be printed.
+    A folder that cannot be written to is said, and no error: the table can be printed. Pictures of
+    results that are kept without curves stay as they are.
 
     Raises:
         UserError: nothing is finished yet.
@@ -27,6 +28,7 @@ def show(path: Path, results: Results, plot: bool) -> str:
         raise UserError(f"{path / RESULTS}: no run is finished yet")
     made = document(results)
     pictures = study_of(results).pictures(results)
+    plot = plot and has_curves(results)
     drawn = [_written("picture", path / name, draw) for name, draw in pictures.items() if plot]
     links = [f"\n![{name}]({name})\n" for name in pictures if (path / name).exists()]
     text = made.markdown() + "".join(links)

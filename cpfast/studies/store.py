@@ -74,6 +74,17 @@ def progress(results: Results) -> tuple[int, int]:
     return len(results["runs"]), study_of(results).wanted(results)
 
 
+def without_curves(results: Results) -> dict[str, Any]:
+    """What tables need: every run's end, but not how it went there, epoch by epoch."""
+    runs = [{**entry, "curve": [], "rotation": None} for entry in results["runs"]]
+    return {**results, "runs": runs}
+
+
+def has_curves(results: Results) -> bool:
+    """Whether its pictures can be drawn."""
+    return any(entry["curve"] for entry in results["runs"])
+
+
 # --- its folder -----------------------------------------------------------------------------
 
 
@@ -235,8 +246,10 @@ def _fault(entry: Any, kind: type[Study]) -> str | None:
     rotation, end = entry["rotation"], entry["period_end"]
     if rotation is not None and not _numbers(rotation):
         return f"'rotation' is {rotation!r}"
-    if end is not None and not 1 <= end <= len(rotation or ()):
-        return f"'period_end' is {end}, of {len(rotation or ())} epochs with a rotation"
+    # Results that are kept without curves have none to count.
+    measured = entry["epochs"] if not entry["curve"] else len(rotation or ())
+    if end is not None and not 1 <= end <= measured:
+        return f"'period_end' is {end}, of {measured} epochs with a rotation"
     if (entry["kwh"] is not None and entry["energy"] is None) or not _is_energy(entry["energy"]):
         return f"'energy' is {entry['energy']!r}"
     if entry["diverged"] is not None:
