@@ -44,13 +44,14 @@ namespace cpfast::layer_statistics {
 inline constexpr int64_t kMaxAdditions = 128;
 inline constexpr int64_t kSmallTile = 4096;
 inline constexpr int64_t kLargeTile = 32768;
-inline constexpr int64_t kSmallTotal = int64_t{4} << 20;
-inline constexpr int64_t kMaxFullTiles = 16384;
+// How many tiles there may be before they double: those below kLargeTile, and all others.
+inline constexpr int64_t kFewTiles = 2048, kMaxFullTiles = 16384;
 
-// Small tiles share few elements among many threads; large ones keep the partial sums few: under
-// 1 MB, whatever the model.
+// Small tiles share few elements evenly among many blocks; large ones keep the partial sums few:
+// under 1 MB, whatever the model.
 inline int64_t tile_size(int64_t total_elements) {
-  int64_t tile = total_elements < kSmallTotal ? kSmallTile : kLargeTile;
+  int64_t tile = kSmallTile;
+  while (tile < kLargeTile && total_elements / tile >= kFewTiles) tile *= 2;
   while (total_elements / tile > kMaxFullTiles) tile *= 2;
   return tile;
 }

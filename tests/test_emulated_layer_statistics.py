@@ -119,19 +119,17 @@ def test_a_layer_of_many_tiles(emulated, numel):
     check_layers(emulated, [param[:5], param, param[:3]], [ref[:5], ref, ref[:3]])
 
 
-# From 4 Mi elements on, tiles have 32768.
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_large_tiles(emulated, dtype):
-    numel = (4 << 20) - 5
-    param, ref = layer(numel, dtype, dtype)
-    sizes = [1, 2, 32767, 32768, 32769, 70_001]
+# From 8 Mi elements on, tiles have 8192.
+def test_larger_tiles(emulated):
+    param, ref = layer((8 << 20) - 5)
+    sizes = [1, 2, 8191, 8192, 8193, 70_001]
     params = [param, *(guarded(param[:n], 1) for n in sizes)]
     refs = [ref, *(guarded(ref[:n], 3) for n in sizes)]
-    large = check_layers(emulated, params, refs)
+    larger = check_layers(emulated, params, refs)
     aligned = check_layers(
         emulated, [param, *(param[:n] for n in sizes)], [ref, *(ref[:n] for n in sizes)]
     )
-    assert is_same(large, aligned)
+    assert is_same(larger, aligned)
 
 
 def mixed_layers():
@@ -182,11 +180,8 @@ def test_successive_records_fill_a_ring(emulated):
         assert (ring[[row for row in range(3) if row not in rows]] == -1).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_tiles_of_billions_of_elements(emulated, dtype):
-    # Tiles of so many elements are for models that fit no test: a table made by hand has them.
-    tile, sizes = 1 << 17, [300_000, 0, 5, 1 << 17]
-    pairs = [layer(n, dtype) for n in sizes]
+def hand_made_plan(pairs, tile):
+    """A table of tiles of any size: planned, larger ones are for models that fit no test."""
     kinds = {torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
     table, tiles, elements = b"", [], 0
     for index, (param, ref) in enumerate(pairs):
@@ -196,18 +191,34 @@ def test_tiles_of_billions_of_elements(emulated, dtype):
         elements += param.numel()
     partials, tickets = bytes(48 * len(tiles)), bytes(4 * (len(pairs) + 1))
     table += partials + struct.pack(f"<{len(tiles)}i", *tiles) + tickets
-    arguments = [
-        torch.frombuffer(bytearray(table), dtype=torch.uint8),
-        len(pairs),
-        len(tiles),
-        tile,
-    ]
+    plan = torch.frombuffer(bytearray(table), dtype=torch.uint8)
+    return plan, len(pairs), len(tiles), tile
+
+
+@pytest.mark.parametrize("tile", [8192, 16384, 32768, 1 << 17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_tiles_of_billions_of_elements(emulated, dtype, tile):
+    sizes = [2 * tile + 37_856, 0, 5, tile, tile - 1, tile + 1]
+    pairs = [layer(n, dtype) for n in sizes]
+    arguments = hand_made_plan(pairs, tile)
     (actual,) = emulated("planned_layer_statistics", *arguments, None)
     expected = cpu.planned_layer_statistics(*arguments, None)
     assert_close(actual[0], expected[0], rtol=3e-5, atol=1e-8)
     assert_close(actual[1:], expected[1:], rtol=1e-6)
     exact = torch.stack([param.double().norm() for param, _ in pairs])
     assert_close(actual[2].double(), exact, rtol=1e-6)
+    elsewhere = [[guarded(t, 1 + 2 * (t is ref)) for t in (param, ref)] for param, ref in pairs]
+    (moved,) = emulated.run("planned_layer_statistics", *hand_made_plan(elsewhere, tile), None)
+    assert is_same(moved, actual)
+
+
+# The share of each of three blocks begins and ends within layers, between them, and in empty ones.
+@pytest.mark.parametrize(
+    "tiles", [[1], [2], [1, 1], [3], [1, 2], [4], [5], [1, 5, 1], [2, 0, 0, 7]]
+)
+def test_shares_of_blocks(emulated, tiles):
+    pairs = [layer(max(0, 4096 * n - 7), seed=n) for n in tiles]
+    check_layers(emulated, *zip(*pairs, strict=True))
 
 
 def test_a_plan_of_seven_billion_weights_takes_under_one_megabyte(emulated):

@@ -39,7 +39,7 @@ SCORES = {
 KEEPS = [1e-9, 0.1, 0.37, 0.5, 0.99, 1.0]
 TILE, SUM_TILE = 4096, 16384
 # Up to here, one block does it all.
-ONE_BLOCK = 50_000
+ONE_BLOCK = 2 * TILE
 SHUFFLE_AND_EXACT = list(itertools.product([False, True], [True, False]))
 
 
@@ -52,7 +52,7 @@ def check_selection(emulated, scores, *draw):
 @pytest.mark.parametrize("kind", SCORES)
 @pytest.mark.parametrize(("shuffle", "exact"), SHUFFLE_AND_EXACT)
 def test_selections_by_one_block(emulated, kind, shuffle, exact):
-    sizes = [0, 1, 3, 4, 8, 31, 32, 33, 127, 256, 1023, 1025, TILE - 1, TILE + 1, 3 * TILE + 1]
+    sizes = [0, 1, 3, 4, 8, 31, 32, 33, 127, 256, 1023, 1025, TILE - 1, TILE + 1, 8191, ONE_BLOCK]
     for place, size in enumerate(sizes):
         scores = guarded(SCORES[kind](size, generator(size)), [None, 1, 2, 3][place % 4])
         seed = (-1) ** place * (2**63 - 1 - place)
@@ -62,7 +62,10 @@ def test_selections_by_one_block(emulated, kind, shuffle, exact):
 
 
 @pytest.mark.parametrize("kind", SCORES)
-@pytest.mark.parametrize("size", [ONE_BLOCK, ONE_BLOCK + 1, 4 * SUM_TILE, 5 * SUM_TILE + 4097])
+@pytest.mark.parametrize(
+    "size",
+    [ONE_BLOCK - 1, ONE_BLOCK, ONE_BLOCK + 1, SUM_TILE, 50_000, 4 * SUM_TILE, 5 * SUM_TILE + 4097],
+)
 def test_selections_about_the_size_of_one_block(emulated, kind, size):
     place = list(SCORES).index(kind)
     scores = guarded(SCORES[kind](size, generator(size)), [None, 1, 0][place % 3])
@@ -78,6 +81,17 @@ def test_selections_by_blocks_that_wait_for_each_other(emulated, shuffle, exact,
     check_selection(emulated, scores, 0.37, size, 0, 0, shuffle, exact)
 
 
+# A sanitizer grows kernels, so that fewer blocks fit than were promised.
+@pytest.mark.parametrize(("shuffle", "exact"), SHUFFLE_AND_EXACT)
+@pytest.mark.parametrize("size", [ONE_BLOCK + 1, 13 * TILE - 1])
+def test_a_refused_grid_is_halved_until_it_fits(emulated, shuffle, exact, size):
+    scores = guarded(SCORES["extreme"](size, generator(size)))
+    with emulated.refusing_beyond(1):
+        check_selection(emulated, scores, 0.37, size, 0, 0, shuffle, exact)
+    with emulated.refusing_beyond(0), pytest.raises(RuntimeError, match="a single block that is"):
+        emulated.run("select_samples", scores, 0.37, size, 0, 0, shuffle, exact)
+
+
 def test_selections_of_few_samples(emulated):
     for size in range(1, 67):
         check_selection(emulated, SCORES["normal"](size, generator(size)), 0.5, size, 0, 0, True)
@@ -91,7 +105,7 @@ def test_a_selection_from_more_tiles_than_lanes(emulated):
     assert all(map(is_same, actual, cpu.select_samples(scores, *draw)))
 
 
-@pytest.mark.parametrize("size", [1000, 50_000, 50_001, 1_000_000])
+@pytest.mark.parametrize("size", [1000, ONE_BLOCK, ONE_BLOCK + 1, 50_000, 1_000_000])
 @pytest.mark.parametrize(("dtype", "outputs"), [(torch.int64, 12), (torch.int32, 8)])
 def test_memory_is_that_of_the_outputs(emulated, size, dtype, outputs):
     scores = SCORES["normal"](size, generator(size))

@@ -275,7 +275,12 @@ def test_the_compiled_ops_refuse_what_was_not_planned():
     [
         (0, 4096),
         ((4 << 20) - 1, 4096),
-        (4 << 20, 32768),
+        ((8 << 20) - 1, 4096),
+        (8 << 20, 8192),
+        ((16 << 20) - 1, 8192),
+        (16 << 20, 16384),
+        ((32 << 20) - 1, 16384),
+        (32 << 20, 32768),
         (16385 * 32768 - 1, 32768),
         (16385 * 32768, 65536),
         (1 << 31, 131072),
@@ -305,6 +310,8 @@ def test_it_breaks_a_compiled_graph_rather_than_being_traced():
 def test_replays_of_a_graph_are_equal_to_the_bit_and_fill_the_ring():
     params, refs = pairs([70_001, 3, 0, 9000], device="cuda")
     plan = ops.LayerPlan(params, refs, square_norms(refs))
+    # Loads the kernels of all three calls below, and asks how many of their blocks fit the device:
+    # a capture is no place for either.
     expected = plan.layer_rotation()
     ring = torch.zeros(7, 4, device="cuda")
     cursor = torch.zeros((), dtype=torch.int64, device="cuda")

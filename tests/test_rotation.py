@@ -361,7 +361,7 @@ def test_a_graph_of_training_steps_records_by_itself():
         rotation.record()
 
     with torch.no_grad():
-        step()
+        step()  # loads the kernels, and asks how many of their blocks fit, outside the capture
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             step()

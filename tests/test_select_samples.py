@@ -12,7 +12,7 @@ from torch.library import opcheck
 import cpfast
 from cpfast import ops, reference
 
-SIZES = [0, 1, 2, 3, 63, 64, 65, 1000, 4095, 4096, 4097, 50_000]
+SIZES = [0, 1, 2, 3, 63, 64, 65, 1000, 4095, 4096, 4097, 8192, 8193, 50_000]
 DRAW = {"keep": 0.5, "seed": 0, "epoch": 0}
 
 
@@ -40,7 +40,7 @@ def test_the_twin_selects_the_same(device, size, shuffle, keep, subset):
     assert_same(actual, reference.select_samples(scores, **draw, subset=subset))
 
 
-@pytest.mark.parametrize("size", [0, 1, 5000, 50_001])
+@pytest.mark.parametrize("size", [0, 1, 5000, 8193, 50_001])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_int32_indices_are_the_same(device, size, shuffle):
     scores = random_scores(size).to(device)
@@ -150,6 +150,29 @@ def test_memory_is_that_of_the_outputs(shuffle, subset, dtype, outputs):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert outputs - 0.05 < float(done.stdout) < outputs + 0.05
+
+
+# The first calls load the kernels, and ask once how many of their blocks fit the device. That is
+# nothing for a capture, where drivers before CUDA 12.3 do not load.
+@pytest.mark.cuda
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("subset", ["exact", "bernoulli"])
+def test_a_cuda_graph_selects_by_one_block_and_by_a_cooperative_grid(subset, shuffle):
+    sizes = [8192, 100_003]
+    options = {**DRAW, "subset": subset, "shuffle": shuffle}
+    scores = [random_scores(size).cuda() for size in sizes]
+    for s in scores:
+        ops.select_samples(s, **options)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = [ops.select_samples(s, **options) for s in scores]
+    # Each replay finds the counters as the one before has left them.
+    for seed in range(1, 5):
+        for s in scores:
+            s.copy_(random_scores(len(s), seed))
+        graph.replay()
+        for s, selection in zip(scores, captured, strict=True):
+            assert_same(selection, ops.select_samples(s.cpu(), **options))
 
 
 @pytest.mark.cuda

@@ -59,7 +59,7 @@ def test_a_cursor_on_the_device_says_where_to_start(device):
 def test_a_cuda_graph_replays_batch_after_batch():
     indices, _, count = selection_of(1000, "cuda")
     cursor = torch.zeros((), dtype=torch.int64, device="cuda")
-    ops.shuffled_slice(indices, count, cursor, 100, **KEY)
+    ops.shuffled_slice(indices, count, cursor, 100, **KEY)  # loads the kernel outside the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         batch = ops.shuffled_slice(indices, count, cursor, 100, **KEY)

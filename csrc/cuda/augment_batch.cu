@@ -71,6 +71,7 @@ __device__ void stage_image(const Batch& batch, const Placement& at, const uint8
     }
     return;
   }
+  // Whole words of the image: pixels are a multiple of four, and so their bytes of four.
   const uint32_t* const words = reinterpret_cast<const uint32_t*>(image);
   for (int group = threadIdx.x; group < batch.pixels / kGroup; group += threads) {
     uint32_t packed[kChannels + 1];
@@ -137,11 +138,11 @@ __device__ void interpolate(const Read& read, const Batch& batch, int64_t y, int
   }
 }
 
-// kCount floats from any address into to, and 0 from number n on.
+// kCount floats into to, and 0 from number n on: none beside them is read.
 template <int kCount>
 __device__ void load_some(const float* from, int n, float (&to)[kCount]) {
-  if (n >= kCount) {
-    load<false>(from, to);
+  if (n >= kCount && is_aligned(from)) {
+    load<true>(from, to);
     return;
   }
 #pragma unroll
@@ -226,7 +227,8 @@ __device__ void store_group(const float (&values)[kCount], T* to) {
     reinterpret_cast<Unit*>(to)[i] = units[i];
 }
 
-// Copies the first n of T from shared memory, 16 bytes a lane where these lie so.
+// Copies the first n of T from shared memory, 16 bytes a lane where these lie so: then an image is
+// a multiple of them, and n too.
 template <typename T>
 __device__ void copy_out(const Batch& batch, const T* from, int n, T* to) {
   const int lane = threadIdx.x % 32;

@@ -10,12 +10,15 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <tuple>
 #include <type_traits>
 
 namespace cpfast {
+
+inline constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;  // of a grid, on every device
 
 class Launcher {
  public:
@@ -25,23 +28,33 @@ class Launcher {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
-  // A grid of no blocks, which CUDA refuses, is no work.
+  // A grid of no blocks, which CUDA refuses, is no work. One of 2^32 would be launched as one of none.
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), int64_t blocks, int threads,
                   const Arguments&... arguments) const {
     if (blocks == 0) return;
+    check(blocks <= kMaxBlocks, "cuda", "expected work for at most ", kMaxBlocks,
+          " blocks, got ", blocks, "; use smaller batches");
     kernel<<<static_cast<unsigned>(blocks), threads, 0, stream_>>>(arguments...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
-  // All blocks run at once, and may wait for each other: at most resident_blocks() of them.
+  // All blocks run at once, and may wait for each other. Returns false, and launches nothing, where
+  // the device refuses so many: a sanitizer or a profiler may have put its code into the kernel
+  // since resident_blocks() was asked, and other processes may have a share of the device.
   template <typename... Parameters>
-  void cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads,
+  bool cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads,
                    const std::type_identity_t<Parameters>&... arguments) const {
     void* pointers[] = {const_cast<std::remove_const_t<Parameters>*>(&arguments)...};
-    STD_CUDA_CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel),
-                                               static_cast<unsigned>(blocks), threads, pointers, 0,
-                                               stream_));
+    const cudaError_t error = cudaLaunchCooperativeKernel(
+        reinterpret_cast<const void*>(kernel), static_cast<unsigned>(blocks), threads, pointers, 0,
+        stream_);
+    if (error == cudaErrorCooperativeLaunchTooLarge && blocks > 1) {
+      cudaGetLastError();  // or the next launch check would find it
+      return false;
+    }
+    STD_CUDA_CHECK(error);
+    return true;
   }
 
   void zero(void* at, int64_t bytes) const {
@@ -49,6 +62,7 @@ class Launcher {
   }
 
   // How many blocks of a persistent kernel fill the device. Asked once: it costs as a launch does.
+  // One a multiprocessor where not even that fits: the launch then says so, and none is skipped.
   template <typename... Parameters>
   int64_t resident_blocks(void (*kernel)(Parameters...), int threads) const {
     static std::mutex mutex;
@@ -60,7 +74,7 @@ class Launcher {
     if (const auto found = known.find(key); found != known.end()) return found->second;
     STD_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
     STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0));
-    return known[key] = int64_t{blocks} * multiprocessors;
+    return known[key] = std::max<int64_t>(blocks, 1) * multiprocessors;
   }
 
  private:

@@ -10,8 +10,10 @@ namespace cpfast::select_samples {
 namespace {
 
 // Up to here one block of many threads does everything, in one launch. Beyond, one launch sums
-// tiles, and in another all blocks run at once, and wait for each other.
-constexpr int64_t kOneBlock = 50'000;
+// tiles, and in another all blocks run at once, and wait for each other: some 6 us more, for as many
+// multiprocessors as there are tiles. By the instructions, the two meet at two tiles.
+constexpr int64_t kOneBlock = 2 * kTile;
+static_assert(kOneBlock <= kSumTile);
 constexpr int kBlockThreads = 1024;
 constexpr int kGridThreads = 256;
 
@@ -58,7 +60,7 @@ __device__ double fold(const double (&own)[kOwn]) {
   return sum;
 }
 
-// Sum and number of the finite scores of a tile.
+// Sum and number of the finite scores of a tile. Vectors are loaded of whole tiles alone.
 template <int kThreads>
 __device__ double tile_sum(const float* tile, int n, int& finite) {
   constexpr int kOwn = kSumLanes / kThreads;
@@ -89,23 +91,17 @@ __device__ double tile_sum(const float* tile, int n, int& finite) {
   return fold<kThreads>(lanes);  // and a barrier
 }
 
-template <int kThreads>
-__device__ void sum_tile(const Selecting& s, int64_t tile) {
-  const int64_t first = tile * kSumTile;
+// And makes ready what the blocks of the next kernel wait at.
+__global__ void __launch_bounds__(kGridThreads)
+    sum_scores(const __grid_constant__ Selecting s) {
+  const int64_t tile = blockIdx.x, first = tile * kSumTile;
   int finite;
-  const double sum = tile_sum<kThreads>(
+  const double sum = tile_sum<kGridThreads>(
       s.scores + first, static_cast<int>(min(kSumTile, s.samples - first)), finite);
   if (threadIdx.x == 0) {
     s.sums[tile] = sum;
     s.finite[tile] = finite;
   }
-}
-
-// And makes ready what the blocks of the next kernel wait at.
-__global__ void __launch_bounds__(kGridThreads)
-    sum_scores(const __grid_constant__ Selecting s) {
-  const int64_t tile = blockIdx.x;
-  sum_tile<kGridThreads>(s, tile);
   const int64_t waited = tile * (kSumTile / kTile) + threadIdx.x;
   if (threadIdx.x < kSumTile / kTile && waited < s.tiles) s.kept[waited] = 0;
   if (tile == 0 && threadIdx.x == 0) {
@@ -123,14 +119,17 @@ __device__ float threshold_of_sums(const Selecting& s) {
 #pragma unroll
     for (int k = 0; k < kOwn; ++k)
       if (first + k < s.sum_tiles) lanes[k] += s.sums[first + k];
-  if constexpr (kThreads == kBlockThreads) {
-    for (int64_t tile = 0; tile < s.sum_tiles; ++tile) finite += s.finite[tile];
-  } else {
-    for (int64_t tile = threadIdx.x; tile < s.sum_tiles; tile += kThreads)
-      finite += s.finite[tile];
-    finite = sum_of_warps<kThreads>(warp_sum(finite), before);
-  }
+  for (int64_t tile = threadIdx.x; tile < s.sum_tiles; tile += kThreads) finite += s.finite[tile];
+  finite = sum_of_warps<kThreads>(warp_sum(finite), before);
   return threshold_of(fold<kThreads>(lanes), finite);
+}
+
+// Of the sum of all samples, where they are one tile.
+template <int kThreads>
+__device__ float threshold_alone(const Selecting& s) {
+  int finite;
+  const double sum = tile_sum<kThreads>(s.scores, static_cast<int>(s.samples), finite);
+  return threshold_of(sum, finite);
 }
 
 __device__ void meet(const Selecting& s) {
@@ -272,6 +271,7 @@ struct Share {
       }
       position += __popc(mark);
     }
+    __syncwarp();  // lane 0 may now write the marks of another tile
   }
 };
 
@@ -280,13 +280,11 @@ struct Share {
 template <int kThreads, typename Index>
 __global__ void __launch_bounds__(kThreads) select(const __grid_constant__ Selecting s) {
   constexpr bool kAlone = kThreads == kBlockThreads;
-  constexpr int kWords = kAlone ? (kOneBlock + 4095) / 4096 * 4 : kTile / kThreads;
+  constexpr int kWords = (kAlone ? kOneBlock : kTile) / kThreads;
   using Part = Share<kThreads, kWords>;
-  if constexpr (kAlone) {
-    for (int64_t tile = 0; tile < s.sum_tiles; ++tile) sum_tile<kThreads>(s, tile);
-    __syncthreads();
-  }
-  const float threshold = threshold_of_sums<kThreads>(s);
+  float threshold;
+  if constexpr (kAlone) threshold = threshold_alone<kThreads>(s);
+  else threshold = threshold_of_sums<kThreads>(s);
   const int64_t tiles = kAlone ? 1 : s.tiles, step = kAlone ? 1 : gridDim.x;
 
   int64_t all_counted = 0, own_counted = 0;
@@ -395,8 +393,9 @@ std::tuple<Tensor, Tensor, Tensor> select_cuda(Tensor scores, double keep, int64
   } else {
     const auto kernel = narrow ? select<kGridThreads, int32_t> : select<kGridThreads, int64_t>;
     launch(sum_scores, sum_tiles, kGridThreads, selecting);
-    launch.cooperative(kernel, std::min(tiles, launch.resident_blocks(kernel, kGridThreads)),
-                       kGridThreads, selecting);
+    // As many as fit, down to one: what they select does not depend on their number.
+    int64_t blocks = std::min(tiles, launch.resident_blocks(kernel, kGridThreads));
+    while (!launch.cooperative(kernel, blocks, kGridThreads, selecting)) blocks /= 2;
   }
   return {indices, weights, count};
 }

@@ -95,6 +95,7 @@ int threads_of_block;
 const std::function<void()>* running_kernel;
 std::string trap_reason;
 std::mt19937 generator;
+int64_t together_limit = kMaxThreads;
 
 void suspend() { emulation_switch(&fibres[current].stack_pointer, scheduler); }
 
@@ -290,6 +291,8 @@ std::vector<Allocation> allocations;
 
 int lane() { return current % 32; }
 
+int64_t most_together() { return together_limit; }
+
 void trap(const char* reason) {
   if (current < 0) throw std::runtime_error("emulation: " + std::string(reason));
   trap_reason = reason;
@@ -376,6 +379,8 @@ void __nanosleep(unsigned) {
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT void emulation_seed(unsigned seed) { emulation::generator.seed(seed); }
+
+EXPORT void emulation_refuse_beyond(int64_t blocks) { emulation::together_limit = blocks; }
 
 // Bytes of all outputs and scratch since the last call of emulation_free.
 EXPORT int64_t emulation_allocated() {

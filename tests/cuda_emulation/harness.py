@@ -1,5 +1,6 @@
 """What the tests of emulated kernels share: running an op, and guarded inputs."""
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -56,6 +57,15 @@ class Emulation:
             damaged = self.library.emulation_free()
         assert damaged == 0, f"{op} wrote past an end of {damaged} tensors"
         return outputs
+
+    @contextlib.contextmanager
+    def refusing_beyond(self, blocks):
+        """Cooperative grids of more blocks are refused, as where a tool has grown the kernel."""
+        self.library.emulation_refuse_beyond(ctypes.c_int64(blocks))
+        try:
+            yield
+        finally:
+            self.library.emulation_refuse_beyond(ctypes.c_int64(1 << 30))
 
     def __call__(self, op, *arguments):
         outputs = self.run(op, *arguments)

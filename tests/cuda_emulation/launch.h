@@ -16,6 +16,8 @@ namespace emulation {
 
 void run_grid(int64_t blocks, int threads, bool together, const std::function<void()>& kernel);
 void* allocate_guarded(int64_t bytes);
+// Of more blocks a cooperative grid is refused.
+int64_t most_together();
 
 inline int64_t size_of(cpfast::ScalarType dtype) {
   using enum cpfast::ScalarType;
@@ -62,9 +64,14 @@ class Launcher {
   }
 
   template <typename... Parameters>
-  void cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads,
+  bool cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads,
                    const std::type_identity_t<Parameters>&... arguments) const {
+    if (blocks > emulation::most_together()) {
+      if (blocks > 1) return false;
+      emulation::trap("a single block that is refused");
+    }
     emulation::run_grid(blocks, threads, true, [&] { kernel(arguments...); });
+    return true;
   }
 
   void zero(void* at, int64_t bytes) const { std::memset(at, 0, bytes); }
