@@ -89,7 +89,8 @@ CPFAST_HOST_DEVICE inline float cosine_distance(const Sums& s) {
   if (s.ww == 0 || s.rr == 0) return s.ww == s.rr ? 0.0f : 1.0f;
   const double a = sqrt(s.ww), b = sqrt(s.rr);
   const double difference = (2 * s.d0 + s.dd) / (a + b);
-  const double distance = (s.dd - difference * difference) / (2 * a * b);
+  // Named, or each instantiation of a kernel might round it its own way.
+  const double distance = fma(-difference, difference, s.dd) / (2 * a * b);
   // Comparisons in this order let NaN through.
   return static_cast<float>(distance < 0 ? 0 : distance > 2 ? 2 : distance);
 }

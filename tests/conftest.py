@@ -3,6 +3,8 @@ import signal
 
 import pytest
 import torch
+from cuda_emulation.build import build
+from cuda_emulation.harness import CUDA, EMULATED, Emulation
 
 try:
     from hypothesis import settings
@@ -21,16 +23,23 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
-    # With a GPU they run, and fail where the build has no CUDA ops.
-    if not torch.cuda.is_available():
-        for item in items:
-            if "cuda" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no GPU"))
+    for item in items:
+        # With a GPU they run, and fail where the build has no CUDA ops.
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
+        too_much = item.get_closest_marker("not_emulated")
+        if too_much and item.get_closest_marker("emulated"):
+            item.add_marker(pytest.mark.skip(reason=f"not emulated: {too_much.args[0]}"))
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(params=["cpu", CUDA, EMULATED])
 def device(request):
-    return torch.device(request.param)
+    """Where tensors lie; "emulated" is the CPU, on which the ops run the CUDA kernels."""
+    if request.param != "emulated":
+        yield torch.device(request.param)
+        return
+    with request.getfixturevalue("emulated").instead_of_cpu():
+        yield torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +76,5 @@ def one_thread():
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
     """Runs the CUDA kernels on the CPU: ``emulated(op, *arguments)`` gives the op's outputs."""
-    from cuda_emulation.build import build
-    from cuda_emulation.harness import Emulation
-
     csrc = pathlib.Path(__file__).resolve().parent.parent / "csrc"
     return Emulation(build(csrc, tmp_path_factory.mktemp("cuda_emulation")))

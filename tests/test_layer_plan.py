@@ -64,6 +64,7 @@ def test_every_pair_of_dtypes_against_float64(device, dtype, ref_dtype):
     torch.testing.assert_close(plan.layer_rotation()[0].double(), expected, rtol=2e-6, atol=0)
 
 
+@pytest.mark.not_emulated("20,000 blocks")
 def test_thousands_of_layers(device):
     params, refs = pairs([i % 9 for i in range(5000)], device=device)
     assert_same(ops.LayerPlan(params, refs), params, refs)
@@ -115,6 +116,7 @@ def test_what_changes_in_place_is_measured_anew(device):
     assert (before < 1).all()
 
 
+@pytest.mark.not_emulated("200 calls of 20 blocks")
 def test_many_calls_are_equal_to_the_bit_and_return_new_tensors(device):
     params, refs = pairs([70_001, 3, 0], device=device)
     plan = ops.LayerPlan(params, refs)

@@ -142,6 +142,7 @@ def test_storage_offsets(device, offset, dtype):
     assert_close(torch.cat(list(out)), statistics64(w[offset:], w0[: 5001 - offset]))
 
 
+@pytest.mark.not_emulated("5,000 blocks")
 def test_thousands_of_layers(device):
     pairs = [pair(1 + i % 7, seed=i) for i in range(5000)]
     out = ops.layer_statistics([w.to(device) for w, _ in pairs], [r.to(device) for _, r in pairs])

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from cuda_emulation.harness import CUDA, EMULATED
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.library import opcheck
@@ -358,10 +359,10 @@ def test_bad_arguments_are_named(input, target, options, message):
         ops.scored_cross_entropy(input, target, **options)
 
 
-@pytest.mark.cuda
-def test_a_target_out_of_range_makes_its_row_nan_on_cuda():
-    target = torch.tensor([0, 4, -1], device="cuda")
-    out, grad = loss_and_gradient(ops.scored_cross_entropy, X.cuda(), target)
+@pytest.mark.parametrize("device", [CUDA, EMULATED], indirect=True)
+def test_a_target_out_of_range_makes_its_row_nan_on_cuda(device):
+    target = torch.tensor([0, 4, -1], device=device)
+    out, grad = loss_and_gradient(ops.scored_cross_entropy, X.to(device), target)
     assert out.loss.isnan().tolist() == [False, True, True]
     assert out.correct[1:].tolist() == [0, 0]
     assert grad.isnan().all(dim=1).tolist() == [False, True, True]

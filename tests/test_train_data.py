@@ -115,6 +115,7 @@ def test_what_describes_a_data_set_says_what_was_changed():
     assert digits.with_random_labels(0).describe() == f"{line}; random training labels"
 
 
+@pytest.mark.not_emulated("no kernel runs")
 def test_moving_keeps_everything(device):
     digits = data.load("digits", limit=20).with_random_labels(0)
     moved = digits.to(device)

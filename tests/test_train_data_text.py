@@ -126,6 +126,7 @@ def test_what_describes_it(documentation):
     assert some.with_random_labels(0).describe().startswith(f"{line}; characters of each")
 
 
+@pytest.mark.not_emulated("no kernel runs")
 def test_moving_keeps_everything(device):
     some = data.load("python-docs", limit=20)
     moved = some.to(device)

@@ -83,6 +83,8 @@ __device__ void write_stats(const Rows<T>& f, int64_t row, Real<T> max, Real<T> 
   if (f.stats == nullptr) return;
   f.stats[2 * row] = max;
   f.stats[2 * row + 1] = s1;
+  // Where the loss is a mean, the last block, which comes after all rows, writes its factor here.
+  if (row == 0) f.stats[2 * f.count] = f.stats[2 * f.count + 1] = 1;
 }
 
 // Writes a row whose target is ignored, or out of range: 0 or NaN throughout, as is its loss.

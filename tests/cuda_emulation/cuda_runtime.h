@@ -3,8 +3,10 @@
 
 #include <math.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include <torch/headeronly/macros/Macros.h>
 
@@ -62,7 +64,51 @@ T exchange_with(unsigned mask, T value, int from, int label) {
 
 inline void store(uint4* to, const uint4& words) { *to = words; }
 
+// Where the device's results may differ from the host's, they do: by as many units in the last
+// place as CUDA documents, off the nearest number, drawn by the bits of the argument.
+template <typename Real>
+using Wide = std::conditional_t<std::is_same_v<Real, float>, double, long double>;
+
+// In [-most, most].
+template <typename Real>
+int drawn_by(Real argument, int most) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &argument, sizeof(argument));
+  bits = (bits ^ bits >> 32) * 0x9e3779b97f4a7c15u;
+  bits = (bits ^ bits >> 29) * 0xbf58476d1ce4e5b9u;
+  return static_cast<int>((bits >> 32) * (2 * most + 1u) >> 32) - most;
+}
+
+// What a number of Real holds exactly stays so: exp(0), log(1).
+template <typename Real>
+Real within_ulps(int most, Wide<Real> exact, Real argument) {
+  const Real nearest = static_cast<Real>(exact), size = std::fabs(nearest);
+  if (nearest == exact || !std::isfinite(nearest)) return nearest;
+  const Wide<Real> ulp = static_cast<Wide<Real>>(size) - std::nextafter(size, Real(0));
+  return static_cast<Real>(nearest + drawn_by(argument, most) * ulp);
+}
+
+inline float exp2_within_2_ulps(float x) { return within_ulps(2, std::exp2(double{x}), x); }
+
+// ex2.approx.ftz.f32
+inline float exp2_approx(float x) {
+  const auto flush = [](float y) { return std::fabs(y) < 0x1p-126f ? std::copysign(0.0f, y) : y; };
+  return flush(exp2_within_2_ulps(flush(x)));
+}
+
 }  // namespace emulation
+
+// In the kernels' own namespace, where their calls find these before those of the host.
+namespace cpfast {
+
+inline float exp(float x) { return emulation::within_ulps(2, std::exp(double{x}), x); }
+inline float log(float x) { return emulation::within_ulps(1, std::log(double{x}), x); }
+inline float log1p(float x) { return emulation::within_ulps(1, std::log1p(double{x}), x); }
+inline double exp(double x) { return emulation::within_ulps(1, expl(x), x); }
+inline double log(double x) { return emulation::within_ulps(1, logl(x), x); }
+inline double log1p(double x) { return emulation::within_ulps(1, log1pl(x), x); }
+
+}  // namespace cpfast
 
 void __syncthreads();
 void __nanosleep(unsigned nanoseconds);
@@ -107,7 +153,7 @@ inline T __ldcg(const T* from) {
   return *from;
 }
 
-inline float __expf(float x) { return expf(x); }
+inline float __expf(float x) { return emulation::exp2_within_2_ulps(x * 1.44269504f); }
 
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (shift & 31));

@@ -7,10 +7,12 @@
 // threads reach, lanes that meet at different shuffles, and a loop without end stop the kernel
 // with an exception.
 //
-// It cannot show: speed and the use of registers; the device's own exp, log and rounding, and what
-// nvcc makes of the sources; races between blocks, and between the threads of a block where both
-// ends lie between two of the places at which fibres stop; launch.h, streams, and the inline
-// assembly of a store, all of which are replaced.
+// Products and sums are contracted as nvcc does, where the CPU can, and the device's own functions
+// err as far as they are documented to.
+//
+// It cannot show: speed and the use of registers; what nvcc makes of the sources; races between
+// blocks, and between the threads of a block where both ends lie between two of the places at which
+// fibres stop; launch.h, streams, and the inline assembly of a store, all of which are replaced.
 #include <cuda_runtime.h>
 
 #include <link.h>
@@ -399,6 +401,13 @@ EXPORT int emulation_free() {
   emulation::allocations.clear();
   return damaged;
 }
+
+// The models of the device's functions, for their own test.
+EXPORT float emulation_exp2_approx(float x) { return emulation::exp2_approx(x); }
+EXPORT float emulation_fast_exp(float x) { return __expf(x); }
+EXPORT float emulation_exp(float x) { return cpfast::exp(x); }
+EXPORT float emulation_log(float x) { return cpfast::log(x); }
+EXPORT float emulation_log1p(float x) { return cpfast::log1p(x); }
 
 // What the compiler calls where it finds undefined behaviour. With these in place of the
 // sanitizer's own library, it costs the test that caused it, not the process.

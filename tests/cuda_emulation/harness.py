@@ -2,13 +2,16 @@
 
 import contextlib
 import ctypes
+import itertools
 import math
 import mmap
 import platform
 import shutil
+import warnings
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 import cpfast
 
@@ -20,6 +23,9 @@ emulated_only = [
     ),
     pytest.mark.skipif(shutil.which("g++") is None, reason="the emulation needs g++"),
 ]
+# Where CUDA kernels run: params of the fixture `device`.
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+EMULATED = pytest.param("emulated", marks=[pytest.mark.emulated, *emulated_only])
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 INF, NAN = math.inf, math.nan
@@ -41,22 +47,21 @@ class Emulation:
         self.allocated = 0
         """Bytes of the outputs and the scratch of the last run."""
 
-    def run(self, op, *arguments, seed=0):
-        """The outputs of an op. The seed decides which thread goes on when."""
+    def call(self, op, *arguments, seed=0):
+        """What an op returns. The seed decides which thread goes on when."""
         self.library.emulation_seed(seed)
         try:
             result = getattr(torch.ops.cpfast_emulated, op)(*arguments)
-            if isinstance(result, torch.Tensor):
-                result = [result]
-            outputs = [
-                output.clone() if isinstance(output, torch.Tensor) else output
-                for output in result or []
-            ]
+            return tree_map_only(torch.Tensor, torch.clone, result)
         finally:
             self.allocated = self.library.emulation_allocated()
             damaged = self.library.emulation_free()
-        assert damaged == 0, f"{op} wrote past an end of {damaged} tensors"
-        return outputs
+            assert damaged == 0, f"{op} wrote past an end of {damaged} tensors"
+
+    def run(self, op, *arguments, seed=0):
+        """The outputs of an op, in a list."""
+        result = self.call(op, *arguments, seed=seed)
+        return [result] if isinstance(result, torch.Tensor) else list(result or [])
 
     @contextlib.contextmanager
     def refusing_beyond(self, blocks):
@@ -72,6 +77,26 @@ class Emulation:
         again = self.run(op, *arguments, seed=1)
         assert all(map(is_same, outputs, again)), f"{op} depends on the order of its threads"
         return outputs
+
+    @contextlib.contextmanager
+    def instead_of_cpu(self):
+        """Has the ops of torch.ops.cpfast run the CUDA kernels on tensors of the CPU."""
+        seeds = itertools.count()
+        library = torch.library.Library("cpfast", "IMPL")
+
+        def emulate(op):
+            return lambda *arguments: self.call(op, *arguments, seed=next(seeds))
+
+        try:
+            with warnings.catch_warnings():  # of the kernels that are replaced
+                warnings.simplefilter("ignore")
+                for name in torch._C._dispatch_get_all_op_names():
+                    namespace, op = name.split("::")
+                    if namespace == "cpfast_emulated":
+                        library.impl(op, emulate(op), "CPU")
+            yield
+        finally:
+            library._destroy()
 
 
 def guarded(tensor, offset=None):
