@@ -1,6 +1,6 @@
 // layer_statistics(params, refs, ref_sq_norms) -> [5, L] float32
 // layer_rotation(params, refs, ref_sq_norms)   -> [L] float32
-// layer_sums(params, refs, ratio)              -> [6, L] float64, of which the others are the finish
+// layer_sums(params, refs, ratio)              -> [6, L] float64, which the others finish
 //
 // params[l], refs[l]   any equal shape; float32, float64, float16 or bfloat16 in any mix; any
 //                      strides (elements are paired by index, not by address); one device
@@ -30,7 +30,7 @@
 // An error e of the sums, relative, becomes one of e (1 - sb/a)^2 / 2 of the distance, absolute: s
 // is within 3.2 % of a / b. It is a / b rounded to six significant bits, and 1 within 1/32 of 1
 // (quantised_ratio), and so a function of the layer alone. The first pass over the layers guesses
-// it: 1, or in a plan what it was in the last call. The layers where the guess was wrong get another
+// it: 1, or in a plan what it was in the last call. Layers where the guess was wrong get another
 // pass. The sums of w^2 and w0^2, of which s is made, are the same whatever the guess.
 //
 // Squares of float32 that leave its range, either way, are noticed by their sums: such a layer gets

@@ -186,7 +186,7 @@ def hand_made_plan(pairs, tile):
     table, tiles, elements = b"", [], 0
     for index, (param, ref) in enumerate(pairs):
         places = param.data_ptr(), ref.data_ptr(), param.numel(), len(tiles), elements
-        table += struct.pack("<5q2b6x", *places, kinds[param.dtype], kinds[ref.dtype])
+        table += struct.pack("<5q2b2xf", *places, kinds[param.dtype], kinds[ref.dtype], 1)
         tiles += [index] * max(1, -(-param.numel() // tile))
         elements += param.numel()
     partials, tickets = bytes(48 * len(tiles)), bytes(4 * (len(pairs) + 1))
