@@ -3,7 +3,6 @@
 #include "isa.h"
 
 #include <atomic>
-#include <cstring>
 #include <limits>
 
 namespace cpfast::layer_statistics {
@@ -123,11 +122,36 @@ Layers layers_of(Table& table) {
   return {table.layers.data(), static_cast<int64_t>(table.layers.size()), table.tiles, table.tile};
 }
 
+// What lies behind a plan: the layers, after them an entry that leads back here, and the tensors,
+// which a plan outlives nowhere. A resized storage has given away its memory nevertheless; asking
+// all tensors for it costs a hundredth of what it costs in Python.
+struct __attribute__((visibility("hidden"))) Planned {
+  std::vector<Layer> layers;
+  std::vector<Tensor> params, refs;
+};
+
+void check_places(const char* op, const Layers& layers) {
+  const Planned& planned = *static_cast<const Planned*>(layers.at[layers.count].w);
+  const auto check_place = [&](const char* name, const Tensor& tensor, int64_t l, const void* at) {
+    const void* now = nullptr;
+    TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor.get(), &now));
+    check(now == at, op, name, "[", l, "]: its storage was resized, and is no longer where it was; ",
+          "make a new plan");
+  };
+  for (int64_t l = 0; l < layers.count; ++l) {
+    if (layers.at[l].numel == 0) continue;
+    check_place("params", planned.params[l], l, layers.at[l].w);
+    check_place("refs", planned.refs[l], l, layers.at[l].w0);
+  }
+}
+
 Layers layers_of(const char* op, Tensor& plan, int64_t layers, int64_t tiles, int64_t tile,
                  const std::optional<Tensor>& ref_sq_norms) {
-  check_plan(op, plan, layers * static_cast<int64_t>(sizeof(Layer)));
+  check_plan(op, plan, (layers + 1) * static_cast<int64_t>(sizeof(Layer)));
   check_norms(op, ref_sq_norms, layers, plan);
-  return {static_cast<Layer*>(plan.mutable_data_ptr()), layers, tiles, tile};
+  const Layers planned{static_cast<Layer*>(plan.mutable_data_ptr()), layers, tiles, tile};
+  check_places(op, planned);
+  return planned;
 }
 
 }  // namespace
@@ -157,11 +181,14 @@ std::tuple<Tensor, int64_t, int64_t, int64_t> plan_cpu(std::vector<Tensor> param
                                                        std::vector<Tensor> refs) {
   Table table = checked_layers("plan_layers", params, refs);
   check_walks("plan_layers", table);
-  const Layers layers = layers_of(table);
-  const int64_t bytes = layers.count * static_cast<int64_t>(sizeof(Layer));
-  Tensor plan = torch::stable::new_empty(params[0], {bytes}, ScalarType::Byte);
-  std::memcpy(plan.mutable_data_ptr(), layers.at, bytes);
-  return {plan, layers.count, layers.tiles, layers.tile};
+  const int64_t layers = layers_of(table).count;
+  auto* const planned = new Planned{std::move(table.layers), std::move(params), std::move(refs)};
+  planned->layers.push_back(Layer{.w = planned});
+  const int64_t bytes = (layers + 1) * static_cast<int64_t>(sizeof(Layer));
+  const Tensor plan = torch::stable::from_blob(
+      planned->layers.data(), {bytes}, {1}, torch::stable::Device(torch::headeronly::DeviceType::CPU),
+      ScalarType::Byte, [planned](void*) { delete planned; });
+  return {plan, layers, table.tiles, table.tile};
 }
 
 Tensor planned_statistics_cpu(Tensor plan, int64_t layers, int64_t tiles, int64_t tile,
