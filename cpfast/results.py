@@ -6,14 +6,32 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["LayerStatistics", "ScoredLoss", "Selection"]
+__all__ = ["LayerStatistics", "LayerSums", "ScoredLoss", "Selection"]
+
+
+class LayerSums(NamedTuple):
+    """The rows of :func:`cpfast.ops.layer_sums`, each [L] float64, with d = w - ratio * w0."""
+
+    difference_squared: Tensor
+    """Sum of d^2."""
+    difference_times_ref: Tensor
+    """Sum of d * w0."""
+    squared: Tensor
+    """Sum of w^2."""
+    ref_squared: Tensor
+    """Sum of w0^2."""
+    magnitude: Tensor
+    """Sum of |w|."""
+    sign_flips: Tensor
+    """Number of the elements whose sign is strictly opposite to the reference's."""
 
 
 class LayerStatistics(NamedTuple):
     """Per-layer statistics of weights against their reference, each [L] float32."""
 
     cosine_distance: Tensor
-    """1 - cos(w, w0), in [0, 2]; 0 where both are zero, 1 where one of them is."""
+    """1 - cos(w, w0), in [0, 2]; 0 where both are zero, 1 where one of them is, NaN where one holds
+    NaN or Inf."""
     l2_distance: Tensor
     """|w - w0|."""
     norm: Tensor

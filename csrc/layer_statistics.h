@@ -1,14 +1,18 @@
 // layer_statistics(params, refs, ref_sq_norms) -> [5, L] float32
 // layer_rotation(params, refs, ref_sq_norms)   -> [L] float32
+// layer_sums(params, refs, ratio)              -> [6, L] float64, which the others finish
 //
 // params[l], refs[l]   any equal shape; float32, float64, float16 or bfloat16 in any mix; any
 //                      strides (elements are paired by index, not by address); one device
 // ref_sq_norms         optional [L] float64: sum of refs[l]^2, else computed in the same pass
 // rows of the result   cosine_distance, l2_distance, norm, sign_flips (fraction), mean_abs
+// ratio                optional [L] float64, rounded by rounded_ratio(); 1 where it is not given
+// rows of the sums     those of Sums, below
 //
 // plan_layers(params, refs) -> (plan, layers, tiles, tile)
 // planned_layer_statistics(plan, layers, tiles, tile, ref_sq_norms) -> [5, L] float32
 // planned_layer_rotation(plan, layers, tiles, tile, ref_sq_norms)   -> [L] float32
+// planned_layer_sums(plan, layers, tiles, tile, ratio)              -> [6, L] float64
 // record_layer_rotation(plan, layers, tiles, tile, ref_sq_norms, history, cursor)
 //
 // plan      [bytes] uint8 on the device of the layers: the table of them, by address, and on CUDA
@@ -17,14 +21,25 @@
 //           makes its calls one after another, on one stream or on streams that wait.
 // history   [R, L] float32: row (cursor mod R) is written
 // cursor    [] int64, beside it; counted up by the kernel, so that replays of a CUDA graph fill
-//           successive rows
+//           successive rows. A negative one is refused on the CPU; on CUDA, where nobody can ask,
+//           it is taken modulo R as if it were unsigned: no row outside is ever written
 //
-// Sums of differences d = w - w0, not of products w * w0, so that a rotation of 1e-12 is right
-// too: with a = |w| and b = |w0|,
-//     1 - cos = (|d|^2 - (a - b)^2) / (2ab)   and   a - b = (2 d.w0 + |d|^2) / (a + b).
-// Where w and w0 are both zero (or empty) the distance is 0; where one of them is, 1.
+// Sums of differences d = w - s w0, not of products w * w0, so that a rotation of 1e-12 is right
+// too: with a = |w|, b = |w0| and a number s near a / b,
+//     1 - cos = (|d|^2 - (a - sb)^2) / (2sab)   and   a - sb = (2s d.w0 + |d|^2) / (a + sb).
+// An error e of the sums, relative, becomes one of e (1 - sb/a)^2 / 2 of the distance, absolute: s
+// is within 3.2 % of a / b. It is a / b rounded to six significant bits, and 1 within 1/32 of 1
+// (quantised_ratio), and so a function of the layer alone. The first pass over the layers guesses
+// it: 1, or in a plan what it was in the last call. Layers where the guess was wrong get another
+// pass. The sums of w^2 and w0^2, of which s is made, are the same whatever the guess.
+//
+// Squares of float32 that leave its range, either way, are noticed by their sums: such a layer gets
+// a pass in float64 (is_in_range). The distance is then right for every finite float32.
+//
+// Where w and w0 are both zero (or empty) the distance is 0; where one of them is, 1. Where a layer
+// holds NaN or Inf it is NaN, whatever the other is, as it is where the squares of float64 weights
+// leave the range of float64. No layer spoils another.
 // A sign flips where w and w0 have strictly opposite signs: a zero of either sign never does.
-// NaN and Inf make their own layer NaN or Inf, and no other.
 //
 // The order of the additions is part of the contract. It depends on the sizes of the layers
 // alone, never on threads or multiprocessors: tiles of tile_size() elements, at most
@@ -38,6 +53,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 namespace cpfast::layer_statistics {
 
@@ -65,7 +81,22 @@ struct Layer {
   const void *w, *w0;
   int64_t numel, first_tile, first_element;
   ScalarType dtype, ref_dtype;
+  bool is_due, in_float64;  // on CUDA: whether the next launch goes over it again, and how
+  float ratio;              // s of the next pass
+
+  CPFAST_HOST_DEVICE bool is_float64() const {
+    return dtype == ScalarType::Double || ref_dtype == ScalarType::Double;
+  }
 };
+
+// One pass over one layer.
+struct Pass {
+  double ratio;
+  bool in_float64;
+};
+
+// The rows of layer_sums.
+enum SumIndex : int { kDD, kD0, kWW, kRR, kAbs, kFlips, kSums };
 
 struct Sums {
   double dd = 0;     // sum of d^2
@@ -85,27 +116,99 @@ struct Sums {
   }
 };
 
-CPFAST_HOST_DEVICE inline float cosine_distance(const Sums& s) {
+static_assert(sizeof(Sums) == kSums * sizeof(double));
+
+// Six significant bits, by integers: the same on every device.
+CPFAST_HOST_DEVICE inline double rounded_ratio(double ratio) {
+  constexpr int64_t kDropped = int64_t{1} << 47;
+  int64_t bits;
+  memcpy(&bits, &ratio, sizeof(bits));
+  bits = (bits + kDropped / 2) & -kDropped;
+  memcpy(&ratio, &bits, sizeof(bits));
+  return ratio;
+}
+
+CPFAST_HOST_DEVICE inline double quantised_ratio(const Sums& s) {
+  const double ratio = sqrt(s.ww / s.rr);
+  // Comparisons that NaN fails.
+  if (!(ratio > 0 && ratio < HUGE_VAL) || fabs(ratio - 1) <= 1.0 / 32) return 1;
+  return rounded_ratio(ratio);
+}
+
+// Whether squares of float32 keep their digits: none of them, nor the square of a difference, has
+// overflowed, and those of elements of the mean size, or of the spacing of floats there (2^-24 of
+// it), are normal numbers.
+CPFAST_HOST_DEVICE inline bool is_in_range(double square_norm, int64_t numel) {
+  return square_norm >= 0x1p-64 * static_cast<double>(numel) && square_norm <= 0x1p120;
+}
+
+// What a call is given, and need not find out.
+struct Given {
+  bool norms, ratio;
+};
+
+// Whether the layer needs another pass, after one that gave these sums: then `pass` becomes it.
+CPFAST_HOST_DEVICE inline bool needs_another(const Layer& layer, const Sums& s, const Given& given,
+                                             Pass& pass) {
+  if (!pass.in_float64 && !layer.is_float64()) {
+    // A norm that is given is of float64: its zero is one.
+    const bool refs_will_do = is_in_range(s.rr, layer.numel) || (given.norms && s.rr == 0);
+    const bool ratio_will_do = !given.ratio || pass.ratio * pass.ratio * s.rr <= 0x1p120;
+    pass.in_float64 = !(is_in_range(s.ww, layer.numel) && refs_will_do && ratio_will_do);
+    if (pass.in_float64) return true;
+  }
+  if (given.ratio) return false;
+  const double guess = pass.ratio;
+  pass.ratio = quantised_ratio(s);
+  return pass.ratio != guess;
+}
+
+CPFAST_HOST_DEVICE inline float cosine_distance(const Sums& s, double ratio) {
+  // NaN and Inf of the weights are left in one of the sums at least. NaN fails every comparison.
+  if (!(fabs(s.dd) < HUGE_VAL && fabs(s.d0) < HUGE_VAL && s.ww < HUGE_VAL && s.rr < HUGE_VAL))
+    return NAN;
   if (s.ww == 0 || s.rr == 0) return s.ww == s.rr ? 0.0f : 1.0f;
-  const double a = sqrt(s.ww), b = sqrt(s.rr);
-  const double difference = (2 * s.d0 + s.dd) / (a + b);
-  // Named, or each instantiation of a kernel might round it its own way.
-  const double distance = fma(-difference, difference, s.dd) / (2 * a * b);
+  const double a = sqrt(s.ww), b = ratio * sqrt(s.rr);
+  const double difference = (2 * ratio * s.d0 + s.dd) / (a + b);
+  const double distance = (s.dd - difference * difference) / (2 * a * b);
   // Comparisons in this order let NaN through.
   return static_cast<float>(distance < 0 ? 0 : distance > 2 ? 2 : distance);
+}
+
+// |w - w0|, of sums of w - s w0. Where s is not 1 the terms are at most a few times the result.
+CPFAST_HOST_DEVICE inline double l2_distance(const Sums& s, double ratio) {
+  if (ratio == 1) return sqrt(s.dd);
+  const double more = ratio - 1, square = s.dd + more * (2 * s.d0 + more * s.rr);
+  return sqrt(square < 0 ? 0 : square);
 }
 
 inline constexpr int64_t kRows = 5;
 
 // Writes column `layer` of the [5, layers] result.
-CPFAST_HOST_DEVICE inline void finish(const Sums& s, int64_t numel, float* out, int64_t layer,
-                                      int64_t layers) {
+CPFAST_HOST_DEVICE inline void finish(const Sums& s, double ratio, int64_t numel, float* out,
+                                      int64_t layer, int64_t layers) {
   const double n = numel > 0 ? static_cast<double>(numel) : 1.0;
-  out[0 * layers + layer] = cosine_distance(s);
-  out[1 * layers + layer] = static_cast<float>(sqrt(s.dd));
+  out[0 * layers + layer] = cosine_distance(s, ratio);
+  out[1 * layers + layer] = static_cast<float>(l2_distance(s, ratio));
   out[2 * layers + layer] = static_cast<float>(sqrt(s.ww));
   out[3 * layers + layer] = static_cast<float>(s.flips / n);
   out[4 * layers + layer] = static_cast<float>(s.abs / n);
+}
+
+// Writes column `layer` of the [6, layers] sums.
+CPFAST_HOST_DEVICE inline void store_sums(const Sums& s, double* out, int64_t layer,
+                                          int64_t layers) {
+  out[kDD * layers + layer] = s.dd;
+  out[kD0 * layers + layer] = s.d0;
+  out[kWW * layers + layer] = s.ww;
+  out[kRR * layers + layer] = s.rr;
+  out[kAbs * layers + layer] = s.abs;
+  out[kFlips * layers + layer] = s.flips;
+}
+
+// The row of a ring, inside for every value of its cursor.
+CPFAST_HOST_DEVICE inline int64_t row_of(int64_t cursor, int64_t rows) {
+  return static_cast<int64_t>(static_cast<uint64_t>(cursor) % static_cast<uint64_t>(rows));
 }
 
 // Read once a tensor: each is a call into libtorch.
@@ -193,7 +296,7 @@ inline Table checked_layers(const char* op, const std::vector<Tensor>& params,
     if (!std::equal(w.sizes.begin(), w.sizes.end(), w0.sizes.begin(), w0.sizes.end()))
       fail(op, "refs[", l, "]: expected shape ", shape_of(params[l]), " as params[", l,
            "], got ", shape_of(refs[l]));
-    Layer layer{nullptr, nullptr, w.numel, 0, total, w.dtype, w0.dtype};
+    Layer layer{nullptr, nullptr, w.numel, 0, total, w.dtype, w0.dtype, false, false, 1.0f};
     const bool dense = is_dense(w);
     if (dense && (w.numel == 0 || same_strides(w, w0))) {
       layer.w = params[l].const_data_ptr();
@@ -226,6 +329,11 @@ inline void check_norms(const char* op, const std::optional<Tensor>& ref_sq_norm
                         const Tensor& like) {
   if (ref_sq_norms)
     check_vector(op, "ref_sq_norms", *ref_sq_norms, layers, ScalarType::Double, like);
+}
+
+inline void check_ratio(const char* op, const std::optional<Tensor>& ratio, int64_t layers,
+                        const Tensor& like) {
+  if (ratio) check_vector(op, "ratio", *ratio, layers, ScalarType::Double, like);
 }
 
 // What was planned, as the planned ops get it.

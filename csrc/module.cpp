@@ -11,6 +11,7 @@
 STABLE_TORCH_LIBRARY(cpfast, m) {
   m.def("layer_statistics(Tensor[] params, Tensor[] refs, Tensor? ref_sq_norms=None) -> Tensor");
   m.def("layer_rotation(Tensor[] params, Tensor[] refs, Tensor? ref_sq_norms=None) -> Tensor");
+  m.def("layer_sums(Tensor[] params, Tensor[] refs, Tensor? ratio=None) -> Tensor");
   m.def(
       "plan_layers(Tensor[] params, Tensor[] refs) "
       "-> (Tensor plan, int layers, int tiles, int tile)");
@@ -20,6 +21,9 @@ STABLE_TORCH_LIBRARY(cpfast, m) {
   m.def(
       "planned_layer_rotation(Tensor(a!) plan, int layers, int tiles, int tile, "
       "Tensor? ref_sq_norms=None) -> Tensor");
+  m.def(
+      "planned_layer_sums(Tensor(a!) plan, int layers, int tiles, int tile, "
+      "Tensor? ratio=None) -> Tensor");
   m.def(
       "record_layer_rotation(Tensor(a!) plan, int layers, int tiles, int tile, "
       "Tensor? ref_sq_norms, Tensor(b!) history, Tensor(c!) cursor) -> ()");

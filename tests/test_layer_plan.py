@@ -211,6 +211,63 @@ def test_a_ring_takes_successive_rotations(device):
     assert torch.equal(ring, torch.stack([rows[3], rows[4], rows[2]]))
 
 
+@pytest.mark.parametrize("start", [-1, -3, -(2**63), 2**63 - 1, 2**62 + 1])
+def test_a_ring_is_never_left_whatever_the_cursor(device, start):
+    params, refs = pairs([100, 5000], device=device)
+    plan = ops.LayerPlan(params, refs)
+    memory = torch.full((5, 2), -1.0, device=device)
+    cursor = torch.tensor(start, device=device)
+    try:
+        plan.record(memory[1:4], cursor)
+    except RuntimeError as error:
+        assert f"cursor: expected 0 or more, and less than 2^63 - 1, got {start}" in str(error)
+        assert cursor.item() == start
+        assert (memory == -1).all()
+    else:
+        rotation = plan.layer_rotation()
+        assert (memory[[0, 4]] == -1).all()
+        assert sum(torch.equal(row, rotation) for row in memory[1:4]) == 1
+
+
+@pytest.mark.parametrize("start", [-1, -(2**63), 2**63 - 1])
+def test_a_cursor_out_of_range_is_refused_on_the_cpu(start):
+    cursor = torch.tensor(start)
+    with pytest.raises(RuntimeError, match=f"cursor: expected 0 or more.*got {start}$"):
+        ops.LayerPlan([A], [A]).record(torch.zeros(3, 1), cursor)
+    assert cursor.item() == start
+
+
+@pytest.mark.not_emulated("the op of the CPU asks for itself")
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("which", ["params", "refs"])
+@pytest.mark.parametrize("size", [0, 1 << 22])
+def test_a_storage_that_was_resized_is_refused_by_every_call(device, which, layer, size):
+    params, refs = pairs([100, 70_000], device=device)
+    params[0] = torch.zeros(200, device=device)[::2].copy_(params[0])  # copied at every call
+    plan = ops.LayerPlan(params, refs)
+    plan.layer_rotation()
+    {"params": params, "refs": refs}[which][layer].untyped_storage().resize_(size)
+    ring, cursor = torch.zeros(3, 2, device=device), torch.tensor(0, device=device)
+    calls = [plan.layer_rotation, plan.layer_statistics, plan.layer_sums]
+    for call in [*calls, lambda: plan.record(ring, cursor)]:
+        with pytest.raises(RuntimeError, match=rf"{which}\[{layer}\]: its storage was resized"):
+            call()
+    assert cursor.item() == 0
+
+
+def test_what_is_lazily_negated_is_copied_at_every_call(device):
+    params, refs = pairs([5000, 33, 7], device=device)
+    lazy = [torch._neg_view(params[0]), params[1], torch._neg_view(params[2])]
+    lazy_refs = [refs[0], torch._neg_view(refs[1]), torch._neg_view(refs[2])]
+    plan = ops.LayerPlan(lazy, lazy_refs)
+    for _ in range(2):
+        gc.collect()
+        negated = [-params[0], params[1], -params[2]], [refs[0], -refs[1], -refs[2]]
+        assert_same(plan, *negated)
+        params[0].mul_(-1)
+        params[2].add_(1)
+
+
 CURSOR = torch.zeros((), dtype=torch.int64)
 
 
@@ -263,7 +320,7 @@ def test_bad_arguments_are_named(params, refs, norms, message):
 @pytest.mark.skipif(reference_backend, reason="there are no compiled ops")
 def test_the_compiled_ops_refuse_what_was_not_planned():
     plan, layers, tiles, tile = torch.ops.cpfast.plan_layers([A], [A])
-    with pytest.raises(RuntimeError, match="plan: expected 480 bytes or more, got 48"):
+    with pytest.raises(RuntimeError, match="plan: expected 528 bytes or more, got 96"):
         torch.ops.cpfast.planned_layer_rotation(plan, 10 * layers, tiles, tile)
     with pytest.raises(RuntimeError, match=r"plan: expected \[bytes\] uint8 .* got float32"):
         torch.ops.cpfast.planned_layer_rotation(plan.float(), layers, tiles, tile)

@@ -7,23 +7,29 @@ argument and its value.
 
 from cpfast.ops._augment_batch import augment_batch
 from cpfast.ops._layer_plan import LayerPlan
-from cpfast.ops._layer_statistics import layer_rotation, layer_statistics
+from cpfast.ops._layer_statistics import layer_rotation, layer_statistics, layer_sums
+from cpfast.ops._layer_sums import ratio_of_sums, rotation_of_sums, statistics_of_sums
 from cpfast.ops._record_scores import record_scores
 from cpfast.ops._scored_cross_entropy import scored_cross_entropy
 from cpfast.ops._select_samples import select_samples
 from cpfast.ops._shuffled_slice import shuffled_slice
-from cpfast.results import LayerStatistics, ScoredLoss, Selection
+from cpfast.results import LayerStatistics, LayerSums, ScoredLoss, Selection
 
 __all__ = [
     "LayerPlan",
     "LayerStatistics",
+    "LayerSums",
     "ScoredLoss",
     "Selection",
     "augment_batch",
     "layer_rotation",
     "layer_statistics",
+    "layer_sums",
+    "ratio_of_sums",
     "record_scores",
+    "rotation_of_sums",
     "scored_cross_entropy",
     "select_samples",
     "shuffled_slice",
+    "statistics_of_sums",
 ]

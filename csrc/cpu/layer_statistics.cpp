@@ -2,7 +2,8 @@
 
 #include "isa.h"
 
-#include <cstring>
+#include <atomic>
+#include <limits>
 
 namespace cpfast::layer_statistics {
 namespace {
@@ -17,10 +18,16 @@ void widen_to(ScalarType dtype, const void* from, int64_t offset, int64_t n, To*
 
 // The layers of a table or of a plan.
 struct Layers {
-  const Layer* at;
+  Layer* at;
   int64_t count, tiles, tile;
 
   int64_t elements() const { return at[count - 1].first_element + at[count - 1].numel; }
+};
+
+// Of one layer.
+struct Turn {
+  Pass pass;
+  bool is_due;
 };
 
 #define CPFAST_KERNEL "layer_statistics_kernel.h"
@@ -29,39 +36,70 @@ struct Layers {
 // A thread is worth waking for so many elements (about 5 us of work).
 constexpr int64_t kGrain = 65536;
 
-// finish(l, sums) for all layers.
+// What a call is given, and whether it needs all sums or those of the rotation alone.
+struct Request {
+  const double *norms = nullptr, *ratios = nullptr;
+  bool all = true;
+
+  Given given() const { return {norms != nullptr, ratios != nullptr}; }
+};
+
+// Calls of one plan may run side by side: they leave each other guesses, which change no result.
+std::atomic_ref<float> guess(Layer& layer) { return std::atomic_ref<float>(layer.ratio); }
+
+// finish(l, sums, ratio) for all layers.
 template <typename Finish>
-void for_sums(const Layers& layers, bool all, const std::optional<Tensor>& ref_sq_norms,
-              const Finish& finish) {
-  std::vector<Sums> partials(layers.tiles);
-  // Shares of equal elements, not of equal tiles: those at the ends of layers are short.
-  torch::stable::parallel_for(0, layers.elements(), kGrain, [&](int64_t begin, int64_t end) {
-    CPFAST_DISPATCH(sum_tiles)(layers, begin, end, all, !ref_sq_norms, partials.data());
-  });
-  const double* norms = ref_sq_norms ? ref_sq_norms->const_data_ptr<double>() : nullptr;
+void for_sums(const Layers& layers, const Request& request, const Finish& finish) {
+  std::vector<Turn> turns(layers.count);
   for (int64_t l = 0; l < layers.count; ++l) {
-    const Layer& layer = layers.at[l];
-    Sums sums;
-    for (int64_t t = 0; t < tiles_of(layer.numel, layers.tile); ++t)
-      sums.add(partials[layer.first_tile + t]);
-    if (norms) sums.rr = norms[l];
-    finish(l, sums);
+    const double guessed = guess(layers.at[l]).load(std::memory_order_relaxed);
+    turns[l] = {{request.ratios ? rounded_ratio(request.ratios[l]) : guessed, false}, true};
   }
+  std::vector<Sums> partials(layers.tiles);
+  for (bool again = true; again;) {
+    // Shares of equal elements, not of equal tiles: those at the ends of layers are short.
+    torch::stable::parallel_for(0, layers.elements(), kGrain, [&](int64_t begin, int64_t end) {
+      CPFAST_DISPATCH(sum_tiles)
+      (layers, turns.data(), begin, end, request.all, !request.norms, partials.data());
+    });
+    again = false;
+    for (int64_t l = 0; l < layers.count; ++l) {
+      if (!turns[l].is_due) continue;
+      Layer& layer = layers.at[l];
+      Sums sums;
+      for (int64_t t = 0; t < tiles_of(layer.numel, layers.tile); ++t)
+        sums.add(partials[layer.first_tile + t]);
+      if (request.norms) sums.rr = request.norms[l];
+      Pass& pass = turns[l].pass;
+      turns[l].is_due = needs_another(layer, sums, request.given(), pass);
+      again |= turns[l].is_due;
+      if (turns[l].is_due) continue;
+      if (!request.ratios && !pass.in_float64)
+        guess(layer).store(static_cast<float>(pass.ratio), std::memory_order_relaxed);
+      finish(l, sums, pass.ratio);
+    }
+  }
+}
+
+const double* doubles_of(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<double>() : nullptr;
 }
 
 Tensor statistics_of(const Layers& layers, const std::optional<Tensor>& ref_sq_norms,
                      const Tensor& like) {
   Tensor out = torch::stable::new_empty(like, {kRows, layers.count}, ScalarType::Float);
   float* const to = static_cast<float*>(out.mutable_data_ptr());
-  for_sums(layers, /*all=*/true, ref_sq_norms, [&](int64_t l, const Sums& sums) {
-    finish(sums, layers.at[l].numel, to, l, layers.count);
-  });
+  for_sums(layers, {.norms = doubles_of(ref_sq_norms)},
+           [&](int64_t l, const Sums& sums, double ratio) {
+             finish(sums, ratio, layers.at[l].numel, to, l, layers.count);
+           });
   return out;
 }
 
 void write_rotation(const Layers& layers, const std::optional<Tensor>& ref_sq_norms, float* to) {
-  for_sums(layers, /*all=*/false, ref_sq_norms,
-           [&](int64_t l, const Sums& sums) { to[l] = cosine_distance(sums); });
+  for_sums(
+      layers, {.norms = doubles_of(ref_sq_norms), .all = false},
+      [&](int64_t l, const Sums& sums, double ratio) { to[l] = cosine_distance(sums, ratio); });
 }
 
 Tensor rotation_of(const Layers& layers, const std::optional<Tensor>& ref_sq_norms,
@@ -71,42 +109,86 @@ Tensor rotation_of(const Layers& layers, const std::optional<Tensor>& ref_sq_nor
   return out;
 }
 
-Layers layers_of(const Table& table) {
+Tensor sums_of(const Layers& layers, const std::optional<Tensor>& ratio, const Tensor& like) {
+  Tensor out = torch::stable::new_empty(like, {kSums, layers.count}, ScalarType::Double);
+  double* const to = static_cast<double*>(out.mutable_data_ptr());
+  const std::vector<double> ones(ratio ? 0 : layers.count, 1.0);
+  for_sums(layers, {.ratios = ratio ? doubles_of(ratio) : ones.data()},
+           [&](int64_t l, const Sums& sums, double) { store_sums(sums, to, l, layers.count); });
+  return out;
+}
+
+Layers layers_of(Table& table) {
   return {table.layers.data(), static_cast<int64_t>(table.layers.size()), table.tiles, table.tile};
 }
 
-Layers layers_of(const char* op, const Tensor& plan, int64_t layers, int64_t tiles, int64_t tile,
+// What lies behind a plan: the layers, after them an entry that leads back here, and the tensors,
+// which a plan outlives nowhere. A resized storage has given away its memory nevertheless; asking
+// all tensors for it costs a hundredth of what it costs in Python.
+struct __attribute__((visibility("hidden"))) Planned {
+  std::vector<Layer> layers;
+  std::vector<Tensor> params, refs;
+};
+
+void check_places(const char* op, const Layers& layers) {
+  const Planned& planned = *static_cast<const Planned*>(layers.at[layers.count].w);
+  const auto check_place = [&](const char* name, const Tensor& tensor, int64_t l, const void* at) {
+    const void* now = nullptr;
+    TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor.get(), &now));
+    check(now == at, op, name, "[", l, "]: its storage was resized, and is no longer where it was; ",
+          "make a new plan");
+  };
+  for (int64_t l = 0; l < layers.count; ++l) {
+    if (layers.at[l].numel == 0) continue;
+    check_place("params", planned.params[l], l, layers.at[l].w);
+    check_place("refs", planned.refs[l], l, layers.at[l].w0);
+  }
+}
+
+Layers layers_of(const char* op, Tensor& plan, int64_t layers, int64_t tiles, int64_t tile,
                  const std::optional<Tensor>& ref_sq_norms) {
-  check_plan(op, plan, layers * static_cast<int64_t>(sizeof(Layer)));
+  check_plan(op, plan, (layers + 1) * static_cast<int64_t>(sizeof(Layer)));
   check_norms(op, ref_sq_norms, layers, plan);
-  return {static_cast<const Layer*>(plan.const_data_ptr()), layers, tiles, tile};
+  const Layers planned{static_cast<Layer*>(plan.mutable_data_ptr()), layers, tiles, tile};
+  check_places(op, planned);
+  return planned;
 }
 
 }  // namespace
 
 Tensor statistics_cpu(std::vector<Tensor> params, std::vector<Tensor> refs,
                       std::optional<Tensor> ref_sq_norms) {
-  const Table table = checked_layers("layer_statistics", params, refs);
+  Table table = checked_layers("layer_statistics", params, refs);
   check_norms("layer_statistics", ref_sq_norms, layers_of(table).count, params[0]);
   return statistics_of(layers_of(table), ref_sq_norms, params[0]);
 }
 
 Tensor rotation_cpu(std::vector<Tensor> params, std::vector<Tensor> refs,
                     std::optional<Tensor> ref_sq_norms) {
-  const Table table = checked_layers("layer_rotation", params, refs);
+  Table table = checked_layers("layer_rotation", params, refs);
   check_norms("layer_rotation", ref_sq_norms, layers_of(table).count, params[0]);
   return rotation_of(layers_of(table), ref_sq_norms, params[0]);
 }
 
+Tensor sums_cpu(std::vector<Tensor> params, std::vector<Tensor> refs,
+                std::optional<Tensor> ratio) {
+  Table table = checked_layers("layer_sums", params, refs);
+  check_ratio("layer_sums", ratio, layers_of(table).count, params[0]);
+  return sums_of(layers_of(table), ratio, params[0]);
+}
+
 std::tuple<Tensor, int64_t, int64_t, int64_t> plan_cpu(std::vector<Tensor> params,
                                                        std::vector<Tensor> refs) {
-  const Table table = checked_layers("plan_layers", params, refs);
+  Table table = checked_layers("plan_layers", params, refs);
   check_walks("plan_layers", table);
-  const Layers layers = layers_of(table);
-  const int64_t bytes = layers.count * static_cast<int64_t>(sizeof(Layer));
-  Tensor plan = torch::stable::new_empty(params[0], {bytes}, ScalarType::Byte);
-  std::memcpy(plan.mutable_data_ptr(), layers.at, bytes);
-  return {plan, layers.count, layers.tiles, layers.tile};
+  const int64_t layers = layers_of(table).count;
+  auto* const planned = new Planned{std::move(table.layers), std::move(params), std::move(refs)};
+  planned->layers.push_back(Layer{.w = planned});
+  const int64_t bytes = (layers + 1) * static_cast<int64_t>(sizeof(Layer));
+  const Tensor plan = torch::stable::from_blob(
+      planned->layers.data(), {bytes}, {1}, torch::stable::Device(torch::headeronly::DeviceType::CPU),
+      ScalarType::Byte, [planned](void*) { delete planned; });
+  return {plan, layers, table.tiles, table.tile};
 }
 
 Tensor planned_statistics_cpu(Tensor plan, int64_t layers, int64_t tiles, int64_t tile,
@@ -121,23 +203,34 @@ Tensor planned_rotation_cpu(Tensor plan, int64_t layers, int64_t tiles, int64_t 
   return rotation_of(layers_of(op, plan, layers, tiles, tile, ref_sq_norms), ref_sq_norms, plan);
 }
 
+Tensor planned_sums_cpu(Tensor plan, int64_t layers, int64_t tiles, int64_t tile,
+                        std::optional<Tensor> ratio) {
+  const char* op = "planned_layer_sums";
+  check_ratio(op, ratio, layers, plan);
+  return sums_of(layers_of(op, plan, layers, tiles, tile, std::nullopt), ratio, plan);
+}
+
 void record_rotation_cpu(Tensor plan, int64_t layers, int64_t tiles, int64_t tile,
                          std::optional<Tensor> ref_sq_norms, Tensor history, Tensor cursor) {
   const char* op = "record_layer_rotation";
   const Layers planned = layers_of(op, plan, layers, tiles, tile, ref_sq_norms);
   check_history(op, history, cursor, layers, plan);
   int64_t& next = *static_cast<int64_t*>(cursor.mutable_data_ptr());
+  check(next >= 0 && next < std::numeric_limits<int64_t>::max(), op,
+        "cursor: expected 0 or more, and less than 2^63 - 1, got ", next);
   float* const rows = static_cast<float*>(history.mutable_data_ptr());
-  write_rotation(planned, ref_sq_norms, rows + next % history.size(0) * layers);
+  write_rotation(planned, ref_sq_norms, rows + row_of(next, history.size(0)) * layers);
   ++next;
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cpfast, CPU, m) {
   m.impl("layer_statistics", TORCH_BOX(&statistics_cpu));
   m.impl("layer_rotation", TORCH_BOX(&rotation_cpu));
+  m.impl("layer_sums", TORCH_BOX(&sums_cpu));
   m.impl("plan_layers", TORCH_BOX(&plan_cpu));
   m.impl("planned_layer_statistics", TORCH_BOX(&planned_statistics_cpu));
   m.impl("planned_layer_rotation", TORCH_BOX(&planned_rotation_cpu));
+  m.impl("planned_layer_sums", TORCH_BOX(&planned_sums_cpu));
   m.impl("record_layer_rotation", TORCH_BOX(&record_rotation_cpu));
 }
 

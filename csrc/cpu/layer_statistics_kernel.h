@@ -38,7 +38,8 @@ struct Lanes {
 
 template <bool kAll, bool kRefs, typename Real>
 struct TileSums {
-  Lanes<Real> dd, d0, ww, rr, abs, flips;
+  Real ratio;
+  Lanes<Real> dd = {}, d0 = {}, ww = {}, rr = {}, abs = {}, flips = {};
 
   // The elements, in blocks of kMaxAdditions a lane.
   template <typename W, typename R>
@@ -46,15 +47,17 @@ struct TileSums {
     using V = Vec<Real>;
     using I = Int<Real>;
     constexpr int64_t kStep = Lanes<Real>::kCount;
+    const V s = in_register(splat(ratio));
     while (n > 0) {
       V dd_[kVectors] = {}, d0_[kVectors] = {}, ww_[kVectors] = {}, rr_[kVectors] = {};
       V abs_[kVectors] = {};
       I flips_[kVectors] = {};
-      const auto accumulate = [&](const W* w_at, const R* r_at) {
+      const auto accumulate = [&](const W* w_at, const R* r_at, const auto& difference)
+                                  __attribute__((always_inline)) {
         for (int v = 0; v < kVectors; ++v) {
           const V a = in_register(load(w_at + v * kLanes<Real>));
           const V b = in_register(load(r_at + v * kLanes<Real>));
-          const V d = a - b;
+          const V d = difference(a, b);
           dd_[v] += d * d;
           d0_[v] += d * b;
           ww_[v] += a * a;
@@ -70,14 +73,22 @@ struct TileSums {
 
       const int64_t block = std::min(n, kMaxAdditions * kStep);
       int64_t i = 0;
-      for (; i + kStep <= block; i += kStep) accumulate(w + i, w0 + i);
+      const auto accumulate_steps = [&](const auto& difference) __attribute__((always_inline)) {
+        for (; i + kStep <= block; i += kStep) accumulate(w + i, w0 + i, difference);
+      };
+      const auto scaled = [s](V a, V b) { return a - s * b; };
+      // Equal to the bit where s is 1, but not bound by the units for products: up to 20 % faster.
+      if (ratio == 1)
+        accumulate_steps([](V a, V b) { return a - b; });
+      else
+        accumulate_steps(scaled);
       if (i < block) {
         // Zeros add nothing to any sum.
         W w_tail[kStep] = {};
         R r_tail[kStep] = {};
         std::copy(w + i, w + block, w_tail);
         std::copy(w0 + i, w0 + block, r_tail);
-        accumulate(w_tail, r_tail);
+        accumulate(w_tail, r_tail, scaled);
       }
       dd.add(dd_);
       d0.add(d0_);
@@ -107,10 +118,11 @@ struct TileSums {
 
 // Other pairs of dtypes go through buffers: each pair of its own costs a second of compilation.
 template <bool kAll, bool kRefs, typename Real>
-inline void widened_tile_sums(const Layer& layer, int64_t offset, int64_t n, Sums& out) {
+inline void widened_tile_sums(const Layer& layer, double ratio, int64_t offset, int64_t n,
+                              Sums& out) {
   constexpr int64_t kBlock = kMaxAdditions * Lanes<Real>::kCount;
   Real w_wide[kBlock], r_wide[kBlock];
-  TileSums<kAll, kRefs, Real> sums;
+  TileSums<kAll, kRefs, Real> sums{static_cast<Real>(ratio)};
   for (int64_t at = 0; at < n; at += kBlock) {
     const int64_t block = std::min(kBlock, n - at);
     widen_to(layer.dtype, layer.w, offset + at, block, w_wide);
@@ -121,46 +133,50 @@ inline void widened_tile_sums(const Layer& layer, int64_t offset, int64_t n, Sum
 }
 
 template <bool kAll, bool kRefs>
-inline void tile_sums(const Layer& layer, int64_t offset, int64_t n, Sums& out) {
+inline void tile_sums(const Layer& layer, const Pass& pass, int64_t offset, int64_t n, Sums& out) {
   using enum ScalarType;
   const auto both = [&](ScalarType a, ScalarType b) {
     return layer.dtype == a && layer.ref_dtype == b;
   };
   const auto run = [&]<typename W, typename R>(W, R) {
-    TileSums<kAll, kRefs, Compute<W>> sums;
+    TileSums<kAll, kRefs, Compute<W>> sums{static_cast<Compute<W>>(pass.ratio)};
     sums.add(static_cast<const W*>(layer.w) + offset, static_cast<const R*>(layer.w0) + offset, n);
     sums.finish(out);
   };
-  if (both(Float, Float)) run(float{}, float{});
+  if (pass.in_float64) widened_tile_sums<kAll, kRefs, double>(layer, pass.ratio, offset, n, out);
+  else if (both(Float, Float)) run(float{}, float{});
   else if (both(Float, BFloat16)) run(float{}, c10::BFloat16{});
   else if (both(BFloat16, Float)) run(c10::BFloat16{}, float{});
   else if (both(BFloat16, BFloat16)) run(c10::BFloat16{}, c10::BFloat16{});
   else if (both(Half, Float)) run(c10::Half{}, float{});
   else if (both(Double, Double)) run(double{}, double{});
-  else if (layer.dtype == Double || layer.ref_dtype == Double)
-    widened_tile_sums<kAll, kRefs, double>(layer, offset, n, out);
+  else if (layer.is_float64())
+    widened_tile_sums<kAll, kRefs, double>(layer, pass.ratio, offset, n, out);
   else
-    widened_tile_sums<kAll, kRefs, float>(layer, offset, n, out);
+    widened_tile_sums<kAll, kRefs, float>(layer, pass.ratio, offset, n, out);
 }
 
-// The tiles whose first element is among [begin, end) of the elements of all layers.
+// The tiles of the layers that are due whose first element is among [begin, end) of all elements.
 template <bool kAll, bool kRefs>
-inline void sum_tiles_between(const Layers& layers, int64_t begin, int64_t end, Sums* partials) {
+inline void sum_tiles_between(const Layers& layers, const Turn* turns, int64_t begin, int64_t end,
+                              Sums* partials) {
   const Layer* layer = std::partition_point(
       layers.at, layers.at + layers.count,
       [&](const Layer& l) { return l.first_element + l.numel <= begin; });
   for (; layer != layers.at + layers.count && layer->first_element < end; ++layer) {
+    const Turn& turn = turns[layer - layers.at];
+    if (!turn.is_due) continue;
     int64_t t = std::max<int64_t>(begin - layer->first_element + layers.tile - 1, 0) / layers.tile;
     for (; t * layers.tile < std::min(layer->numel, end - layer->first_element); ++t)
-      tile_sums<kAll, kRefs>(*layer, t * layers.tile,
+      tile_sums<kAll, kRefs>(*layer, turn.pass, t * layers.tile,
                              std::min(layers.tile, layer->numel - t * layers.tile),
                              partials[layer->first_tile + t]);
   }
 }
 
-inline void sum_tiles(const Layers& layers, int64_t begin, int64_t end, bool all, bool refs,
-                      Sums* partials) {
+inline void sum_tiles(const Layers& layers, const Turn* turns, int64_t begin, int64_t end, bool all,
+                      bool refs, Sums* partials) {
   const auto run = all ? refs ? sum_tiles_between<true, true> : sum_tiles_between<true, false>
                        : refs ? sum_tiles_between<false, true> : sum_tiles_between<false, false>;
-  run(layers, begin, end, partials);
+  run(layers, turns, begin, end, partials);
 }
