@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -257,7 +257,25 @@ def is_sharded(weight: Tensor) -> bool:
     return hasattr(weight, "to_local") and hasattr(weight, "device_mesh")
 
 
+def shared_by(name: str, weight: Tensor) -> tuple[dist.ProcessGroup, ...]:
+    """The groups of processes over which a weight is spread; of a plain tensor none.
+
+    Raises:
+        RuntimeError: this process holds an addend of it, not a part.
+    """
+    if not is_sharded(weight):
+        return ()
+    mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
+    for placement in placements:
+        if placement.is_partial():
+            raise RuntimeError(
+                f"model: {name}: a DTensor of placement {placement} has no parts to measure; "
+                "redistribute it, or measure full_tensor()"
+            )
+    dims = [dim for dim, placement in enumerate(placements) if placement.is_shard()]
+    return tuple(mesh.get_group(dim) for dim in dims)
+
+
 def local(weight: Tensor) -> Tensor:
     """What this rank holds."""
-    with torch.no_grad():
-        return weight.to_local() if is_sharded(weight) else weight  # type: ignore[attr-defined]
+    return weight.detach().to_local() if is_sharded(weight) else weight  # type: ignore[attr-defined]

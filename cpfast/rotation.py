@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from cpfast import layers, ops
@@ -27,7 +28,9 @@ class LayerRotation:
     that captured it cannot: it must be captured again then.
 
     Weights that a module computes from others (``torch.nn.utils.parametrize``, weight_norm,
-    spectral_norm, adapters of PEFT) are measured as it computes with them. Names are those of the
+    spectral_norm, adapters of PEFT) are measured as it computes with them. Of sharded weights (DTensor:
+    FSDP2, tensor parallelism) each process keeps its part of the snapshot, and :meth:`update` is a
+    collective: every process of the mesh must call it. Names are those of the
     model without DataParallel, DistributedDataParallel, torch.compile and checkpoint wrappers, so
     that states fit with and without them.
 
@@ -100,17 +103,38 @@ class LayerRotation:
         Raises:
             RuntimeError: a layer is gone, or is on the meta device.
         """
-        weights, self._live = [], []
+        weights: list[Tensor] = []
+        groups: list[tuple[dist.ProcessGroup, ...]] = []
+        self._live = []
         for number, layer in enumerate(self._layers):
             module = layers.find(self._model, layer)
             weight, has_gradient = layers.weight_of(module, layer.attribute)
             layers.check_materialised(layer.name, weight)
-            if weight is not module._parameters.get(layer.attribute):
+            groups.append(layers.shared_by(layer.name, weight))
+            if groups[-1]:
+                weight = layers.local(weight)
+            elif weight is not module._parameters.get(layer.attribute):
                 weight = self._kept(number, weight)
             weights.append(weight)
             if has_gradient:
                 self._live.append(number)
+        self._groups = groups
         return weights
+
+    def _of_shards(self) -> Tensor:
+        """From sums over the parts that all processes hold."""
+        ratio = ops.ratio_of_sums(self._reduced(self._plan.layer_sums()))
+        return ops.rotation_of_sums(self._reduced(self._plan.layer_sums(ratio)), ratio)
+
+    def _reduced(self, sums: Tensor) -> Tensor:
+        """One all-reduce of six numbers a layer, for all layers that are spread alike."""
+        for groups in dict.fromkeys(self._groups):
+            columns = [i for i, own in enumerate(self._groups) if own == groups]
+            for group in groups:
+                part = sums[:, columns]
+                dist.all_reduce(part, group=group)
+                sums[:, columns] = part
+        return sums
 
     def _kept(self, number: int, weight: Tensor) -> Tensor:
         """A computed weight in a place of its own, so that a plan stays current."""
@@ -187,7 +211,7 @@ class LayerRotation:
             weights = self.weights()
         if not self._plan.is_current(weights):
             self._replan(weights)
-        self._latest = self._plan.layer_rotation()
+        self._latest = self._of_shards() if any(self._groups) else self._plan.layer_rotation()
         return self._latest
 
     def record(self) -> None:
@@ -202,6 +226,11 @@ class LayerRotation:
             RuntimeError: where no history is kept, or a weight has changed its shape or its device.
         """
         self._check_history()
+        if any(self._groups):
+            raise RuntimeError(
+                "record: not for sharded parameters (DTensor), whose sums have to be exchanged; use "
+                "update()"
+            )
         if self._computed or not self._plan.is_current():
             with torch.no_grad():
                 weights = self.weights()

@@ -5,15 +5,14 @@ import sys
 
 import pytest
 
-SCRIPT = pathlib.Path(__file__).with_name("distributed_epochs.py")
+HERE = pathlib.Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+def run(script, folder):
+    """What each of two ranks wrote."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     out = subprocess.run(
-        [*torchrun, "--nproc-per-node=2", str(SCRIPT), str(folder)],
+        [*torchrun, "--nproc-per-node=2", str(HERE / script), str(folder)],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -22,6 +21,11 @@ def ranks(tmp_path_factory):
     )
     assert out.returncode == 0, out.stderr
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    return run("distributed_epochs.py", tmp_path_factory.mktemp("ranks"))
 
 
 def test_all_ranks_plan_the_same(ranks):
@@ -57,3 +61,15 @@ def test_all_ranks_measure_and_decide_the_same(ranks):
     assert ranks[0]["rotation"][-1] > 0
     assert ranks[0]["end_epoch"] == ranks[1]["end_epoch"]
     assert ranks[0]["end_epoch"] is not None
+
+
+def test_sharded_layers_are_measured_as_the_whole_ones(tmp_path):
+    first, second = run("sharded_rotation.py", tmp_path)
+    assert first == second
+    assert first["names"] == ["0.weight", "2.weight", "3.weight"]
+    for measured, mean, expected in zip(
+        first["measured"], first["mean"], first["expected"], strict=True
+    ):
+        assert measured == pytest.approx(expected, rel=1e-6)
+        assert mean == pytest.approx(sum(expected) / 3, rel=1e-6)
+    assert "not for sharded parameters" in first["refused"]
