@@ -28,9 +28,9 @@ class LayerRotation:
     that captured it cannot: it must be captured again then.
 
     Weights that a module computes from others (``torch.nn.utils.parametrize``, weight_norm,
-    spectral_norm, adapters of PEFT) are measured as it computes with them. Of sharded weights (DTensor:
-    FSDP2, tensor parallelism) each process keeps its part of the snapshot, and :meth:`update` is a
-    collective: every process of the mesh must call it. Names are those of the
+    spectral_norm, adapters of PEFT) are measured as it computes with them. Of sharded weights
+    (DTensor: FSDP2, tensor parallelism) each process keeps its part of the snapshot, and
+    :meth:`update` is a collective: every process of the mesh must call it. Names are those of the
     model without DataParallel, DistributedDataParallel, torch.compile and checkpoint wrappers, so
     that states fit with and without them.
 
@@ -228,8 +228,8 @@ class LayerRotation:
         self._check_history()
         if any(self._groups):
             raise RuntimeError(
-                "record: not for sharded parameters (DTensor), whose sums have to be exchanged; use "
-                "update()"
+                "record: not for sharded parameters (DTensor), whose sums have to be exchanged; "
+                "use update()"
             )
         if self._computed or not self._plan.is_current():
             with torch.no_grad():

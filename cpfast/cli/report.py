@@ -30,7 +30,7 @@ def _run(options: dict[str, Any], arguments: list[str]) -> None:
         path = Path(name)
         if (path / RESULTS).exists():
             print(show(path, read_results(path), plot))
-        elif (folder := RunFolder(path)).begun:
+        elif (folder := RunFolder(path)).is_run():
             show_run(folder, plot)
         else:
             raise UserError(f"{path}: no run and no comparison here (no {CONFIG}, no {RESULTS})")

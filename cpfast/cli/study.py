@@ -40,11 +40,10 @@ def add_study(parser: argparse.ArgumentParser, entry: Entry[Study]) -> None:
 
 def _run(kind: type[Study], options: dict[str, Any], arguments: list[str]) -> None:
     study = kind.from_options({**options, "device": device_of(options["device"])})
-    config = study.config if study.METERED else study.config.replace(energy=False)
-    config = prepare(config, options)
+    config = prepare(study.config, options)
     study = dataclasses.replace(study, config=config)
-    if len(study.seeds) > 1 or study.CORRELATES:
-        require("scipy", "a study over seeds")  # not after all the runs
+    if study.needs_scipy():
+        require("scipy", "this study")  # not after all the runs
     out = options["out"]
     path = Path(out) if out is not None else store.default_folder(study)
     store.check_folder(path)

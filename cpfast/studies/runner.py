@@ -94,11 +94,11 @@ class Runner:
         """
 
         def forks(training: Training) -> list[tuple[RunFolder, Config]]:
-            due = [b for b in branches if b.is_due(training) and not b.folder.begun]
+            due = [b for b in branches if b.is_due(training) and not b.folder.is_run()]
             return [(branch.folder, branch.config) for branch in due]
 
         with folder.locked():
-            if not folder.begun:
+            if not folder.is_run():
                 folder.create(config)
             bar: AbstractContextManager[Progress | None] = nullcontext()
             if self._progress is not None:
@@ -119,7 +119,7 @@ def check_branched(folder: RunFolder, *, was_due: bool) -> None:
     Raises:
         UserError: full has been where it was due.
     """
-    if was_due and not folder.begun:
+    if was_due and not folder.is_run():
         raise UserError(f"{folder.path}: missing, though full was forked into it")
 
 

@@ -107,7 +107,7 @@ def check_folder(out: Path) -> None:
     if (out / RESULTS).exists():
         return
     folder = RunFolder(out)
-    if folder.begun:
+    if folder.is_run():
         raise UserError(f"--out {out}: holds a single run, not a comparison; choose another folder")
     folder.check_free()
 

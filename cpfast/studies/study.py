@@ -35,8 +35,6 @@ class Study:
         KEY: what identifies an entry of "runs", with its types.
         OWN: what else an entry has beyond `cpfast.studies.store.ENTRY`.
         EVALUATED: every run that ended has an accuracy.
-        METERED: energy of its runs is of interest.
-        CORRELATES: needs scipy even for one seed.
     """
 
     config: Config
@@ -47,8 +45,6 @@ class Study:
     KEY: ClassVar[dict[str, tuple[type, ...]]]
     OWN: ClassVar[dict[str, tuple[type, ...]]] = {}
     EVALUATED: ClassVar[bool] = True
-    METERED: ClassVar[bool] = True
-    CORRELATES: ClassVar[bool] = False
 
     # --- what is asked ----------------------------------------------------------------------
 
@@ -73,6 +69,10 @@ class Study:
 
     def largest_batch(self) -> int:
         return self.config.batch_size
+
+    def needs_scipy(self) -> bool:
+        """Whether its document cannot be made without."""
+        return len(self.seeds) > 1
 
     def run(self, runner: Runner) -> None:
         """Do what is missing."""

@@ -67,18 +67,13 @@ class RunFolder:
 
     # --- opening ----------------------------------------------------------------------------
 
-    @property
-    def begun(self) -> bool:
-        """Whether it holds a run."""
-        return (self.path / CONFIG).exists()
-
     def check_free(self) -> None:
         """Leave the folder as it is.
 
         Raises:
             UserError: it holds a run already, or files of something else.
         """
-        if self.begun:
+        if self.is_run():
             with self.locked():  # a run under way is the more telling reason
                 pass
         self._refuse_used()
@@ -93,7 +88,7 @@ class RunFolder:
         self._write_config(config)
 
     def _refuse_used(self) -> None:
-        if self.begun:
+        if self.is_run():
             raise UserError(
                 f"--out {self.path}: holds a run already; continue it with --resume, "
                 "or choose another folder"
@@ -113,7 +108,7 @@ class RunFolder:
             UserError: there is none, or it is not one of this version.
         """
         source = self.path / CONFIG
-        if not self.begun:
+        if not self.is_run():
             raise UserError(f"{self.path}: no run here (no {CONFIG})")
         values = read_json(source)
         if values.pop("format", None) != FORMAT:

@@ -559,7 +559,7 @@ def test_what_the_table_needs_is_asked_for_before_the_runs(
 ):
     monkeypatch.setitem(sys.modules, "scipy", None)
     message = fails(capsys, *kind, "--data", npz, "--out", str(tmp_path / "out"))
-    assert message.startswith("a study over seeds needs scipy")
+    assert message.startswith("this study needs scipy")
     assert "pip install '.[train]'" in message and not (tmp_path / "out").exists()
 
 

@@ -50,6 +50,11 @@ def test_a_falsification():
     assert made.seeds == (0, 1)
 
 
+def test_only_a_comparison_is_metered():
+    assert plan("compare").config.energy
+    assert not plan("oracle").config.energy and not plan("falsify").config.energy
+
+
 @pytest.mark.parametrize(
     ("study", "given", "message"),
     [

@@ -122,7 +122,7 @@ class Comparison(Study):
         arm, parent = known[name], runner.out / f"seed{config.seed}"
         folder = RunFolder(parent / name)
         needed = None if arm.needs is None else runner.find(arm=arm.needs, seed=config.seed)
-        if needed is not None and needed["diverged"] is not None and not folder.begun:
+        if needed is not None and needed["diverged"] is not None and not folder.is_run():
             reason = f"not run: {arm.needs}, on which it depends, diverged"
             return entry_of(None, config.seed, reason)
         samples = 0 if needed is None else needed["forward_samples"]
@@ -130,7 +130,7 @@ class Comparison(Study):
         def settings(arm: Arm) -> Config:
             return arm.settings(config, runner.data.train_size, samples)
 
-        if arm.fork is not None and not folder.begun:
+        if arm.fork is not None and not folder.is_run():
             assert needed is not None
             epochs = range(1, needed["epochs"] + 1)
             was_due = any(arm.fork(epoch, needed["period_end"]) for epoch in epochs)

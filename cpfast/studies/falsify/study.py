@@ -61,8 +61,6 @@ class Falsification(Study):
     epoch_factors: tuple[float, ...] = FACTORS
 
     KIND: ClassVar = "falsify"
-    METERED: ClassVar = False
-    CORRELATES: ClassVar = True
     HEAD: ClassVar = {"batch_factors": list, "decay_factors": list, "epoch_factors": list}
     KEY: ClassVar = {
         "labels": (str,), "batch_size": (int,), "weight_decay": (int, float),
@@ -97,7 +95,7 @@ class Falsification(Study):
         own: dict[str, Any] = {
             name: tuple(options[name]) for name in names if options[name] is not None
         }
-        return cls(*configured(options), **own)
+        return cls(*configured(options, energy=False), **own)
 
     def grid(self) -> list[Setting]:
         """Each setting once, though rounding may make two of them one."""
@@ -131,6 +129,9 @@ class Falsification(Study):
 
     def largest_batch(self) -> int:
         return max(setting.batch_size for setting in self.grid())
+
+    def needs_scipy(self) -> bool:
+        return True  # for rank correlations
 
     def run(self, runner: Runner) -> None:
         for seed, setting, labels in product(self.seeds, self.grid(), LABELS):

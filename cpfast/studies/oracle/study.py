@@ -61,7 +61,6 @@ class Oracle(Study):
     switches: tuple[int, ...] = ()
 
     KIND: ClassVar = "oracle"
-    METERED: ClassVar = False
     HEAD: ClassVar = {"setting_names": list, "switches": list}
     KEY: ClassVar = {"setting": (str,), "switch": (int,), "seed": (int,)}
     OWN: ClassVar = {"picks": (dict, type(None))}
@@ -93,7 +92,7 @@ class Oracle(Study):
         text = options["oracle_settings"]
         names = tuple(SETTINGS) if text is None else named("--oracle-settings", text)
         switches = tuple(sorted(set(options["switch_epochs"] or ())))
-        return cls(*configured(options), names, switches)
+        return cls(*configured(options, energy=False), names, switches)
 
     def configured(self, setting: str) -> Config:
         """The settings of full: accuracy is only wanted at the end."""
@@ -153,7 +152,7 @@ class Oracle(Study):
         full = self.configured(setting).replace(seed=seed)
         parent = runner.out / f"seed{seed}" / setting
         folder = RunFolder(parent / f"switch{switch}")
-        if 0 < switch < full.epochs and not folder.begun:
+        if 0 < switch < full.epochs and not folder.is_run():
             stored = runner.find(**{**key, "switch": full.epochs})
             assert stored is not None
             check_branched(folder, was_due=stored["epochs"] >= switch)
