@@ -180,6 +180,47 @@ def test_successive_records_fill_a_ring(emulated):
         assert (ring[[row for row in range(3) if row not in rows]] == -1).all()
 
 
+# One layer of many tiles takes two launches; among small ones, its last block goes over it alone.
+@pytest.mark.parametrize("small", [0, 12])
+@pytest.mark.parametrize("given", [False, True])
+def test_further_passes_over_layers_of_many_tiles(emulated, small, given):
+    sizes = [40_000, 5, 0, 100_003, 4096, *range(small)]
+    params, refs = (list(ts) for ts in zip(*[layer(n, seed=n) for n in sizes], strict=True))
+    norms = torch.stack([r.double().square().sum() for r in refs]) if given else None
+    plan, *shape = emulated.run("plan_layers", params, refs)
+    plan = guarded(plan, 0)
+    ring, cursor = guarded(torch.full((3, len(params)), -1.0)), guarded(torch.tensor([0]))[0]
+    start = [param.clone() for param in params]
+    # The passes: one, with another ratio, in float64, and in float64 with another ratio.
+    for call, scale in enumerate((1.0, 0.4, 1e-22, 1e25, 1e-30, 0.0, NAN, 2.0)):
+        for index in (0, 1, 3):
+            params[index].copy_(scale * start[index])
+        expected = check_layers(emulated, params, refs, norms)
+        emulated.run("record_layer_rotation", plan, *shape, norms, ring, cursor, seed=call)
+        assert cursor.item() == call + 1
+        assert is_same(ring[call % 3], expected[0])
+        (again,) = emulated.run("planned_layer_statistics", plan, *shape, norms, seed=call)
+        assert is_same(again, expected)
+
+
+@pytest.mark.parametrize("small", [0, 12])
+def test_sums_of_layers(emulated, small):
+    sizes = [40_000, 5, 0, 100_003, 4096, *range(small)]
+    params, refs = (list(ts) for ts in zip(*[layer(n, seed=n) for n in sizes], strict=True))
+    params[0].mul_(1e25)
+    refs[1].mul_(1e-25)
+    plan, *shape = emulated.run("plan_layers", params, refs)
+    (rotation,) = emulated("planned_layer_rotation", plan, *shape, None)
+    for ratio in (None, torch.linspace(0.5, 3, len(sizes), dtype=torch.float64)):
+        (sums,) = emulated("layer_sums", params, refs, ratio)
+        assert_close(sums, cpu.layer_sums(params, refs, ratio), rtol=1e-5, atol=1e-2)
+        (planned,) = emulated("planned_layer_sums", plan, *shape, ratio)
+        assert is_same(planned, sums)
+    # The sums leave a plan what it knows of ratios.
+    (again,) = emulated("planned_layer_rotation", plan, *shape, None)
+    assert is_same(again, rotation)
+
+
 def hand_made_plan(pairs, tile):
     """A table of tiles of any size: planned, larger ones are for models that fit no test."""
     kinds = {torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}
