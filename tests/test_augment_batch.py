@@ -74,8 +74,8 @@ def test_narrow_dtypes_are_float32_rounded(device, dtype):
 
 
 def words_of(index, block, *, seed, epoch, repeat=0):
-    key = reference._mix64(reference._mix64(seed) ^ epoch)
-    key = reference._mix64(key ^ int.from_bytes(b"augment", "big"))
+    key = reference.mix64(reference.mix64(seed) ^ epoch)
+    key = reference.mix64(key ^ int.from_bytes(b"augment", "big"))
     return reference.philox4x32((index, torch.zeros_like(index), repeat, block), key)
 
 
@@ -131,7 +131,7 @@ def test_float32_grid_sample_is_as_near_as_its_coordinates(device):
     )
     floats = (images.float() / 255).permute(0, 3, 1, 2)
     parameters = (math.radians(15) * turn, 3.2 * down, 3.2 * right)
-    expected = reference._warp(floats, *(value.float() for value in parameters))
+    expected = reference.warp(floats, *(value.float() for value in parameters))
     torch.testing.assert_close(actual, expected, rtol=0, atol=5e-6)
 
 

@@ -1,0 +1,66 @@
+"""Cross-entropy and the scores of its samples."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cpfast.reference._record_scores import record_scores
+from cpfast.results import ScoredLoss
+
+
+def scored_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "none",
+    gradient: str = "backward",  # autograd's, whatever is asked for
+    table: Tensor | None = None,
+    index: Tensor | None = None,
+    score: str = "loss",
+) -> ScoredLoss:
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    logits, y = input.to(wide).flatten(0, -2), target.long().flatten()
+    loss = F.cross_entropy(
+        logits,
+        y,
+        reduction="none",
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+    )
+    with torch.no_grad():
+        x = logits.detach()
+        kept = y != ignore_index
+        own = torch.where(kept, y, 0)[:, None]
+        one_hot = torch.zeros_like(x).scatter_(1, own, 1.0)
+        el2n = torch.linalg.vector_norm(x.softmax(dim=1) - one_hot, dim=1)
+        others = x.masked_fill(one_hot.bool(), -math.inf).amax(dim=1)
+        margin = x.gather(1, own)[:, 0] - others
+        margin = torch.where(el2n.isnan(), math.nan, margin)
+        correct = (x.argmax(dim=1) == own[:, 0]) & ~el2n.isnan()
+        scores = [
+            torch.where(kept, s, 0.0).float().view(target.shape) for s in (el2n, margin, correct)
+        ]
+        if table is not None and index is not None:
+            named = dict(zip(("el2n", "margin", "correct"), scores, strict=True))
+            named["loss"] = torch.where(kept, loss.detach(), 0.0).view(target.shape)
+            values, counted = named[score], kept.view(target.shape)
+            if target.dim() == 2:
+                tokens = counted.sum(1)
+                values, counted = values.sum(1, dtype=torch.float64) / tokens, tokens > 0
+            record_scores(table, index[counted], values[counted].float())
+    if weight is not None:
+        loss = loss * weight.flatten().to(wide)
+    if reduction == "mean":
+        loss = loss.sum() / kept.sum()
+    elif reduction == "sum":
+        loss = loss.sum()
+    else:
+        loss = loss.view(target.shape)
+    return ScoredLoss(loss, *scores)
