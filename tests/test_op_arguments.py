@@ -31,7 +31,8 @@ def arguments():
         "layer_statistics": {"params": [scores], "refs": [scores], "ref_sq_norms": None},
         "scored_cross_entropy": {
             "input": logits, "target": target, "weight": scores, "label_smoothing": 0.1,
-            "ignore_index": -100, "reduction": "none", "gradient": "backward", "table": scores,
+            "ignore_index": -100, "reduction": "none", "gradient": "backward",
+            "table": torch.zeros(6),
             "index": index, "score": "loss",
         },
         "select_samples": {
