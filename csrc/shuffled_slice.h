@@ -16,14 +16,14 @@
 #include "dispatch.h"
 #include "permutation.h"
 
-#include <limits>
+#include <cstdint>
 #include <optional>
 
 namespace cpfast::shuffled_slice {
 
 // start + cursor, start not being negative: past all samples where that is past all numbers.
 CPFAST_HOST_DEVICE inline int64_t position(int64_t start, int64_t cursor) {
-  constexpr int64_t kLast = std::numeric_limits<int64_t>::max();
+  constexpr int64_t kLast = INT64_MAX;
   return cursor > kLast - start ? kLast : start + cursor;
 }
 
