@@ -218,11 +218,13 @@ inline void check_arguments(const Tensor& images, const Tensor& index,
   check_channels("mean", arguments.mean);
   for (size_t k = 0; k < arguments.mean.size(); ++k)
     check(std::isfinite(static_cast<float>(arguments.mean[k])), op, "mean[", k,
-          "]: expected a finite number of float32, got ", arguments.mean[k]);
+          "]: expected a finite number, got ", arguments.mean[k],
+          std::isfinite(arguments.mean[k]) ? ", infinite in float32" : "");
   check_channels("std", arguments.std);
   for (size_t k = 0; k < arguments.std.size(); ++k)
     check(arguments.std[k] > 0 && std::isnormal(static_cast<float>(arguments.std[k])), op, "std[",
-          k, "]: expected a positive normal number of float32, got ", arguments.std[k]);
+          k, "]: expected a positive number, got ", arguments.std[k],
+          arguments.std[k] > 0 ? ", out of float32's normal range" : "");
   // The numbers that the kernels multiply by and add.
   const Numbers numbers = arguments.numbers();
   for (int64_t k = 0; k < channels; ++k)

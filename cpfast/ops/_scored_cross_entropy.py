@@ -92,11 +92,15 @@ def scored_cross_entropy(
         check_tensors(op, weight=weight)
     if (table is None) != (index is None):
         missing, given = ("index", "table") if index is None else ("table", "index")
-        raise RuntimeError(f"cpfast::{op}: {missing}: goes with {given}, got None")
+        raise RuntimeError(f"cpfast::{op}: {missing}: expected one, as {given} is given; got None")
     if table is not None:
         check_tensors(op, table=table, index=index)
     label_smoothing = real(op, "label_smoothing", label_smoothing)
     ignore_index = whole(op, "ignore_index", ignore_index)
+    if forward_ad.unpack_dual(input).tangent is not None:
+        raise RuntimeError(
+            "cpfast::scored_cross_entropy: input: forward-mode derivatives are not implemented"
+        )
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling and torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError(
@@ -107,10 +111,6 @@ def scored_cross_entropy(
         raise RuntimeError(
             "cpfast::scored_cross_entropy: weight: requires a gradient, but none is computed for "
             "it; pass weight.detach()"
-        )
-    if forward_ad.unpack_dual(input).tangent is not None:
-        raise RuntimeError(
-            "cpfast::scored_cross_entropy: input: forward-mode derivatives are not implemented"
         )
     if input.dim() == 3 and target.shape == (input.shape[0], input.shape[2]) != input.shape[:2]:
         raise RuntimeError(

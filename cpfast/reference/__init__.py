@@ -5,7 +5,7 @@ torch runs on. With ``CPFAST_BACKEND=reference`` the ops themselves are these fu
 """
 
 from cpfast.reference._augment_batch import augment_batch, warp
-from cpfast.reference._draws import mix64, numbers, permute, philox4x32
+from cpfast.reference._draws import draw_key, mix64, numbers, permute, philox4x32
 from cpfast.reference._layer_statistics import (
     layer_rotation,
     layer_statistics,
@@ -22,6 +22,7 @@ from cpfast.reference._shuffled_slice import shuffled_slice
 
 __all__ = [
     "augment_batch",
+    "draw_key",
     "is_exact",
     "layer_rotation",
     "layer_statistics",

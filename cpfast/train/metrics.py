@@ -101,5 +101,8 @@ def read(line: dict[str, Any]) -> EpochMetrics:
     Raises:
         ValueError: something is missing, or of another type.
     """
+    missing = EpochMetrics.__annotations__.keys() - _SINCE.keys() - line.keys()
+    if missing:
+        raise ValueError(f"line: no {min(missing)!r}")
     check(line, _FORM, "line")
     return cast(EpochMetrics, {**_SINCE, **line})

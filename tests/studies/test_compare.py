@@ -805,7 +805,8 @@ def test_energy_and_cost_are_shown_where_they_are_known():
 def test_energy_json_is_kept_whole(tmp_path):
     config = make_config(epochs=1, at=1)
     folder = scratch(tmp_path / "run", config)
-    energy = {"seconds": 1.0, "kwh": None, "components": {}, "co2e": {"kg": 0.5}, "cost": None}
+    energy = {"seconds": 1.0, "kwh": None, "components": {}, "cost": None}
+    energy["co2e"] = {"kg": 0.5, "source": "estimated", "grams_per_kwh": 475.0, "country": None}
     folder.save_energy(energy)
     made = store.entry_of(folder, 0, None)
     assert (made["kwh"], made["co2e_kg"], made["cost"]) == (None, 0.5, None)
@@ -884,7 +885,8 @@ def test_the_picture_of_rotation_names_each_epoch_once(tmp_path, monkeypatch):
 
 @pytest.mark.needs("matplotlib")
 def test_a_folder_that_cannot_be_written_to_still_shows_its_table(tmp_path, monkeypatch):
-    results = made_up(("full", "k1"), [entry("full", 0), entry("k1", 0)])
+    runs = [entry(arm, 0, curve=[[1.0, 0.5]]) for arm in ("full", "k1")]
+    results = made_up(("full", "k1"), runs)
     (tmp_path / "accuracy.png").touch()
 
     def refuse(path, write):
@@ -909,7 +911,8 @@ def test_a_folder_that_cannot_be_written_to_still_shows_its_table(tmp_path, monk
 
 
 def test_a_report_without_pictures_keeps_links_to_those_there_are(tmp_path):
-    results = made_up(("full", "k1"), [entry("full", 0), entry("k1", 0)])
+    runs = [entry(arm, 0, curve=[[1.0, 0.5]]) for arm in ("full", "k1")]
+    results = made_up(("full", "k1"), runs)
     (tmp_path / "accuracy.png").touch()
     show.show(tmp_path, results, plot=False)
     text = (tmp_path / "table.md").read_text()
