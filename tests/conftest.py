@@ -17,6 +17,10 @@ else:
     settings.load_profile("cpfast")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--calls", type=int, help="random calls of each op in tests/fuzz")
+
+
 def pytest_configure():
     # A shell has what it starts in the background ignore Ctrl-C, which some tests press.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

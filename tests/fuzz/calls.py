@@ -1,0 +1,393 @@
+"""One random call of each op, compared with its reference."""
+
+import numpy as np
+import torch
+
+from cpfast import ops
+
+from . import references
+from .draws import FLOATS, INTEGERS, Draws, Wrong, check, exact, refused
+
+# What layer_rotation holds its digits for: norms |w| / |w0| near 1, as cancellation grows with
+# their difference, and sizes of weights whose squares, and those of their differences, float32
+# holds. NaN makes a layer NaN; Inf does not yet.
+NORM_RATIOS = (0.9, 1.1)
+SIZES = (1e-10, 1e12)
+NOT_NUMBERS = (np.nan,)
+
+# float32 sums have up to 128 additions before they go on in float64.
+SUMS = 1e-5
+# exp and log1p of float32 differences of logits, which rounding moves by up to 90 * 2^-24.
+EXPONENTIALS = {torch.float64: 1e-11}
+ROUNDING = {torch.float16: 2**-10, torch.bfloat16: 2**-8}
+# Below, float32 and float16 have fewer digits, or none.
+SMALLEST = {torch.float64: 1e-300, torch.float16: 2**-23}
+
+
+def layer(r: Draws):
+    shape = [r.size(40) for _ in range(r.below(4))] if r.chance(0.7) else [r.size(40000)]
+    dtype = r.one_of(FLOATS)
+    ref_dtype = dtype if r.chance(0.6) else r.one_of(FLOATS)
+    narrow = torch.float16 in (dtype, ref_dtype)
+    size = 1.0 if narrow or r.chance(0.5) else np.exp(r.numpy.uniform(*np.log(SIZES)))
+    w0 = r.normal(shape, size)
+    w = w0 * r.numpy.uniform(*NORM_RATIOS) if r.chance(0.5) else w0.copy()
+    noise = r.one_of([0.0, 1e-6, 1e-3, 0.1])
+    w = w + noise * r.normal(shape, size)
+    kind = r.below(20)
+    if kind == 0:
+        w = w * 0
+    elif kind == 1:
+        w0 = w0 * -0.0
+    elif kind == 2:
+        w = -w
+    elif kind == 3 and w.size:
+        r.one_of([w, w0]).flat[r.below(w.size)] = r.one_of(NOT_NUMBERS)
+    return (r.tensor(w, dtype, strided=True), r.tensor(w0, ref_dtype, strided=True))
+
+
+def layers(r: Draws):
+    params, refs = zip(*(layer(r) for _ in range(1 + r.below(4))), strict=True)
+    flat = [(exact(w).ravel(), exact(w0).ravel()) for w, w0 in zip(params, refs, strict=True)]
+    norms = None
+    if r.chance(0.3):
+        sums = [np.sum(w0**2) for _, w0 in flat]
+        norms = r.tensor(np.array(sums), r.one_of(FLOATS[:2]))
+    return params, refs, flat, norms
+
+
+def check_rotations(rotations, flat):
+    for i, (w, w0) in enumerate(flat):
+        expected = references.cosine_distance(w, w0)
+        # Squares that cancel where the norms differ leave the digits of float32's sums.
+        a, b = references.norm(w), references.norm(w0)
+        squares = 0.0 if a * b == 0 else references.norm(w - w0) ** 2 / (2 * a * b)
+        check(f"cosine_distance[{i}]", rotations[i], expected, SUMS, SUMS * np.nan_to_num(squares))
+
+
+def layer_rotation(r: Draws):
+    params, refs, flat, norms = layers(r)
+    rotations = ops.layer_rotation(params, refs, norms)
+    check_rotations(rotations, flat)
+    plan = ops.LayerPlan(params, refs, norms)
+    check("LayerPlan.layer_rotation", plan.layer_rotation(), exact(rotations))
+    rows = 1 + r.below(4)
+    first = r.one_of([0, 1, 5, 2**62])
+    history = r.written(np.full((rows, len(params)), 7.0), torch.float32)
+    cursor = r.written(np.array(first))
+    plan.record(history, cursor)
+    expected = np.full((rows, len(params)), 7.0)
+    expected[first % rows] = exact(rotations)
+    check("history", history, expected)
+    check("cursor", cursor, first + 1)
+
+
+def layer_statistics(r: Draws):
+    params, refs, flat, norms = layers(r)
+    found = ops.layer_statistics(params, refs, norms)
+    check_rotations(found.cosine_distance, flat)
+    expected = np.array([references.statistics_of(w, w0) for w, w0 in flat])
+    for i, name in enumerate(("l2_distance", "norm", "sign_flips", "mean_abs"), 1):
+        check(name, getattr(found, name), expected[:, i], SUMS, 1e-37)
+    planned = ops.LayerPlan(params, refs, norms).layer_statistics()
+    for name, one, other in zip(found._fields, found, planned, strict=True):
+        check(f"LayerPlan.layer_statistics.{name}", other, exact(one))
+
+
+def logits_of(r: Draws, shape, dtype, smoothing):
+    scale = r.one_of([0.0, 1e-3, 1.0, 1.0, 5.0, 30.0, 1000.0])
+    x = r.normal(shape, scale)
+    kind = r.below(12)
+    if kind == 0 and dtype in (torch.float32, torch.bfloat16):
+        x = r.numpy.uniform(-1.6e38, 1.6e38, shape)
+    elif kind == 1:
+        x = np.round(x)  # ties
+    elif kind == 2 and smoothing == 0:
+        x[r.numpy.random(shape) < 0.3] = -np.inf  # masked classes
+    elif kind == 3:
+        x[r.numpy.random(shape) < 0.01] = np.nan
+    return x
+
+
+def scored_cross_entropy(r: Draws):
+    classes = max(1, r.size(r.one_of([64, 300, 5000])))
+    shape = [r.size(20), *([r.size(9)] if r.chance(0.4) else []), classes]
+    rows = shape[:-1]
+    dtype = r.one_of(FLOATS)
+    gradient = r.one_of(["backward", "forward", "inplace"])
+    if dtype == torch.float16 or 0 in shape:
+        gradient = "backward"
+    smoothing = r.one_of([0.0, 0.0, 0.1, 1.0])
+    y = r.numpy.integers(classes, size=rows)
+    x = logits_of(r, shape, dtype, smoothing)
+    x_y = np.take_along_axis(x, y[..., None], -1)
+    np.put_along_axis(x, y[..., None], np.where(np.isinf(x_y), 0.0, x_y), -1)
+    ignore_index = r.one_of([-100, -(2**63), r.below(classes), 2**31 - 1])
+    if ignore_index > -(2**63) and r.chance(0.5):
+        y[r.numpy.random(rows) < 0.4] = ignore_index
+    counts = y != ignore_index
+
+    place = r.written if gradient == "inplace" else r.tensor
+    leaf = place(x, dtype, **({"rows": True} if gradient == "inplace" else {"strided": True}))
+    x = exact(leaf)  # as rounded
+    leaf.requires_grad_(gradient == "inplace" or r.chance(0.8))
+    logits = leaf.view_as(leaf) if gradient == "inplace" else leaf
+    target = r.tensor(y, r.one_of(INTEGERS), strided=True)
+    weight, w = weights_of(r, shape)
+    options = {"label_smoothing": smoothing, "ignore_index": ignore_index, "weight": weight}
+    reduction = r.one_of(["none", "mean", "sum"])
+    score = r.one_of(["loss", "el2n", "margin", "correct"])
+    table = index = None
+    if r.chance(0.5):
+        before = r.normal(1 + r.below(40))
+        table = r.written(before, torch.float32)
+        index = r.tensor(r.numpy.integers(before.size, size=shape[0]), r.one_of(INTEGERS))
+        before = exact(table)
+        options |= {"table": table, "index": index, "score": score}
+
+    found = ops.scored_cross_entropy(
+        logits, target, reduction=reduction, gradient=gradient, **options
+    )
+
+    flat = np.where(counts, y, 0).reshape(-1)
+    each = [
+        references.loss_of(row, label, smoothing)
+        for row, label in zip(x.reshape(-1, classes), flat, strict=True)
+    ]
+    scores = np.array([one[:4] for one in each]).reshape(*rows, 4)
+    scores[~counts] = 0.0
+    rtol = EXPONENTIALS.get(dtype, 2e-5)
+    magnitude = np.nan_to_num(np.abs(x), posinf=0.0, neginf=0.0).max(-1, initial=0.0)
+    # Smoothing subtracts the mean logit, which has the digits of the largest.
+    atol = SMALLEST.get(dtype, 1e-37) + smoothing * rtol * magnitude * 0.1
+    if dtype == torch.float16:
+        atol = 1e-37 + smoothing * rtol * magnitude * 0.1
+    losses = scores[..., 0] * w
+    if reduction == "none":
+        check("loss", found.loss, losses, rtol, atol)
+        factor = 1.0
+    else:
+        with np.errstate(all="ignore"):
+            factor = np.float64(1) / counts.sum() if reduction == "mean" else 1.0
+            bound = (np.abs(losses) * rtol + atol).sum() * factor
+            check("loss", found.loss, losses.sum() * factor, 0.0, np.nan_to_num(bound))
+    for i, name in enumerate(("el2n", "margin", "correct"), 1):
+        check(name, getattr(found, name), scores[..., i], max(rtol, 2e-7), 1e-37)
+    if table is not None:
+        check_table(table, index, before, scores, counts, score, rtol, atol)
+    if leaf.requires_grad:
+        grads = np.array([one[4] for one in each]).reshape(shape)
+        with np.errstate(all="ignore"):
+            factors = w * factor
+        check_gradient(r, found.loss, leaf, grads, counts, factors, smoothing, gradient)
+    r.check_kept()
+    if counts.any() and r.chance(0.05):
+        wrong = y.copy()
+        wrong[tuple(np.argwhere(counts)[0])] = r.one_of([classes, -1, 2**31 - 2])
+        if (wrong != ignore_index)[counts].all():
+            refused(
+                lambda: ops.scored_cross_entropy(logits, torch.tensor(wrong), **options),
+                "cpfast::scored_cross_entropy: target[",
+            )
+
+
+def weights_of(r: Draws, shape):
+    """A weight, and what each row is multiplied by."""
+    if r.chance(0.5):
+        return None, np.ones(shape[:-1])
+    samples, classes = shape[0], shape[-1]
+    shapes = [(samples, 1)]
+    if not samples == classes > 1:
+        shapes.append((samples,))
+    if len(shape) == 3:
+        shapes.append(tuple(shape[:-1]))
+    values = r.numpy.random(r.one_of(shapes))
+    if r.chance(0.3):
+        values = np.round(values)  # zeros and ones
+    weight = r.tensor(values, r.one_of(FLOATS), strided=True)
+    w = exact(weight)
+    if len(shape) == 2:
+        return weight, w.reshape(samples)
+    return weight, np.broadcast_to(w if w.ndim == 2 else w[:, None], shape[:-1])
+
+
+def check_table(table, index, before, scores, counts, score, rtol, atol):
+    expected = before.copy()
+    tolerance = np.zeros_like(expected)
+    column = ("loss", "el2n", "margin", "correct").index(score)
+    atol = np.broadcast_to(np.maximum(atol, 1e-37), counts.shape)
+    for i, sample in enumerate(index.tolist()):
+        counted = np.atleast_1d(counts[i])
+        if counted.any():
+            ours = np.atleast_1d(scores[i, ..., column])[counted]
+            expected[sample] = ours.mean()
+            tolerance[sample] = np.nan_to_num(
+                (np.abs(ours) * max(rtol, 2e-7) + np.atleast_1d(atol[i])[counted]).mean()
+            )
+    check("table", table, expected, 1e-7, tolerance)
+
+
+def check_gradient(r, loss, leaf, grads, counts, factor, smoothing, gradient):
+    upstream = torch.as_tensor(
+        r.one_of([np.ones(loss.shape), r.numpy.uniform(-2, 2, loss.shape), np.zeros(loss.shape)])
+    ).to(loss.dtype)
+    (found,) = torch.autograd.grad(loss, leaf, upstream)
+    with np.errstate(all="ignore"):
+        scale = (exact(upstream) * np.where(counts, factor, 0.0))[..., None]
+        expected = np.where(counts[..., None], grads * scale, 0.0)
+    dtype = leaf.dtype
+    rtol = EXPONENTIALS.get(dtype, 2e-5)
+    rounding = ROUNDING.get(dtype, 0.0) * (1 if gradient == "backward" else 2)
+    small = SMALLEST.get(dtype, 1e-37)
+    # Smoothing subtracts smoothing / C from probabilities.
+    atol = small + smoothing * rtol * np.nan_to_num(np.abs(scale)) * 0.1
+    check("gradient", found, expected, rtol + rounding, np.broadcast_to(atol, expected.shape))
+
+
+def select_samples(r: Draws):
+    n = r.size(r.one_of([200, 9000]))
+    scores = r.normal(n, r.one_of([1.0, 1e-30, 1e37])).astype(np.float32)
+    kind = r.below(8)
+    if kind == 0:
+        scores = np.full(n, np.float32(r.numpy.random()))
+    elif kind == 1:
+        scores = np.round(scores)
+    elif kind == 2:
+        scores[r.numpy.random(n) < 0.2] = r.one_of([np.nan, np.inf, -np.inf])
+    elif kind == 3:
+        scores[:] = r.one_of([np.nan, np.inf])
+    keep = r.one_of([1.0, 0.5, 1e-300, 2**-32, float(1 - r.numpy.random())])
+    numbers = {name: r.number() for name in ("seed", "epoch", "stream")}
+    shuffle, subset = r.chance(0.5), r.one_of([None, "exact", "bernoulli"])
+    dtype = r.one_of(INTEGERS)
+    tensor = r.tensor(scores)
+    found = ops.select_samples(
+        tensor, keep=keep, **numbers, shuffle=shuffle, subset=subset, dtype=dtype
+    )
+    kept, weights = references.selection(
+        scores, keep, *numbers.values(), shuffle, subset != "bernoulli"
+    )
+    check("count", found.count, kept.size)
+    check("indices", found.indices, np.pad(kept, (0, n - kept.size), constant_values=-1))
+    check("weights", found.weights, np.pad(weights, (0, n - kept.size)), 1e-7)
+    if found.indices.dtype != dtype:
+        raise Wrong(f"indices: expected {dtype}, got {found.indices.dtype}")
+
+
+def shuffled_slice(r: Draws):
+    n = r.size(r.one_of([100, 6000]))
+    values = r.numpy.integers(2**31, size=n)
+    indices = r.tensor(values, r.one_of(INTEGERS))
+    # A count of more than there are is that of all, and a negative one of none.
+    count = r.one_of([n, r.below(n + 1), 0, n + 1 + r.below(9), 2**63 - 1, -1, -(2**63)])
+    count_tensor = r.tensor(np.array(count))
+    size = r.size(r.one_of([20, 6000]))
+    start = r.one_of([0, r.below(n + 1), n, 2**63 - 1, 2**63 - size, 2**32])
+    start = min(start, 2**63 - 1)
+    as_tensor = r.chance(0.5)
+    if as_tensor and r.chance(0.3):
+        start = r.one_of([-1, -size, -size - 1, -(2**63), -r.below(n + 1)])
+    numbers = {name: r.number() for name in ("seed", "epoch", "stream")}
+    given = r.tensor(np.array(start)) if as_tensor else start
+    found = ops.shuffled_slice(indices, count_tensor, given, size, **numbers)
+    expected = references.slice_of(values, count, start, size, tuple(numbers.values()))
+    check("slice", found, np.array(expected, np.int64).reshape(size))
+    if r.chance(0.1):
+        refused(
+            lambda: ops.shuffled_slice(indices, count_tensor, -1 - r.below(9), size, **numbers),
+            "cpfast::shuffled_slice: start: expected",
+        )
+
+
+def record_scores(r: Draws):
+    n, batch = 1 + r.size(400), r.size(200)
+    table = r.written(r.normal(n), torch.float32)
+    expected = exact(table)
+    at = r.numpy.integers(n, size=batch)
+    values = r.normal(batch, r.one_of([1.0, 1e-42, 1e38]))
+    if batch and r.chance(0.2):
+        values[r.below(batch)] = r.one_of([np.nan, np.inf, -np.inf, -0.0])
+    index = r.tensor(at, r.one_of(INTEGERS), strided=True)
+    given = r.tensor(values, r.one_of(FLOATS), strided=True)
+    ops.record_scores(table, index, given)
+    for i, value in zip(at, given.float().tolist(), strict=True):
+        expected[i] = value
+    check("scores", table, expected)
+    if batch and r.chance(0.2):
+        at[r.below(batch)] = r.one_of([n, -1, 2**31 - 1, -(2**31)])
+        wrong = r.tensor(at, r.one_of(INTEGERS), strided=True)
+        refused(lambda: ops.record_scores(table, wrong, given), "cpfast::record_scores: index[")
+        check("scores after a refused index", table, expected)
+
+
+def augment_batch(r: Draws):
+    n, height, width = 1 + r.below(5), 1 + r.size(40), 1 + r.size(40)
+    channels, batch = 1 + r.below(4), r.size(20)
+    pixels = r.numpy.integers(256, size=(n, height, width, channels)).astype(np.uint8)
+    images = r.tensor(pixels)
+    at = r.numpy.integers(n, size=batch)
+    index = r.tensor(at, r.one_of(INTEGERS), strided=True)
+    key = {"seed": r.number(), "epoch": r.number()}
+    repeats = r.numpy.integers(2**31, size=batch)
+    if r.chance(0.5):
+        repeat = r.tensor(repeats, r.one_of(INTEGERS), strided=True)
+    else:
+        repeat = r.one_of([0, 1, 2**32 - 1])
+        repeats = np.full(batch, repeat)
+    warps = r.chance(0.5)
+    crop = r.one_of([0, r.below(min(height, width))])
+    geometry = {
+        "flip": r.chance(0.5),
+        "shift": r.one_of([0.0, 0.1, 1.0]) if warps else 0.0,
+        "rotation": r.one_of([0.0, 15.0, 180.0]) if warps else 0.0,
+        "crop": crop,
+        "cutout": r.one_of([0, r.below(max(height, width) + 1)]),
+    }
+    mean = std = None
+    mean_image, deviation = np.zeros(channels), np.ones(channels)
+    if r.chance(0.6):
+        mean = mean_image = r.numpy.random(channels)
+        if r.chance(0.4):
+            mean = r.tensor(r.numpy.random((height, width, channels)), torch.float32)
+            mean_image = exact(mean)
+    if r.chance(0.6):
+        deviation = 0.01 + r.numpy.random(channels)
+        std = r.one_of([deviation.tolist(), torch.tensor(deviation)])
+    dtype = r.one_of([torch.float32, torch.float16, torch.bfloat16])
+    found = ops.augment_batch(
+        images, index, **key, repeat=repeat, **geometry, mean=mean, std=std, dtype=dtype
+    )
+    if not found.is_contiguous(memory_format=torch.channels_last) and found.numel():
+        raise Wrong("the result is not channels last in memory")
+    # Float32 sums of a value and a mean, each divided by the deviation.
+    atol = ((1.0 + np.abs(mean_image)) / deviation).max() * (2e-6 if warps else 4e-7)
+    for i, (sample, times) in enumerate(zip(at.tolist(), repeats.tolist(), strict=True)):
+        shown, hole = references.augmented(
+            pixels[sample], sample, times, tuple(key.values()), **geometry
+        )
+        expected = np.where(hole, 0.0, (shown / 255 - mean_image) / deviation)
+        smallest = SMALLEST.get(dtype, 1e-37)
+        check(
+            f"image {i}", found[i].permute(1, 2, 0), expected, ROUNDING.get(dtype, 0.0),
+            atol + smallest,
+        )  # fmt: skip
+    if batch and r.chance(0.1):
+        at[r.below(batch)] = r.one_of([n, -1, 2**31 - 1, -(2**31)])
+        refused(
+            lambda: ops.augment_batch(images, torch.tensor(at), **key),
+            "cpfast::augment_batch: index[",
+        )
+
+
+CALLS = {
+    call.__name__: call
+    for call in (
+        layer_rotation,
+        layer_statistics,
+        scored_cross_entropy,
+        select_samples,
+        shuffled_slice,
+        record_scores,
+        augment_batch,
+    )
+}

@@ -1,0 +1,189 @@
+"""What the ops compute, in numpy's float64 and integers, from what their documentation says."""
+
+import numpy as np
+
+M64 = (1 << 64) - 1
+
+# ---- layers
+
+
+def statistics_of(w, w0):
+    """cosine_distance, l2_distance, norm, sign_flips, mean_abs of two flat arrays of float64."""
+    with np.errstate(all="ignore"):
+        flips = np.mean(np.sign(w) * np.sign(w0) < 0) if w.size else 0.0
+        magnitude = np.mean(np.abs(w)) if w.size else 0.0
+        return cosine_distance(w, w0), norm(w - w0), norm(w), flips, magnitude
+
+
+def norm(values):
+    largest = np.max(np.abs(values), initial=0.0)
+    if largest == 0 or not np.isfinite(largest):
+        return largest
+    return largest * np.sqrt(np.sum((values / largest) ** 2))
+
+
+def cosine_distance(w, w0):
+    """Half the squared distance of the two unit vectors, which nothing cancels in."""
+    a, b = norm(w), norm(w0)
+    if a == 0 or b == 0:
+        return 0.0 if a == b else np.nan if np.isnan(a + b) else 1.0
+    if not np.isfinite(a + b):
+        return np.nan
+    return 0.5 * np.sum((w / a - w0 / b) ** 2)
+
+
+# ---- cross-entropy
+
+
+def loss_of(x, y, smoothing):
+    """Loss, el2n, margin, correct and d loss / d x of one row of float64 logits."""
+    if np.isnan(x).any():
+        return np.nan, np.nan, np.nan, 0.0, np.full_like(x, np.nan)
+    with np.errstate(all="ignore"):
+        z = x - x[y]
+        others = np.delete(z, y)
+        largest = np.max(others, initial=-np.inf)
+        top = max(largest, 0.0)
+        p = np.exp(z - top)
+        rest = np.sum(np.delete(p, y))
+        total = rest + p[y]
+        nll = np.log1p(rest) if top == 0 else top + np.log(total)
+        p, wrong = p / total, rest / total  # 1 - p_y keeps its digits so
+        el2n = np.sqrt(np.sum(np.delete(p, y) ** 2) + wrong**2)
+        grad = p - smoothing / x.size
+        grad[y] = smoothing * (1 - 1 / x.size) - wrong
+        loss = nll - smoothing * np.sum(z / x.size) if smoothing > 0 else nll
+        margin = -largest if others.size else np.inf
+        return loss, el2n, margin, float(np.argmax(x) == y), grad
+
+
+# ---- random numbers, by their definitions in csrc/permutation.h and csrc/philox.h
+
+
+def mix64(x):
+    x = (x + 0x9E3779B97F4A7C15) & M64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & M64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & M64
+    return x ^ (x >> 31)
+
+
+def key_of(*numbers):
+    key = 0
+    for number in numbers:
+        key = mix64(key ^ (number & M64))
+    return key
+
+
+def philox(counters, key):
+    """Philox4x32-10 of [..., 4] counters."""
+    mask = np.uint64(0xFFFFFFFF)
+    x, y, z, w = (counters[..., i].astype(np.uint64) for i in range(4))
+    first, second = key & 0xFFFFFFFF, key >> 32
+    for _ in range(10):
+        a, b = x * np.uint64(0xD2511F53), z * np.uint64(0xCD9E8D57)
+        high = np.uint64(32)
+        x, z = (b >> high) ^ y ^ np.uint64(first), (a >> high) ^ w ^ np.uint64(second)
+        y, w = b & mask, a & mask
+        first, second = (first + 0x9E3779B9) & 0xFFFFFFFF, (second + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([x, y, z, w], -1).astype(np.int64)
+
+
+def permutation(n, key):
+    """pi(0), ... pi(n - 1) of the keyed permutation of [0, n)."""
+    bits = 6 if n <= 64 else (n - 1).bit_length()
+    left_bits, right_bits = bits // 2, bits - bits // 2
+    words = []
+    for _ in range(8):
+        key = mix64(key)
+        words.append(key >> 32)
+
+    def mixed(x):
+        x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+        x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+        return x ^ (x >> 16)
+
+    def step(x):
+        left, right = x >> right_bits, x & ((1 << right_bits) - 1)
+        for i in range(0, 8, 2):
+            left = left ^ (mixed(right ^ words[i]) & ((1 << left_bits) - 1))
+            right = right ^ (mixed(left ^ words[i + 1]) & ((1 << right_bits) - 1))
+        return (left << right_bits) | right
+
+    x = step(np.arange(n, dtype=np.uint64))
+    while (out := x >= n).any():
+        x[out] = step(x[out])
+    return x.astype(np.int64)
+
+
+# ---- samples
+
+SUBSET, SHUFFLE, BERNOULLI = 1, 2, 3
+
+
+def selection(scores, keep, seed, epoch, stream, shuffle, is_exact):
+    """Indices and weights of what is kept."""
+    scores = scores.astype(np.float64)
+    finite = scores[np.isfinite(scores)]
+    with np.errstate(invalid="ignore"):
+        is_below = scores < (np.mean(finite) if finite.size else -np.inf)
+    below = np.flatnonzero(is_below)
+    key = (seed, epoch, stream)
+    if is_exact:
+        chosen = permutation(below.size, key_of(*key, SUBSET)) < np.floor(keep * below.size)
+    else:
+        counters = np.zeros((below.size, 4), np.uint64)
+        counters[:, 0] = below // 128 * 32 + below % 32
+        words = philox(counters, key_of(*key, BERNOULLI))
+        words = words[np.arange(below.size), below // 32 % 4]
+        chosen = words < np.ceil(keep * 2**32)
+    kept = np.sort(np.concatenate([np.flatnonzero(~is_below), below[chosen]]))
+    if shuffle:
+        kept = kept[permutation(kept.size, key_of(*key, SHUFFLE))]
+    return kept, np.where(is_below[kept], 1 / keep, 1.0)
+
+
+def slice_of(indices, count, start, size, key):
+    count = min(max(count, 0), len(indices))
+    order = np.asarray(indices)[permutation(count, key_of(*key, SHUFFLE))]
+    return [int(order[p]) if 0 <= p < count else -1 for p in range(start, start + size)]
+
+
+# ---- images
+
+
+def augmented(image, sample, repeat, key, flip, shift, rotation, crop, cutout):
+    """One sample before its numbers, [H, W, C] float64 in [0, 255], and where it is cut out."""
+    height, width, _ = image.shape
+    counters = np.array([[sample & 0xFFFFFFFF, sample >> 32, repeat, b] for b in (0, 1)])
+    first, second = philox(counters, key_of(*key, 0x6175676D656E74)).tolist()
+    if crop > 0:
+        rows = second[0] * (2 * crop + 1) >> 32, second[1] * (2 * crop + 1) >> 32
+        padded = np.pad(image, ((crop, crop), (crop, crop), (0, 0)), mode="reflect")
+        image = padded[rows[0] : rows[0] + height, rows[1] : rows[1] + width]
+    pixels = image.astype(np.float64)
+    if shift > 0 or rotation > 0:
+        angle, down, right = ((word + 0.5) / 2**31 - 1 for word in first[:3])
+        pixels = warped(pixels, np.radians(rotation) * angle, shift * down, shift * right)
+    if flip and first[3] >> 31:
+        pixels = pixels[:, ::-1]
+    hole = np.zeros((height, width, 1), bool)
+    if cutout > 0:
+        row = (second[2] * height >> 32) - cutout // 2
+        column = (second[3] * width >> 32) - cutout // 2
+        hole[max(0, row) : max(0, row + cutout), max(0, column) : max(0, column + cutout)] = True
+    return pixels, hole
+
+
+def warped(image, angle, down, right):
+    height, width, _ = image.shape
+    r, c = np.mgrid[:height, :width].astype(np.float64)
+    r += down * height - (height - 1) / 2
+    c += right * width - (width - 1) / 2
+    row = np.cos(angle) * r - np.sin(angle) * c + (height - 1) / 2
+    column = np.sin(angle) * r + np.cos(angle) * c + (width - 1) / 2
+    row, column = np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)
+    top, left = np.floor(row).astype(int), np.floor(column).astype(int)
+    bottom, beside = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
+    v, u = (row - top)[..., None], (column - left)[..., None]
+    above = image[top, left] * (1 - u) + image[top, beside] * u
+    return above * (1 - v) + (image[bottom, left] * (1 - u) + image[bottom, beside] * u) * v

@@ -1,0 +1,73 @@
+"""Random calls of every op on guarded memory, against float64: no wrong digit, no byte beside."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from cuda_emulation.harness import emulated_only
+
+from cpfast import ops
+
+from .calls import CALLS
+
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+CALLS_EACH = 800  # 45 s on one idle core, a third of them scored_cross_entropy's
+
+pytestmark = emulated_only[:2]  # compiled kernels, and memory that Linux guards
+
+
+def run(code, *arguments):
+    """The exit status of a process of its own, and what it printed."""
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.run(
+        [sys.executable, *code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    return process.returncode, process.stdout + process.stderr
+
+
+def test_random_calls(request, tmp_path):
+    count = request.config.getoption("--calls", None) or CALLS_EACH
+    at = tmp_path / "call"
+    status, printed = run(["-m", "fuzz"], ",".join(CALLS), 0, count, at)
+    assert status >= 0, f"killed by signal {-status} in: {at.read_text().strip()}\n{printed}"
+    assert status == 0, f"wrong calls, and what repeats them:\n{printed}"
+
+
+# What a fault would do, in place of an op.
+READS_A_BYTE_TOO_MUCH = """
+def op(scores, index, values):
+    right(scores, index, values)
+    ctypes.string_at(index.data_ptr() + index.numel() * index.element_size(), 1)
+"""
+WRITES_BESIDE = """
+def op(scores, index, values):
+    right(scores, index, values)
+    index.add_(1)
+"""
+PLANTED = """
+import ctypes, sys
+from cpfast import ops
+right = ops.record_scores
+{}
+ops.record_scores = op
+from fuzz.__main__ import main
+sys.exit(main("record_scores", 0, 40, sys.argv[1]))
+"""
+
+
+def test_a_planted_fault_is_found_and_named(tmp_path):
+    at = tmp_path / "call"
+    status, printed = run(["-c", PLANTED.format(READS_A_BYTE_TOO_MUCH)], at)
+    assert status == -11, printed
+    assert at.read_text().startswith("PYTHONPATH=tests python -m fuzz record_scores ")
+    status, printed = run(["-c", PLANTED.format(WRITES_BESIDE)], at)
+    assert status > 0 and "bytes changed" in printed, printed
+    assert "PYTHONPATH=tests python -m fuzz record_scores " in printed
+
+
+def test_every_op_is_called():
+    assert set(CALLS) == {name for name in ops.__all__ if name.islower()}
