@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-HERE = pathlib.Path(__file__).parent
+SUPPORT = pathlib.Path(__file__).parent / "support"
 
 
 def run(script, folder):
     """What each of two ranks wrote."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     out = subprocess.run(
-        [*torchrun, "--nproc-per-node=2", str(HERE / script), str(folder)],
+        [*torchrun, "--nproc-per-node=2", str(SUPPORT / script), str(folder)],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from examples import given, st
+from support.examples import given, st
 
 from cpfast import schedules
 

@@ -6,14 +6,13 @@ import pickle
 
 import pytest
 import torch
+from support.host_reads import counted
 
 import cpfast
 from cpfast import Moment
 from cpfast.detection import Measured, criteria
 from cpfast.detection.probe import ModelProbe
 from cpfast.registry import options_of
-
-from .host_reads import counted
 
 EPOCHS, STEPS = 7, 5
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
-
-from .host_reads import counted
+from support.host_reads import counted
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ import pickle
 
 import pytest
 import torch
+from support.host_reads import counted
 
 import cpfast
 from cpfast import Moment
 from cpfast.pruning import Draw, Samples
-
-from .host_reads import counted
 
 N, EPOCHS, BATCH = 60, 8, 12
 

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import pytest
 import torch
-from toy_comparison import (
+from support.toy_comparison import (
     END,
     ENVIRONMENT,
     EPOCHS,

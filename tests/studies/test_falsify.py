@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from toy_comparison import (
+from support.toy_comparison import (
     ENVIRONMENT,
     TRAIN,
     check_picture,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from toy_comparison import (
+from support.toy_comparison import (
     ENVIRONMENT,
     assert_same_run,
     check_picture,

@@ -5,7 +5,7 @@ import os
 import tempfile
 
 import pytest
-from test_train_loop import assert_same_checkpoint, make_config, start, toy_data, without_times
+from support.toy_training import assert_same_checkpoint, make_config, start, toy_data, without_times
 
 from cpfast.train import files, run, runfolder
 from cpfast.train.errors import UserError

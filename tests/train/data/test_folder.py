@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from image_files import Image, write_images
+from support.image_files import Image, write_images
 
 from cpfast.train import data
 from cpfast.train.errors import UserError

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from examples import given, st
+from support.examples import given, st
 from torch.library import opcheck
 
 import cpfast

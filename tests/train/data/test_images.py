@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from image_files import Image, write_images
+from support.image_files import Image, write_images
 
 from cpfast.train import data
 from cpfast.train.errors import UserError

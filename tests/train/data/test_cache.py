@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from image_files import Image, write_images
+from support.image_files import Image, write_images
 
 from cpfast.train import data
 from cpfast.train.data import decoded

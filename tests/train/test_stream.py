@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from examples import given, settings, st
+from support.examples import given, settings, st
 
 from cpfast.train.stream import SampleStream
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from test_train_loop import assert_same, make_config, start, toy_data
+from support.toy_training import assert_same, make_config, start, toy_data
 
 from cpfast.train import loop, run
 from cpfast.train.config import ENVIRONMENT, OPTIMIZERS

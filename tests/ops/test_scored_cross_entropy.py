@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cuda_emulation.harness import CUDA, EMULATED
-from examples import given, st
+from support.examples import given, st
 from torch.library import opcheck
 
 from cpfast import ops, reference

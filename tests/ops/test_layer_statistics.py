@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from examples import given, st
+from support.examples import given, st
 from torch.library import opcheck
 
 from cpfast import ops, reference

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
 
