@@ -139,12 +139,16 @@ class Registry(Mapping[str, Entry[T]]):
     def _complete(self) -> None:
         if self._is_complete:
             return
-        self._is_complete = True
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._package}.{module.name}")
-        for point in metadata.entry_points(group=self.group):
-            point.load()
+        self._is_complete = True  # before: what is imported may ask
+        try:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+            for point in metadata.entry_points(group=self.group):
+                point.load()
+        except BaseException:
+            self._is_complete = False  # or the next question would be answered with half of them
+            raise
 
 
 def options_of(factory: Callable[..., Any]) -> dict[str, bool]:
@@ -158,5 +162,8 @@ def options_of(factory: Callable[..., Any]) -> dict[str, bool]:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """A module that is reloaded registers again."""
-    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+    """A module that is reloaded registers again, with the same names. Those of closures tell
+    nothing of what they hold, and a partial has none."""
+    names = [(getattr(x, "__module__", ""), getattr(x, "__qualname__", "")) for x in (one, other)]
+    is_told_by_name = names[0][1] and "<" not in names[0][1]
+    return one is other or bool(is_told_by_name and names[0] == names[1])

@@ -138,7 +138,7 @@ class LayerPlan:
         )
 
     def _prepare(self) -> None:
-        if list(map(Tensor.data_ptr, self._held)) != self._addresses:
+        if self._held and list(map(Tensor.data_ptr, self._held)) != self._addresses:
             self._refuse_what_moved()
         for to, param in self._copied:
             to.copy_(param)

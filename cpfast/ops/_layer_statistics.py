@@ -5,13 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cpfast import _backend, reference
 from cpfast.ops._common import OPS, REFERENCE, check_devices, check_tensors
 from cpfast.results import LayerStatistics
 
 __all__ = ["layer_rotation", "layer_statistics", "layer_sums"]
+
+
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
+
+def _listed(op: str, name: str, tensors: Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(tensors, Tensor):
+        shown = f"a tensor of shape {list(tensors.shape)}"
+    else:
+        shown = "" if isinstance(tensors, Iterable) else repr(tensors)
+    if shown:
+        raise TypeError(
+            f"cpfast::{op}: {name}: expected a list of tensors, one a layer, got {shown}"
+        )
+    listed = list(tensors)
+    # Names are made where one is needed: those of 116 tensors would take longer than the op.
+    if not _PLAIN.issuperset(map(type, listed)):
+        check_tensors(op, **{f"{name}[{i}]": tensor for i, tensor in enumerate(listed)})
+    return listed
 
 
 def _layer_arguments(
@@ -21,19 +40,7 @@ def _layer_arguments(
     ref_sq_norms: Tensor | None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
     # An empty list never reaches the C++ checks: the dispatcher finds no device in it.
-    for name, tensors in (("params", params), ("refs", refs)):
-        if isinstance(tensors, Tensor):
-            raise TypeError(
-                f"cpfast::{op}: {name}: expected a list of tensors, one a layer, got a tensor of "
-                f"shape {list(tensors.shape)}"
-            )
-        if not isinstance(tensors, Iterable):
-            raise TypeError(
-                f"cpfast::{op}: {name}: expected a list of tensors, one a layer, got {tensors!r}"
-            )
-    weights, references = list(params), list(refs)
-    for name, listed in (("params", weights), ("refs", references)):
-        check_tensors(op, **{f"{name}[{i}]": tensor for i, tensor in enumerate(listed)})
+    weights, references = _listed(op, "params", params), _listed(op, "refs", refs)
     if ref_sq_norms is not None:
         check_tensors(op, ref_sq_norms=ref_sq_norms)
     if not weights:

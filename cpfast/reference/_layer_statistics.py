@@ -33,8 +33,10 @@ def _rounded(ratio: Tensor) -> Tensor:
 
 def ratio_of_sums(sums: Tensor) -> Tensor:
     rows = LayerSums(*sums)
-    ratio = (rows.squared / rows.ref_squared).sqrt()
-    is_one = ~((ratio > 0) & (ratio < math.inf)) | ((ratio - 1).abs() <= 1 / 32)
+    ww, rr = rows.squared, rows.ref_squared
+    ratio = (ww / rr).sqrt()
+    is_near = (ww >= (31 / 32) ** 2 * rr) & (ww <= (33 / 32) ** 2 * rr)
+    is_one = is_near | ~((ratio > 0) & (ratio < math.inf))
     return torch.where(is_one, 1.0, _rounded(ratio))
 
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <limits>
+#include <unordered_set>
 
 namespace cpfast::layer_statistics {
 namespace {
@@ -124,24 +125,55 @@ Layers layers_of(Table& table) {
 
 // What lies behind a plan: the layers, after them an entry that leads back here, and the tensors,
 // so that they live as long as it does. A storage that is resized gives its memory away all the
-// same: every call asks for the addresses, which costs a tenth of asking in Python.
+// same: every call asks for the addresses, of one tensor a storage, as a snapshot often lies in
+// one. That costs a tenth of asking in Python.
 struct __attribute__((visibility("hidden"))) Planned {
+  struct Place {
+    bool is_ref;
+    int64_t layer;
+    const void* at;
+  };
+
   std::vector<Layer> layers;
   std::vector<Tensor> params, refs;
+  std::vector<Place> places = {};
+
+  const Tensor& tensor(const Place& place) const {
+    return (place.is_ref ? refs : params)[place.layer];
+  }
 };
+
+// Where a tensor's storage begins.
+const void* storage_of(const Tensor& tensor, ScalarType dtype, const void* at) {
+  int64_t offset = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &offset));
+  const char* begin = static_cast<const char*>(at);
+  for_floating(dtype, [&]<typename T>(T) { begin -= offset * static_cast<int64_t>(sizeof(T)); });
+  return begin;
+}
+
+std::vector<Planned::Place> places_of(const Planned& planned) {
+  std::vector<Planned::Place> places;
+  std::unordered_set<const void*> known;
+  for (const bool is_ref : {false, true})
+    for (size_t l = 0; l < planned.params.size(); ++l) {
+      const Layer& layer = planned.layers[l];
+      if (layer.numel == 0) continue;
+      const Planned::Place place{is_ref, static_cast<int64_t>(l), is_ref ? layer.w0 : layer.w};
+      const ScalarType dtype = is_ref ? layer.ref_dtype : layer.dtype;
+      if (known.insert(storage_of(planned.tensor(place), dtype, place.at)).second)
+        places.push_back(place);
+    }
+  return places;
+}
 
 void check_places(const char* op, const Layers& layers) {
   const Planned& planned = *static_cast<const Planned*>(layers.at[layers.count].w);
-  const auto check_place = [&](const char* name, const Tensor& tensor, int64_t l, const void* at) {
+  for (const Planned::Place& place : planned.places) {
     const void* now = nullptr;
-    TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor.get(), &now));
-    check(now == at, op, name, "[", l, "]: its storage was resized, and is no longer where it was; ",
-          "make a new plan");
-  };
-  for (int64_t l = 0; l < layers.count; ++l) {
-    if (layers.at[l].numel == 0) continue;
-    check_place("params", planned.params[l], l, layers.at[l].w);
-    check_place("refs", planned.refs[l], l, layers.at[l].w0);
+    TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(planned.tensor(place).get(), &now));
+    check(now == place.at, op, place.is_ref ? "refs[" : "params[", place.layer,
+          "]: its storage was resized, and is no longer where it was; make a new plan");
   }
 }
 
@@ -183,6 +215,7 @@ std::tuple<Tensor, int64_t, int64_t, int64_t> plan_cpu(std::vector<Tensor> param
   check_walks("plan_layers", table);
   const int64_t layers = layers_of(table).count;
   auto* const planned = new Planned{std::move(table.layers), std::move(params), std::move(refs)};
+  planned->places = places_of(*planned);
   planned->layers.push_back(Layer{.w = planned});
   const int64_t bytes = (layers + 1) * static_cast<int64_t>(sizeof(Layer));
   const Tensor plan = torch::stable::from_blob(
