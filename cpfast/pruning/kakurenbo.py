@@ -31,6 +31,7 @@ class Kakurenbo(Policy):
     """
 
     columns = ("loss", "correct")
+    keep = 0.7
 
     def __init__(self, confidence: float = 0.7) -> None:
         if not 0 <= confidence <= 1:

@@ -12,7 +12,7 @@ from cpfast import ops
 from cpfast.moment import Moment
 from cpfast.registry import Registry
 
-__all__ = ["COLUMNS", "BatchFilter", "Chosen", "Draw", "Policy", "Samples", "policies"]
+__all__ = ["COLUMNS", "BatchFilter", "Chosen", "Draw", "Policy", "Samples", "at_ranks", "policies"]
 
 COLUMNS = {"loss": float("inf"), "el2n": float("inf"), "margin": -float("inf"), "correct": 0.0}
 """What the loss can record of a sample, and what stands for one that has not been seen."""
@@ -28,6 +28,12 @@ class Samples(NamedTuple):
     """[N] float32 each: what the loss recorded last, of the policy's ``columns``."""
     state: Mapping[str, Tensor]
     """The policy's own."""
+    labels: Tensor | None = None
+    """[N] int64, where the pruner was told them."""
+    classes: int = 0
+    """How many there are among the labels."""
+    trained: Tensor | None = None
+    """[N] bool, for :meth:`Policy.update`: the samples of the epoch that has ended."""
 
     def everyone(self) -> Tensor:
         """[N] int64."""
@@ -70,12 +76,24 @@ class Chosen(NamedTuple):
     rescored: tuple[Tensor, Tensor] | None = None
     """Indices and count, likewise, of those that are only to be scored again, by a forward pass
     after the epoch's steps."""
+    bias: Tensor | None = None
+    """[] floating: the share of all samples' losses that the weights miss in expectation; None:
+    0, or unknown."""
 
     @classmethod
-    def of(cls, mask: Tensor, *, rescored: Tensor | None = None) -> Chosen:
-        """Those for which a mask, [N] bool, is true."""
+    def of(
+        cls, mask: Tensor, *, weights: Tensor | None = None, rescored: Tensor | None = None
+    ) -> Chosen:
+        """Those for which a mask, [N] bool, is true.
+
+        Args:
+            weights: [N] float32, of all samples; those that are not chosen do not matter.
+            rescored: [N] bool.
+        """
         again = None if rescored is None else _compacted(rescored)
-        return cls(*_compacted(mask), rescored=again)
+        indices, count = _compacted(mask)
+        beside = None if weights is None else weights[indices.clamp_min(0)]
+        return cls(indices, count, beside, rescored=again)
 
     @classmethod
     def everyone(cls, samples: Samples, take: int | None = None) -> Chosen:
@@ -113,6 +131,10 @@ class Policy(Protocol):
     """What it needs of the loss, of :data:`COLUMNS`."""
     unbiased: bool = False
     """Whether the expected weighted sum of the losses over a pass is that over all samples."""
+    keep: float = 0.5
+    """What its source keeps: the pruner's, where nobody says another share."""
+    needs_labels: bool = False
+    """Whether it looks at the samples' classes, which the pruner must be told."""
 
     def state(self, size: int, device: torch.device) -> dict[str, Tensor]:
         """What it remembers, before anything was seen: tensors of fixed shapes, [size] each."""
@@ -122,6 +144,7 @@ class Policy(Protocol):
         """Once after each epoch, before the next is planned; writes to ``samples.state`` in place.
 
         Args:
+            samples: with ``trained``.
             moment: of the epoch that has ended.
         """
 
@@ -163,6 +186,11 @@ def _mixed(x: Tensor) -> Tensor:
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
     return x >> bits & (2 ** (64 - bits) - 1)  # the sign is a bit like any other
+
+
+def at_ranks(order: Tensor, ranks: Tensor) -> Tensor:
+    """[N]: at each sample the value of its rank, where ``order`` lists the samples by rank."""
+    return torch.empty_like(ranks).index_copy_(0, order, ranks)
 
 
 def _compacted(mask: Tensor) -> tuple[Tensor, Tensor]:

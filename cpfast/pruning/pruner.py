@@ -22,6 +22,7 @@ _SETTINGS = ("num_samples", "num_epochs", "keep", "anneal", "seed")
 _ASKED = {"repeats": 1, "prune": True, "keep": None, "period_end": None}
 # An ignored sample would be recorded as one of loss 0.
 _NONE_IGNORED = torch.iinfo(torch.int64).min
+_BIAS_UNITS = 2**40  # a share, read among integers
 _CAUSES = (
     "Usual causes: a loader that asked for the sampler's length once (call set_epoch, and let it "
     "read the length each epoch), a second sharding by a trainer, drop_last, a limit of batches, "
@@ -37,6 +38,16 @@ class _Planned(NamedTuple):
     prune: bool
     keep: float
     period_end: int | None
+
+
+class _Selected(NamedTuple):
+    """The passes of an epoch, the weights of all samples, what those miss, and how many samples
+    were recorded before."""
+
+    plan: LazyPlan
+    weights: Tensor
+    bias: float | None
+    recorded: int
 
 
 class DataPruner:
@@ -57,7 +68,8 @@ class DataPruner:
         num_samples: N, the size of the data set.
         num_epochs: length of the training in epochs.
         policy: a name, or a :class:`~cpfast.pruning.Policy`.
-        keep: share that is kept, in (0, 1].
+        keep: share that is kept, in (0, 1], as the policy means it; None: what its source keeps,
+            .5 for most (:attr:`Policy.keep <cpfast.pruning.Policy.keep>`).
         anneal: fraction of the training after which epochs are full, in [0, 1].
         seed: of all random choices.
         device: where the scores live; None: the CPU, until the first logits come, then theirs.
@@ -65,14 +77,18 @@ class DataPruner:
             train on it again.
         strict: what the next plan does where another number of samples was recorded than planned:
             False warns, once; True raises; None does not look.
+        labels: [N] integers from 0 on, the samples' classes, for policies that look at them.
         options: the policy's own, such as ``confidence`` of kakurenbo.
 
     Attributes:
         policy: its name; of a policy that was given as an object, its class's.
         rule: the policy itself.
+        bias: the share of all samples' losses that the current plan's weights miss in expectation,
+            where the policy knows.
 
     Raises:
-        ValueError: for an unknown policy, or numbers out of range.
+        ValueError: for an unknown policy, numbers out of range, or labels that are missing or of
+            another shape.
     """
 
     @torch.inference_mode(False)  # what it makes is written to in training
@@ -81,19 +97,20 @@ class DataPruner:
         num_samples: int,
         num_epochs: int = 200,
         policy: str | Policy = "infobatch",
-        keep: float = 0.5,
+        keep: float | None = None,
         anneal: float = 0.875,
         seed: int = 0,
         device: torch.device | str | None = None,
         *,
         nan: str = "raise",
         strict: bool | None = False,
+        labels: Tensor | None = None,
         **options: Any,
     ) -> None:
         self.num_samples = _whole("num_samples", num_samples)
         self.num_epochs = _whole("num_epochs", num_epochs)
         self.seed = _whole("seed", seed)
-        self.keep, self.anneal = _share("keep", keep), float(anneal)
+        self.anneal = float(anneal)
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed: expected an integer of 64 bits, got {seed}")
         for name in ("num_samples", "num_epochs"):
@@ -111,6 +128,7 @@ class DataPruner:
             if options:
                 raise ValueError(f"{next(iter(options))}: goes with the name of a policy alone")
             self.rule, self.policy = policy, type(policy).__name__
+        self.keep = _share("keep", self.rule.keep if keep is None else keep)
         columns = self.rule.columns or ("loss",)
         for column in columns:
             if column not in COLUMNS:
@@ -121,6 +139,7 @@ class DataPruner:
         self._options = dict(options)
         self._follows_logits = device is None
         at = torch.device(device or "cpu")
+        self._labels, self._classes = self._checked_labels(labels, at)
         self._columns = {
             name: torch.full((self.num_samples,), COLUMNS[name], dtype=torch.float32, device=at)
             for name in columns
@@ -141,6 +160,25 @@ class DataPruner:
         self._recorded_by_all = 0
         self._earlier = {"planned": 0, "seen": 0, "full": 0}  # in all epochs before it
         self._has_warned = False
+        self.bias: float | None = None
+
+    def _checked_labels(
+        self, labels: Tensor | None, device: torch.device
+    ) -> tuple[Tensor | None, int]:
+        if labels is None:
+            if self.rule.needs_labels:
+                raise ValueError(f"labels: the policy {self.policy!r} needs them, got None")
+            return None, 0
+        labels = torch.as_tensor(labels)
+        if labels.shape != (self.num_samples,) or labels.is_floating_point():
+            raise ValueError(
+                f"labels: expected [{self.num_samples}] integers, got {list(labels.shape)} "
+                f"{labels.dtype}"
+            )
+        least, most = (int(v) for v in labels.aminmax())
+        if least < 0:
+            raise ValueError(f"labels: expected classes from 0 on, got {least}")
+        return labels.to(device, torch.int64), most + 1
 
     @property
     def scores(self) -> Tensor:
@@ -259,7 +297,7 @@ class DataPruner:
             return self._current_length()
         self._require_synced(f"planned_length({asked.epoch})")
         with torch.no_grad():
-            return len(self._propose(asked)[0])
+            return len(self._propose(asked)[0].plan)
 
     def _asked(
         self, epoch: int, repeats: int, prune: bool, keep: float | None, period_end: int | None
@@ -278,12 +316,12 @@ class DataPruner:
     def _prepare(self, caller: str, asked: _Planned) -> LazyPlan:
         if self._planned == asked:
             if self._lazy_plan is None:  # restored, or moved to another device
-                samples = Samples(self.num_samples, self.device, self._columns_then, self._state)
-                self._lazy_plan, self._weights, _ = self._select(asked, samples)
+                chosen = self._select(asked, self._samples(self._columns_then, self._state))
+                self._lazy_plan, self._weights, self.bias = chosen.plan, chosen.weights, chosen.bias
             return self._lazy_plan
         self._require_synced(f"{caller}({asked.epoch})")
         # Aside, so that an error leaves the current plan and its weights as they are.
-        plan, weights, recorded, samples = self._propose(asked)
+        (plan, weights, bias, recorded), samples = self._propose(asked)
         last = self._planned
         if last is not None and last.epoch != asked.epoch:
             self._compare(last, self._current_length(), recorded)
@@ -294,17 +332,27 @@ class DataPruner:
             self._recorded_by_all = 0
         self._columns_then, self._state = dict(samples.columns), dict(samples.state)
         self._weights, self._lazy_plan, self._plan = weights, plan, None
-        self._planned = asked
+        self._planned, self.bias = asked, bias
         return plan
 
-    def _propose(self, asked: _Planned) -> tuple[LazyPlan, Tensor, int, Samples]:
+    def _samples(self, columns: dict[str, Tensor], state: dict[str, Tensor]) -> Samples:
+        return Samples(self.num_samples, self.device, columns, state, self._labels, self._classes)
+
+    def _trained(self) -> Tensor:
+        """[N] bool: the samples of the current plan."""
+        self._restore_plan()
+        assert self._lazy_plan is not None
+        mask = torch.zeros(self.num_samples, dtype=torch.bool, device=self.device)
+        return mask.index_fill_(0, self._lazy_plan.batch(0, len(self._lazy_plan)), True)
+
+    def _propose(self, asked: _Planned) -> tuple[_Selected, Samples]:
         """What :meth:`_select` gives, and the samples as they are after the current epoch."""
         columns = {name: value.clone() for name, value in self._columns.items()}
         state = {name: value.clone() for name, value in self._state.items()}
-        samples = Samples(self.num_samples, self.device, columns, state)
-        if self._planned is not None and self._planned.epoch != asked.epoch:
-            self.rule.update(samples, self._moment(self._planned))
-        return *self._select(asked, samples), samples
+        samples = self._samples(columns, state)
+        if state and self._planned is not None and self._planned.epoch != asked.epoch:
+            self.rule.update(samples._replace(trained=self._trained()), self._moment(self._planned))
+        return self._select(asked, samples), samples
 
     def _require_synced(self, before: str) -> None:
         if self._unsynced:
@@ -319,8 +367,7 @@ class DataPruner:
     def _moment(self, planned: _Planned) -> Moment:
         return Moment(planned.epoch, self.num_epochs, planned.period_end)
 
-    def _select(self, asked: _Planned, samples: Samples) -> tuple[LazyPlan, Tensor, int]:
-        """The passes of an epoch, the weights of all samples, and how many were recorded."""
+    def _select(self, asked: _Planned, samples: Samples) -> _Selected:
         chooses = self._chooses(asked)
         draws = [Draw(self.seed, asked.epoch, stream) for stream in range(asked.repeats)]
         if chooses:
@@ -330,8 +377,16 @@ class DataPruner:
             passes = [Chosen.everyone(samples)] * asked.repeats
         again = [p.rescored[1] for p in passes if p.rescored is not None]
         is_nan = torch.stack([column.isnan().any() for column in samples.columns.values()]).any()
-        *counts, has_nan, recorded = torch.stack(
-            [*(p.count for p in passes), *again, is_nan.long(), self._recorded]
+        biases = [
+            p.bias.double().nan_to_num(posinf=0, neginf=0) for p in passes if p.bias is not None
+        ]
+        bias = (
+            (torch.stack(biases).mean() * _BIAS_UNITS).long()
+            if biases
+            else torch.zeros_like(is_nan)
+        )
+        *counts, has_nan, missed, recorded = torch.stack(
+            [*(p.count for p in passes), *again, is_nan.long(), bias.long(), self._recorded]
         ).tolist()  # the one reading of the device
         if has_nan and chooses and self.nan == "raise":
             _refuse_nan(samples)
@@ -348,7 +403,8 @@ class DataPruner:
             for one, count, draw in zip(passes, counts, draws, strict=False)
         ]
         plan = LazyPlan(shuffled, torch.cat(rescored).unique() if again else rescored[0])
-        return plan, weights, recorded + self._recorded_by_all
+        bias_read = missed / _BIAS_UNITS if biases else None
+        return _Selected(plan, weights, bias_read, recorded + self._recorded_by_all)
 
     def _compare(self, last: _Planned, planned: int, recorded: int) -> None:
         """What the last epoch delivered with what was planned for it."""
@@ -592,6 +648,7 @@ class DataPruner:
             for name, value in kept.items():
                 kept[name] = value.to(device)
         self._weights = self._weights.to(device)
+        self._labels = None if self._labels is None else self._labels.to(device)
         self._recorded = self._recorded.to(device)
         self._touched = None if self._touched is None else self._touched.to(device)
         self._lazy_plan = self._plan = None  # made again from what was known then
@@ -651,6 +708,7 @@ class DataPruner:
             device=self.device,
             nan=self.nan,
             strict=self.strict,
+            labels=self._labels,
             **({} if is_own else state["options"]),
         )
         restored.policy, restored._options = state["policy"], dict(state["options"])

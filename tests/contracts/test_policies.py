@@ -22,7 +22,8 @@ def policy(request):
 
 
 def make(policy, **options):
-    settings = {"num_epochs": EPOCHS, "policy": policy, "anneal": 1.0, "seed": 3, "strict": None}
+    settings = {"num_epochs": EPOCHS, "policy": policy, "anneal": 1.0, "seed": 3, "strict": None,
+                "labels": target_of(torch.arange(N))}  # fmt: skip
     return cpfast.DataPruner(N, **{**settings, **options})
 
 
@@ -102,7 +103,7 @@ def test_its_state_keeps_its_names_and_shapes(policy):
 def known_samples(pruner):
     state = {name: value.clone() for name, value in pruner._state.items()}
     columns = {name: value.clone() for name, value in pruner.columns.items()}
-    return Samples(N, pruner.device, columns, state)
+    return pruner._samples(columns, state)._replace(trained=pruner._trained())
 
 
 def test_a_selection_is_pure_and_never_waits_for_the_device(policy):
