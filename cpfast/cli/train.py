@@ -30,7 +30,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--policy", choices=tuple(policies), help="data pruning; default: infobatch"
     )
-    parser.add_argument("--keep", type=float, help="share that pruning keeps; default: 0.5")
+    parser.add_argument(
+        "--keep", type=float, help="share that pruning keeps; default: the policy's, 0.5 for most"
+    )
     parser.add_argument(
         "--anneal",
         type=float,

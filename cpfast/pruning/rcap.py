@@ -64,7 +64,7 @@ class Rcap(Policy):
         level = (total - room.cumsum(0) + room) / (part.flip(0).cumsum(0).flip(0)).clamp_min(1)
         is_full = level * part > room
         first = is_full.long().cumprod(0).sum().clamp_max(len(share) - 1)
-        kept = torch.minimum(level[first] * weight, count.double()).clamp_min(0)
+        kept = torch.minimum(level.gather(0, first[None]) * weight, count.double()).clamp_min(0)
         kept = torch.where(count > 0, kept, 0.0)
         whole = kept.floor().long()
         # What the fractions leave over goes to the largest of them.

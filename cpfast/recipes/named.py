@@ -30,10 +30,11 @@ def detector(total_epochs: int, repeats: int = 3, anneal: float | None = None) -
 
 @recipes.register("prune", source="arXiv 2303.04947")
 def prune(
-    total_epochs: int, repeats: int = 3, keep: float = 0.5, anneal: float | None = None
+    total_epochs: int, repeats: int = 3, keep: float | None = None, anneal: float | None = None
 ) -> Recipe:
     """k passes over pruned data.
 
+    ``keep``: share that pruning keeps; None: as the pruner was made.
     ``anneal``: share of the training after which nothing is pruned; None is InfoBatch's .875.
     """
     until = PRUNED_SHARE if anneal is None else anneal
@@ -42,10 +43,11 @@ def prune(
 
 @recipes.register("detector+prune", source="arXiv 2506.15954, 2303.04947")
 def detector_prune(
-    total_epochs: int, repeats: int = 3, keep: float = 0.5, anneal: float | None = None
+    total_epochs: int, repeats: int = 3, keep: float | None = None, anneal: float | None = None
 ) -> Recipe:
     """k passes until the critical period has ended, then one over pruned data.
 
+    ``keep``: share that pruning keeps; None: as the pruner was made.
     ``anneal``: share of what follows the period's end after which it is k full passes again;
     None: nothing is pruned after .875 of the training, and there is one pass to the end.
     """

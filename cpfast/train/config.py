@@ -58,7 +58,7 @@ class Config:
         method: what is cut once the period has ended, see `cpfast.recipes.named`.
         limit: number of training samples, of images stratified; None for all.
         repeats: augmented passes over the data in an epoch of the critical period (k).
-        keep: share of the below-average samples that pruning keeps.
+        keep: share that pruning keeps, as the policy means it; None: what its source keeps.
         anneal: share after which all is spent again: in methods with a detector, of the epochs
             that follow the period's end (data and repeats); in method prune, of the training
             (data). None: pruning stops at .875 of the training, as InfoBatch's does, and the
@@ -89,7 +89,7 @@ class Config:
     optimizer: str = "sgd"
     schedule: str = "step"
     policy: str = "infobatch"
-    keep: float = 0.5
+    keep: float | None = None
     anneal: float | None = None
     criterion: str = "slope45"
     at: int | None = None
@@ -146,7 +146,7 @@ class Config:
             raise UserError(
                 f"--weight-decay must be finite and not negative, got {self.weight_decay}"
             )
-        if not 0 < self.keep <= 1:
+        if self.keep is not None and not 0 < self.keep <= 1:
             raise UserError(f"--keep must be in (0, 1], got {self.keep}")
         if self.anneal is not None and not 0 <= self.anneal <= 1:
             raise UserError(f"--anneal must be in [0, 1], got {self.anneal}")

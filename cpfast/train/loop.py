@@ -27,7 +27,7 @@ from torch.nn import functional as F
 import cpfast
 from cpfast.detection.probe import ModelProbe
 from cpfast.moment import Moment
-from cpfast.pruning import BatchFilter, Draw, LazyPlan
+from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
 from cpfast.recipes import EpochSettings
 from cpfast.train import batches, models, optimizers, process
 from cpfast.train.batches import AUTOCAST
@@ -99,6 +99,7 @@ class Training:
             seed=config.seed,
             device=self.device,
             strict=None,
+            labels=data.train_labels if isinstance(data, ImageData) else None,
         )
         self.recipe = config.recipe()
         self.probe = ModelProbe(
@@ -224,6 +225,16 @@ def check(config: Config, data: ImageData | TextData) -> None:
             f"--batch-size {config.batch_size}: there are only {data.train_size} samples to train "
             "on"
         )
+    rule = policies.make(config.policy)
+    if rule.needs_labels and not isinstance(data, ImageData):
+        raise UserError(f"--policy {config.policy} looks at classes, and {config.data} has none")
+    for epoch in range(config.epochs):
+        chosen = rule.batch_filter(Moment(epoch, config.epochs), config.keep or rule.keep)
+        if chosen is not None and chosen.kept(config.batch_size) >= config.batch_size:
+            raise UserError(
+                f"--batch-size {config.batch_size}: too few for --policy {config.policy} to leave "
+                "any out"
+            )
 
 
 def train_epoch(training: Training, progress: Progress | None = None) -> EpochMetrics:

@@ -274,7 +274,7 @@ def test_a_finished_run_is_shown_again_but_not_overwritten(npz, tmp_path, capsys
     assert (tmp_path / "run" / "last.pt").read_bytes() == before
     message = fails(capsys, "train", "--resume", "--out", out, "--epochs", "9", "--keep", "0.7")
     assert message == (
-        f"--resume {out}: cannot change --epochs 9 (the run has 2); --keep 0.7 (the run has 0.5)"
+        f"--resume {out}: cannot change --epochs 9 (the run has 2); --keep 0.7 (the run has None)"
     )
 
 

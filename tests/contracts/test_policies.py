@@ -11,7 +11,7 @@ from support.host_reads import counted
 
 import cpfast
 from cpfast import Moment
-from cpfast.pruning import Draw, Samples
+from cpfast.pruning import Draw
 
 N, EPOCHS, BATCH = 60, 8, 12
 

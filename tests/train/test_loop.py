@@ -19,6 +19,7 @@ from support.toy_training import (
 )
 
 from cpfast import ops
+from cpfast.pruning import policies
 from cpfast.recipes import EpochSettings, recipes
 from cpfast.train import loop, report, run
 from cpfast.train.config import Config
@@ -43,6 +44,30 @@ def test_resume_equals_no_stop_to_the_bit(tmp_path, method, stop):
     run.train(config, data, parts)
     assert_same_checkpoint(whole, parts)
     assert without_times(whole.metrics()) == without_times(parts.metrics())
+
+
+@pytest.mark.parametrize("policy", policies)
+def test_every_policy_trains_and_resumes_to_the_bit(tmp_path, policy):
+    options = {"epochs": 9, "method": "prune", "policy": policy, "repeats": 1, "anneal": 1.0}
+    config, data = make_config(**options), toy_data()
+    whole, parts = (start(tmp_path / name, config) for name in ("whole", "parts"))
+    run.train(config, data, whole)
+    run.train(config, data, parts, epochs=7)
+    run.train(config, data, parts)
+    assert_same_checkpoint(whole, parts)
+    lines = whole.metrics()
+    for line in lines:
+        assert line["forward_samples"] == line["backward_samples"] + line["scored_samples"]
+    if policy in ("kakurenbo", "ies", "pdd", "selective_backprop"):
+        assert sum(line["scored_samples"] for line in lines) > 0
+
+
+def test_a_policy_that_does_not_go_with_the_run_is_named_before_it():
+    with pytest.raises(UserError, match="^--policy rcap looks at classes, and .* has none$"):
+        loop.check(text_config(policy="rcap"), toy_text())
+    config = make_config(policy="selective_backprop", batch_size=1)
+    with pytest.raises(UserError, match="^--batch-size 1: too few for --policy selective_backprop"):
+        loop.check(config, toy_data())
 
 
 @pytest.mark.parametrize("options", [{"policy": "random"}, {"anneal": 0.5}, {"precision": "bf16"}])

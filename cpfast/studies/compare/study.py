@@ -74,7 +74,11 @@ class Comparison(Study):
         add("--at", type=int,
             help="epoch of --criterion fixed, and of the arm fixed; default: an eighth of all",
         )  # fmt: skip
-        add("--keep", type=float, help="share that pruning keeps; default: 0.5")
+        add(
+            "--keep",
+            type=float,
+            help="share that pruning keeps; default: the policy's, 0.5 for most",
+        )
         add("--anneal", type=float,
             help="as in cpfast train, for arms with a detector or pruning")  # fmt: skip
 
