@@ -86,9 +86,10 @@ OPS = ("layers", "cross-entropy", "selection", "record", "augment")
 KERNELS = {
     "scored_cross_entropy": 140,
     "layer_statistics": 110,
-    "select_samples": 70,
+    "select_samples": 60,
     "augment_batch": 60,
-    "record_scores": 30,
+    "record_scores": 25,
+    "policies": 20,
 }
 TRAINING = {"training_loop": 220, "training_step": 80, "growth": 110}
 CALLS = ("tests", "kernels", "training")

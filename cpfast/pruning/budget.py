@@ -7,12 +7,12 @@ import math
 import torch
 
 from cpfast.moment import Moment
-from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, at_ranks, policies
+from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, ascending, at_ranks, policies
 
 __all__ = ["Budget"]
 
 
-@policies.register("cpfast", source="this project; systematic sampling after Madow 1949")
+@policies.register("budget", source="this project; systematic sampling after Madow 1949")
 class Budget(Policy):
     """Draws exactly floor(keep x N) samples, each with a known probability that grows with loss.
 
@@ -46,7 +46,7 @@ class Budget(Policy):
         loss = samples.columns["loss"]
         by_rank = self._probabilities(size, keep, budget, device)
         step = by_rank.sum() // budget
-        p = at_ranks(loss.argsort(stable=True), by_rank)
+        p = at_ranks(ascending(loss), by_rank)
         order = draw.order(size, device)
         end = p[order].cumsum(0)
         everyone = samples.everyone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cpfast.moment import Moment
-from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, policies
+from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, ascending, policies
 
 __all__ = ["HighLossRemoval"]
 
@@ -27,7 +27,7 @@ class HighLossRemoval(Policy):
     def select(self, samples: Samples, moment: Moment, keep: float, draw: Draw) -> Chosen:
         loss = samples.columns["loss"]
         # What has no loss is not known to be hard.
-        order = torch.where(loss.isfinite(), loss, -torch.inf).argsort(stable=True)
+        order = ascending(torch.where(loss.isfinite(), loss, -torch.inf))
         mask = torch.zeros(samples.size, dtype=torch.bool, device=samples.device)
         kept = samples.size - int((1 - keep) * samples.size)
         return Chosen.of(mask.index_fill_(0, order[: max(1, kept)], True))

@@ -7,7 +7,7 @@ import math
 import torch
 
 from cpfast.moment import Moment
-from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, policies
+from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, ascending, policies
 
 __all__ = ["Kakurenbo"]
 
@@ -45,7 +45,7 @@ class Kakurenbo(Policy):
         decay = 1 - 0.2 * sum(moment.fraction >= begin for begin in (0.3, 0.6, 0.8))
         candidates = math.floor((1 - keep) * decay * samples.size)
         loss, correct = samples.columns["loss"], samples.columns["correct"]
-        lowest = loss.argsort(stable=True)[:candidates]
+        lowest = ascending(loss)[:candidates]
         hidden = torch.zeros(samples.size, dtype=torch.bool, device=samples.device)
         is_easy = (correct[lowest] > 0) & ((-loss[lowest]).exp() >= self.confidence)
         hidden[lowest] = is_easy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cpfast.moment import Moment
-from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, policies
+from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, descending, policies
 
 __all__ = ["OrderDP"]
 
@@ -29,7 +29,6 @@ class OrderDP(Policy):
 
     def select(self, samples: Samples, moment: Moment, keep: float, draw: Draw) -> Chosen:
         pool = draw.order(samples.size, samples.device)[: max(1, int(self.pool * samples.size))]
-        loss = samples.columns["loss"][pool].nan_to_num(torch.inf)
-        hardest = loss.argsort(descending=True, stable=True)[: max(1, int(keep * len(pool)))]
+        hardest = descending(samples.columns["loss"][pool])[: max(1, int(keep * len(pool)))]
         mask = torch.zeros(samples.size, dtype=torch.bool, device=samples.device)
         return Chosen.of(mask.index_fill_(0, pool[hardest], True))

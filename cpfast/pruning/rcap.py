@@ -7,7 +7,7 @@ import math
 import torch
 
 from cpfast.moment import Moment
-from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, policies
+from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, descending, policies
 
 __all__ = ["Rcap"]
 
@@ -48,8 +48,8 @@ class Rcap(Policy):
         # Efraimidis and Spirakis: the largest of loss / beta + Gumbel noise are a draw without
         # replacement by softmax.
         noise = -(-draw.uniform(samples.everyone()).log()).log()
-        order = (loss / self.beta + noise).argsort(descending=True, stable=True)
-        order = order[labels[order].argsort(stable=True)]
+        order = descending(loss / self.beta + noise)
+        order = order[labels[order].int().argsort(stable=True)]
         place = torch.arange(size, device=samples.device) - (count.cumsum(0) - count)[labels[order]]
         mask = torch.zeros(size, dtype=torch.bool, device=samples.device)
         return Chosen.of(mask.index_copy_(0, order, place < kept[labels[order]]))

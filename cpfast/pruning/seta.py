@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cpfast.moment import Moment
-from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, at_ranks, policies
+from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, ascending, at_ranks, policies
 
 __all__ = ["SeTa", "kmeans_bounds"]
 
@@ -50,8 +50,9 @@ class SeTa(Policy):
         size, device = samples.size, samples.device
         drawn = torch.zeros(size, dtype=torch.bool, device=device)
         drawn.index_fill_(0, draw.order(size, device)[: max(1, int(keep * size))], True)
-        loss, order = samples.columns["loss"].sort(stable=True)
-        bounds = kmeans_bounds(loss, self.groups)
+        loss = samples.columns["loss"]
+        order = ascending(loss)
+        bounds = kmeans_bounds(loss[order], self.groups)
         width = max(1, round(self.groups * self.alpha))
         first = moment.epoch % (self.groups - width + 1)
         place = torch.arange(size, device=device)

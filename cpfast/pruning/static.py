@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cpfast.moment import Moment
-from cpfast.pruning.policy import Chosen, Draw, Policy, Samples
+from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, ascending, descending
 
 __all__ = ["Static"]
 
@@ -45,6 +45,7 @@ class Static(Policy):
         return moment.epoch < self.epochs
 
     def select(self, samples: Samples, moment: Moment, keep: float, draw: Draw) -> Chosen:
-        order = samples.state["score"].argsort(descending=self.drop == "easiest", stable=True)
+        by = descending if self.drop == "easiest" else ascending
+        order = by(samples.state["score"])
         mask = torch.zeros(samples.size, dtype=torch.bool, device=samples.device)
         return Chosen.of(mask.index_fill_(0, order[: max(1, int(keep * samples.size))], True))

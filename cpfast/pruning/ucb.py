@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cpfast.moment import Moment
-from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, policies
+from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, descending, policies
 
 __all__ = ["Ucb", "keep_highest", "running_loss"]
 
@@ -27,7 +27,7 @@ def running_loss(samples: Samples, rate: float) -> Tensor:
 
 def keep_highest(samples: Samples, score: Tensor, drawn: int, kept: int, draw: Draw) -> Chosen:
     """Of ``kept`` samples all but ``drawn`` by the highest score, the others at random."""
-    order = score.argsort(descending=True, stable=True)
+    order = descending(score)
     rest = order[kept - drawn :]
     at = draw.order(len(rest), samples.device)[:drawn]
     mask = torch.zeros(samples.size, dtype=torch.bool, device=samples.device)

@@ -9,6 +9,7 @@ import torch
 import cpfast
 from cpfast import Moment
 from cpfast.pruning import Draw, Samples, policies
+from cpfast.pruning.policy import ascending, descending
 from cpfast.pruning.seta import kmeans_bounds
 
 N = 500
@@ -318,7 +319,7 @@ def test_high_losses_are_removed_while_the_period_lasts(rng):
 @pytest.mark.parametrize("keep", [0.1, 0.37, 0.5, 0.9, 0.999, 1.0])
 @pytest.mark.parametrize("floor", [0.05, 0.25, 1.0])
 def test_the_budget_is_exact_and_each_probability_known(rng, keep, floor):
-    rule = policies.make("cpfast", floor=floor)
+    rule = policies.make("budget", floor=floor)
     loss = rng.exponential(size=N)
     loss[:3] = np.inf
     samples = samples_of(rule, {"loss": loss})
@@ -342,8 +343,8 @@ def test_the_budget_is_exact_and_each_probability_known(rng, keep, floor):
 
 
 def test_a_cap_misses_the_share_of_the_losses_that_is_told(rng):
-    rule = policies.make("cpfast", floor=0.1, cap=3.0)
-    assert not rule.unbiased and policies.make("cpfast").unbiased
+    rule = policies.make("budget", floor=0.1, cap=3.0)
+    assert not rule.unbiased and policies.make("budget").unbiased
     loss = rng.exponential(size=N)
     pruner = cpfast.DataPruner(N, policy=rule, strict=None)
     pruner.plan(0)
@@ -383,8 +384,8 @@ def test_a_cap_misses_the_share_of_the_losses_that_is_told(rng):
         ("el2n", {"epochs": 0}, "epochs: .* got 0"),
         ("aum", {"drop": "all"}, "drop: .* got 'all'"),
         ("rcap", {"beta": 0}, "beta: .* got 0"),
-        ("cpfast", {"floor": 0}, "floor: .* got 0"),
-        ("cpfast", {"cap": 0.5}, "cap: .* got 0.5"),
+        ("budget", {"floor": 0}, "floor: .* got 0"),
+        ("budget", {"cap": 0.5}, "cap: .* got 0.5"),
     ],
 )
 def test_options_out_of_range_are_named(name, options, message):
@@ -403,3 +404,10 @@ def test_options_out_of_range_are_named(name, options, message):
 def test_labels_that_do_not_fit_are_named(labels, message):
     with pytest.raises(ValueError, match=f"^labels: {message}$"):
         cpfast.DataPruner(4, labels=labels)
+
+
+def test_orders_are_those_of_sorting(rng):
+    special = [0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan, 1e-45, -1e-45, 3e38, -3e38]
+    values = torch.tensor([*special, *rng.normal(size=200).round(1), *special], dtype=torch.float32)
+    assert torch.equal(ascending(values), values.argsort(stable=True))
+    assert torch.equal(descending(values), values.argsort(descending=True, stable=True))
