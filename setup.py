@@ -2,7 +2,8 @@
 
 CPFAST_CUDA=1 demands the CUDA library, CPFAST_CUDA=0 leaves it out; unset, it is built where
 torch has CUDA and csrc/cuda_toolkit.py finds a toolkit, and where that fails, _C stands alone.
-TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured.
+TORCH_CUDA_ARCH_LIST and MAX_JOBS are honoured. CPFAST_SANITIZE=1 builds _C with AddressSanitizer
+and UndefinedBehaviorSanitizer, for tests (CONTRIBUTING.md).
 """
 
 import os
@@ -31,7 +32,10 @@ DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 CUDA = "cpfast._cuda"
 
 # No -march: the kernels choose their instruction set at run time, and the wheel serves every CPU.
-CXX_FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-attributes"]
+# What may be uninitialised is so in GCC's own header of AVX-512.
+CXX_FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-attributes",
+             "-Wno-maybe-uninitialized"]  # fmt: skip
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
 
 
@@ -92,6 +96,7 @@ def extension(name: str, files: list[str], *, cuda: bool) -> Extension:
         library_dirs=[str(TOOLKIT.libraries)] if cuda else [],
         define_macros=list(definitions.items()),
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_link_args=[] if cuda or SANITIZE != "1" else SANITIZERS,
     )
 
 
@@ -134,9 +139,13 @@ def say(message: str) -> None:
     print(f"setup.py: {message}", file=sys.stderr, flush=True)
 
 
-SETTING = os.environ.get("CPFAST_CUDA", "")
-if SETTING not in ("", "0", "1"):
-    sys.exit(f"setup.py: CPFAST_CUDA: expected 0, 1 or nothing, got {SETTING!r}")
+SETTING, SANITIZE = (os.environ.get(name, "") for name in ("CPFAST_CUDA", "CPFAST_SANITIZE"))
+for name, value in (("CPFAST_CUDA", SETTING), ("CPFAST_SANITIZE", SANITIZE)):
+    if value not in ("", "0", "1"):
+        sys.exit(f"setup.py: {name}: expected 0, 1 or nothing, got {value!r}")
+if SANITIZE == "1":
+    # Of two levels of optimisation the last one counts.
+    CXX_FLAGS += [*SANITIZERS, "-fno-omit-frame-pointer", "-g", "-O1"]
 TOOLKIT, WITHOUT = None, ""
 try:
     TOOLKIT = find_cuda()

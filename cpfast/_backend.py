@@ -46,6 +46,13 @@ def _load_native() -> Any:
             f"cpfast's compiled ops cannot be loaded from {_FOLDER} ({error}): build them with "
             f"{_REBUILD}, or set CPFAST_BACKEND=reference to run on plain PyTorch{hidden}"
         ) from None
+    available = _C.build_info()["cpu_kernels_here"].split()
+    asked = os.environ.get("CPFAST_ISA", "")
+    if asked not in ("", *available):
+        raise ImportError(
+            f"CPFAST_ISA: expected one of {', '.join(available)}, the instruction sets of this "
+            f"machine, or nothing; got {asked!r}"
+        )
     return _C
 
 

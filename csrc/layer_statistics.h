@@ -298,7 +298,8 @@ inline Table checked_layers(const char* op, const std::vector<Tensor>& params,
     if (!std::equal(w.sizes.begin(), w.sizes.end(), w0.sizes.begin(), w0.sizes.end()))
       fail(op, "refs[", l, "]: expected shape ", shape_of(params[l]), " as params[", l,
            "], got ", shape_of(refs[l]));
-    Layer layer{nullptr, nullptr, w.numel, 0, total, w.dtype, w0.dtype, false, false, 1.0f};
+    Layer layer{.numel = w.numel, .first_element = total, .dtype = w.dtype, .ref_dtype = w0.dtype,
+                .ratio = 1};
     const bool dense = is_dense(w);
     if (dense && (w.numel == 0 || same_strides(w, w0))) {
       layer.w = params[l].const_data_ptr();

@@ -2,6 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/isa.h"
+
+#include <string>
+
 #ifdef __clang__
 #define CPFAST_COMPILER __VERSION__
 #else
@@ -62,13 +66,12 @@ pybind11::dict build_info() {
   info["cxx_flags"] = CPFAST_CXX_FLAGS;
   info["cuda"] = CPFAST_CUDA_VERSION;
   info["cuda_architectures"] = CPFAST_CUDA_ARCHITECTURES;
-#ifdef __x86_64__
-  info["cpu_kernels"] = __builtin_cpu_supports("x86-64-v4")   ? "x86-64-v4"
-                        : __builtin_cpu_supports("x86-64-v3") ? "x86-64-v3"
-                                                              : "baseline";
-#else
-  info["cpu_kernels"] = "baseline";
-#endif
+  const char* const names[] = {"baseline", "v3", "v4"};
+  info["cpu_kernels"] = names[static_cast<int>(cpfast::kIsa)];
+  std::string available;
+  for (int i = 0; i <= static_cast<int>(cpfast::best_isa()); ++i)
+    available += (i ? " " : "") + std::string(names[i]);
+  info["cpu_kernels_here"] = available;
   return info;
 }
 

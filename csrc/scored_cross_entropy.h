@@ -94,9 +94,9 @@ struct Rows {
   const Real<T>* weight;  // null where every weight is 1
   int64_t count, classes, ignore_index;
   double smoothing;
-  Real<T>* loss;    // [count], times weight
+  Real<T>* loss;    // [count], times weight; null in the backward pass
   Real<T>* stats;   // null where the gradient is written at once
-  float* scores;    // [3, count]
+  float* scores;    // [3, count]; null in the backward pass
   float* recorded;  // null, or [count]
   Score score;
   T* grad;  // null, or where gradients go

@@ -27,8 +27,23 @@ def test_the_compiled_ops_are_in_use():
     assert cpfast.backend() in ("cpu", "cuda")
     info = cpfast.build_info()
     assert info["abi"] == "LibTorch stable ABI, torch >= 2.11"
-    assert info["cpu_kernels"] in ("x86-64-v4", "x86-64-v3", "baseline")
+    assert info["cpu_kernels"] in info["cpu_kernels_here"].split()
     assert all(isinstance(value, str) for value in info.values())
+
+
+@pytest.mark.parametrize("isa", cpfast.build_info()["cpu_kernels_here"].split())
+def test_the_instruction_set_can_be_chosen(isa):
+    code = "import cpfast; print(cpfast.build_info()['cpu_kernels'])"
+    assert run(code, CPFAST_ISA=isa).stdout.split() == [isa]
+
+
+def test_an_instruction_set_that_is_not_here_is_an_error():
+    available = cpfast.build_info()["cpu_kernels_here"].split()
+    for name in {"v2", "v3", "v4"} - set(available):
+        assert last_line(run("import cpfast", CPFAST_ISA=name)) == (
+            f"ImportError: CPFAST_ISA: expected one of {', '.join(available)}, the instruction "
+            f"sets of this machine, or nothing; got {name!r}"
+        )
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm here")

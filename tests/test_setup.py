@@ -37,8 +37,9 @@ def test_cuda_can_be_left_out():
     assert setup(CPFAST_CUDA="0").stdout.split()[-1] == "cpfast"
 
 
-def test_a_wrong_setting_is_named():
-    assert "CPFAST_CUDA: expected 0, 1 or nothing, got 'yes'" in setup(CPFAST_CUDA="yes").stderr
+@pytest.mark.parametrize("name", ["CPFAST_CUDA", "CPFAST_SANITIZE"])
+def test_a_wrong_setting_is_named(name):
+    assert f"{name}: expected 0, 1 or nothing, got 'yes'" in setup(**{name: "yes"}).stderr
 
 
 def test_the_source_distribution_has_every_source(tmp_path):
@@ -66,8 +67,12 @@ case " $* " in
   *" -c "*) ;;
   *) exec c++ "$@" ;;
 esac
-while [ $# -gt 0 ]; do [ "$1" = -o ] && object=$2; shift; done
-echo "$object" >>"$COMPILED"
+while [ $# -gt 0 ]; do
+  [ "$1" = -o ] && object=$2
+  case "$1" in -f*) flags="$flags$1 " ;; esac
+  shift
+done
+echo "$flags-o $object" >>"$COMPILED"
 exec c++ -x c -c /dev/null -o "$object"
 """
 NVCC = """#!/bin/sh
@@ -215,3 +220,13 @@ def test_ninja_is_found_beside_the_interpreter(checkout):
     assert out.returncode == 0 and built(checkout) == [CPU]
     assert "Falling back to using the slow distutils backend" not in out.stderr
     assert list(checkout.glob("build/temp*/build.ninja"))
+
+
+@pytest.mark.parametrize("setting", ["", "0", "1"])
+def test_sanitizers_are_built_in_where_they_are_asked_for(checkout, setting):
+    out = build(checkout, CPFAST_CUDA="0", CPFAST_SANITIZE=setting)
+    assert built(checkout) == [CPU], out.stderr
+    compiled = (checkout.parent / "compiled").read_text().splitlines()
+    assert len(compiled) > 5
+    is_sanitized = ["-fsanitize=address,undefined" in line for line in compiled]
+    assert all(is_sanitized) if setting == "1" else not any(is_sanitized)

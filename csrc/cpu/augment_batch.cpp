@@ -81,20 +81,21 @@ Tensor augment_cpu(Tensor images, Tensor index, std::optional<Tensor> repeats,
   for (int64_t i = 0; i < static_cast<int64_t>(bias.size()) - kSlack; ++i)
     bias[i] = pixel_mean ? -pixel_mean[i] * numbers.inverse_std[i % channels]
                          : numbers.bias[i % channels];
-  const Batch batch{images.const_data_ptr<uint8_t>(),
-                    images.size(0) - (kOverread + height * line - 1) / (height * line),
-                    height,
-                    width,
-                    channels,
-                    samples.data(),
-                    times.data(),
-                    arguments.options(),
-                    band,
-                    scale.data(),
-                    bias.data(),
-                    mean_image.has_value(),
-                    out.mutable_data_ptr(),
-                    dtype};
+  const Batch batch{
+      .images = images.const_data_ptr<uint8_t>(),
+      .samples_before_end = images.size(0) - (kOverread + height * line - 1) / (height * line),
+      .height = height,
+      .width = width,
+      .channels = channels,
+      .samples = samples.data(),
+      .repeats = times.data(),
+      .options = arguments.options(),
+      .band = band,
+      .scale = scale.data(),
+      .bias = bias.data(),
+      .bias_of_image = mean_image.has_value(),
+      .out = out.mutable_data_ptr(),
+      .dtype = dtype};
   const int64_t grain = std::max<int64_t>(1, kPixelsOfTask / (height * width));
   torch::stable::parallel_for(0, batch_size, grain, [&](int64_t begin, int64_t end) {
     std::vector<uint8_t> bytes(height * line + kSlack);

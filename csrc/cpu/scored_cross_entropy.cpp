@@ -102,21 +102,21 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(
   for_floating(input.scalar_type(), [&]<typename T>(T) {
     using R = Real<T>;
     std::vector<R> losses(reduces ? rows : 0);
-    const Rows<T> f{input.const_data_ptr<T>(),
-                    Layout(input),
-                    target.const_data_ptr<int64_t>(),
-                    weight ? weight->const_data_ptr<R>() : nullptr,
-                    rows,
-                    classes,
-                    ignore_index,
-                    label_smoothing,
-                    reduces ? losses.data() : loss.mutable_data_ptr<R>(),
-                    grad ? nullptr : stats.mutable_data_ptr<R>(),
-                    scores.mutable_data_ptr<float>(),
-                    table ? recorded.data() : nullptr,
-                    static_cast<Score>(score),
-                    grad ? grad->mutable_data_ptr<T>() : nullptr,
-                    Layout(grad ? *grad : input)};
+    const Rows<T> f{.input = input.const_data_ptr<T>(),
+                    .at = Layout(input),
+                    .target = target.const_data_ptr<int64_t>(),
+                    .weight = weight ? weight->const_data_ptr<R>() : nullptr,
+                    .count = rows,
+                    .classes = classes,
+                    .ignore_index = ignore_index,
+                    .smoothing = label_smoothing,
+                    .loss = reduces ? losses.data() : loss.mutable_data_ptr<R>(),
+                    .stats = grad ? nullptr : stats.mutable_data_ptr<R>(),
+                    .scores = scores.mutable_data_ptr<float>(),
+                    .recorded = table ? recorded.data() : nullptr,
+                    .score = static_cast<Score>(score),
+                    .grad = grad ? grad->mutable_data_ptr<T>() : nullptr,
+                    .grad_at = Layout(grad ? *grad : input)};
     // Of no rows it is infinite, and the mean NaN, as torch's is.
     const double factor = reduction == static_cast<int64_t>(Reduction::kMean) ? 1.0 / counted : 1.0;
     for_rows(rows, classes, [&](int64_t begin, int64_t end) {
@@ -143,14 +143,20 @@ Tensor backward_cpu(Tensor grad_loss, Tensor input, Tensor target, Tensor softma
 
   for_floating(input.scalar_type(), [&]<typename T>(T) {
     using R = Real<T>;
-    const Backward<T> b{{input.const_data_ptr<T>(), Layout(input),
-                         target.const_data_ptr<int64_t>(),
-                         weight ? weight->const_data_ptr<R>() : nullptr, row_count(input),
-                         class_count(input), ignore_index, label_smoothing, nullptr,
-                         const_cast<R*>(softmax_stats.const_data_ptr<R>()), nullptr, nullptr,
-                         Score::kLoss, grad_input.mutable_data_ptr<T>(), Layout(grad_input)},
-                        grad_loss.const_data_ptr<R>(),
-                        static_cast<Reduction>(reduction)};
+    const Backward<T> b{
+        .rows = {.input = input.const_data_ptr<T>(),
+                 .at = Layout(input),
+                 .target = target.const_data_ptr<int64_t>(),
+                 .weight = weight ? weight->const_data_ptr<R>() : nullptr,
+                 .count = row_count(input),
+                 .classes = class_count(input),
+                 .ignore_index = ignore_index,
+                 .smoothing = label_smoothing,
+                 .stats = const_cast<R*>(softmax_stats.const_data_ptr<R>()),
+                 .grad = grad_input.mutable_data_ptr<T>(),
+                 .grad_at = Layout(grad_input)},
+        .grad_loss = grad_loss.const_data_ptr<R>(),
+        .reduction = static_cast<Reduction>(reduction)};
     for_rows(b.rows.count, b.rows.classes, [&](int64_t begin, int64_t end) {
       CPFAST_DISPATCH(backward_rows<T>)(b, begin, end);
     });

@@ -318,22 +318,22 @@ Tensor augment_cuda(Tensor images, Tensor index, std::optional<Tensor> repeats,
   Tensor out = torch::stable::new_empty(images, {samples, height, width, channels}, dtype);
   if (samples == 0) return out;
   const int64_t item = dtype == ScalarType::Float ? 4 : 2;
-  const Batch batch{images.const_data_ptr<uint8_t>(),
-                    images.size(0),
-                    integers_of(index, 0),
-                    integers_of(repeats, repeat),
-                    static_cast<int32_t>(height),
-                    static_cast<int32_t>(width),
-                    static_cast<int32_t>(pixels),
-                    pixels > kStagedPixels
-                        ? static_cast<int32_t>((pixels + kTilePixels - 1) / kTilePixels)
-                        : 1,
-                    arguments.options(),
-                    arguments.numbers(),
-                    mean_image ? mean_image->const_data_ptr<float>() : nullptr,
-                    out.mutable_data_ptr(),
-                    is_multiple(images.const_data_ptr(), pixels, 4),
-                    is_multiple(out.const_data_ptr(), pixels * channels * item, 16)};
+  const int64_t tiles = pixels > kStagedPixels ? (pixels + kTilePixels - 1) / kTilePixels : 1;
+  const Batch batch{
+      .images = images.const_data_ptr<uint8_t>(),
+      .samples = images.size(0),
+      .index = integers_of(index, 0),
+      .repeats = integers_of(repeats, repeat),
+      .height = static_cast<int32_t>(height),
+      .width = static_cast<int32_t>(width),
+      .pixels = static_cast<int32_t>(pixels),
+      .tiles = static_cast<int32_t>(tiles),
+      .options = arguments.options(),
+      .numbers = arguments.numbers(),
+      .mean_image = mean_image ? mean_image->const_data_ptr<float>() : nullptr,
+      .out = out.mutable_data_ptr(),
+      .reads_words = is_multiple(images.const_data_ptr(), pixels, 4),
+      .writes_vectors = is_multiple(out.const_data_ptr(), pixels * channels * item, 16)};
   const Launcher launch(images);
   for_floating(dtype, [&]<typename T>(T) {
     if constexpr (!std::is_same_v<T, double>) {

@@ -97,12 +97,17 @@ Tensor backward_cuda(Tensor grad_loss, Tensor input, Tensor target, Tensor softm
   const Launcher launch(input);
   for_floating(input.scalar_type(), [&]<typename T>(T) {
     using R = Real<T>;
-    const Backward<T> b{{input.const_data_ptr<T>(), Layout(input),
-                         target.const_data_ptr<int64_t>(),
-                         weight ? weight->const_data_ptr<R>() : nullptr, row_count(input),
-                         class_count(input), ignore_index, label_smoothing, nullptr,
-                         const_cast<R*>(softmax_stats.const_data_ptr<R>()), nullptr, nullptr,
-                         Score::kLoss, grad_input.mutable_data_ptr<T>(), Layout(grad_input)},
+    const Backward<T> b{{.input = input.const_data_ptr<T>(),
+                         .at = Layout(input),
+                         .target = target.const_data_ptr<int64_t>(),
+                         .weight = weight ? weight->const_data_ptr<R>() : nullptr,
+                         .count = row_count(input),
+                         .classes = class_count(input),
+                         .ignore_index = ignore_index,
+                         .smoothing = label_smoothing,
+                         .stats = const_cast<R*>(softmax_stats.const_data_ptr<R>()),
+                         .grad = grad_input.mutable_data_ptr<T>(),
+                         .grad_at = Layout(grad_input)},
                         grad_loss.const_data_ptr<R>(),
                         static_cast<Reduction>(reduction)};
     for_lanes(b.classes, [&](auto lanes) {

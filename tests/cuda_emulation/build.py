@@ -46,8 +46,10 @@ def _replace(path: pathlib.Path, pattern: str, replacement: str) -> None:
 
 def _prepare(csrc: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
     """Copies the sources, and replaces in them what a host cannot compile or guard."""
-    (folder / "cuda").mkdir(parents=True)
-    for source in [*csrc.glob("*.h"), *csrc.glob("cuda/*"), csrc / "module.cpp"]:
+    for name in ("cpu", "cuda"):
+        (folder / name).mkdir(parents=True)
+    parts = [*csrc.glob("*.h"), *csrc.glob("cuda/*"), csrc / "cpu" / "isa.h", csrc / "module.cpp"]
+    for source in parts:
         shutil.copyfile(source, folder / source.relative_to(csrc))
     shutil.copyfile(HERE / "launch.h", folder / "cuda" / "launch.h")
     shutil.copyfile(HERE / "emulation.cpp", folder / "emulation.cpp")
