@@ -1,13 +1,17 @@
 """Random calls: ``PYTHONPATH=tests python -m fuzz OP SEED`` repeats one.
 
 ``python -m fuzz OP,OP FIRST_SEED HOW_MANY [FILE]`` makes many, and writes to the file before each
-what repeats it, so that who finds the process dead knows the call.
+what repeats it, so that who finds the process dead knows the call. With EMULATED=LIBRARY in the
+environment the CUDA kernels run, of a library that tests/cuda_emulation/build.py has made.
 """
 
 import faulthandler
+import os
 import sys
+from contextlib import nullcontext
 
 import torch
+from cuda_emulation.harness import Emulation
 
 from .calls import CALLS
 from .draws import Draws
@@ -20,7 +24,9 @@ def main(names: str, first: int, count: int = 1, path: str = "/dev/null") -> int
     faulthandler.enable()
     torch.set_num_threads(1)
     failures = 0
-    with open(path, "w") as file:
+    library = os.environ.get("EMULATED")
+    kernels = Emulation(library).instead_of_cpu() if library else nullcontext()
+    with kernels, open(path, "w") as file:
         for op in names.split(","):
             for seed in range(first, first + count):
                 line = f"PYTHONPATH=tests python -m fuzz {op} {seed}"

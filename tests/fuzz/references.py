@@ -25,11 +25,17 @@ def norm(values):
 def cosine_distance(w, w0):
     """Half the squared distance of the two unit vectors, which nothing cancels in."""
     a, b = norm(w), norm(w0)
-    if a == 0 or b == 0:
-        return 0.0 if a == b else np.nan if np.isnan(a + b) else 1.0
     if not np.isfinite(a + b):
         return np.nan
+    if a == 0 or b == 0:
+        return 0.0 if a == b else 1.0
     return 0.5 * np.sum((w / a - w0 / b) ** 2)
+
+
+def six_bits(ratio):
+    """Rounded to six significant bits, halves away from zero."""
+    mantissa, exponent = np.frexp(ratio)
+    return np.ldexp(np.floor(mantissa * 64 + 0.5) / 64, exponent)
 
 
 # ---- cross-entropy

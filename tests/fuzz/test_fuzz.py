@@ -20,6 +20,7 @@ pytestmark = emulated_only[:2]  # compiled kernels, and memory that Linux guards
 
 
 FEW_CALLS = 100  # of the instruction sets that this machine does not prefer
+EMULATED_CALLS = 25
 ISAS = cpfast.build_info().get("cpu_kernels_here", "").split()
 
 
@@ -35,15 +36,23 @@ def run(code, *arguments, **environment):
     return process.returncode, process.stdout + process.stderr
 
 
+def calls_are_right(tmp_path, count, **environment):
+    at = tmp_path / "call"
+    status, printed = run(["-m", "fuzz"], ",".join(CALLS), 0, count, at, **environment)
+    assert status >= 0, f"killed by signal {-status} in: {at.read_text().strip()}\n{printed}"
+    assert status == 0, f"wrong calls, and what repeats them:\n{printed}"
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_random_calls(request, tmp_path, isa):
     count = request.config.getoption("--calls", None) or CALLS_EACH
-    if isa != ISAS[-1]:
-        count = min(count, FEW_CALLS)
-    at = tmp_path / "call"
-    status, printed = run(["-m", "fuzz"], ",".join(CALLS), 0, count, at, CPFAST_ISA=isa)
-    assert status >= 0, f"killed by signal {-status} in: {at.read_text().strip()}\n{printed}"
-    assert status == 0, f"wrong calls, and what repeats them:\n{printed}"
+    calls_are_right(tmp_path, count if isa == ISAS[-1] else min(count, FEW_CALLS), CPFAST_ISA=isa)
+
+
+@pytest.mark.emulated
+def test_random_calls_of_the_cuda_kernels(request, tmp_path, emulated):
+    count = request.config.getoption("--calls", None) or EMULATED_CALLS
+    calls_are_right(tmp_path, count, EMULATED=emulated.library._name)
 
 
 # What a fault would do, in place of an op.
@@ -80,4 +89,5 @@ def test_a_planted_fault_is_found_and_named(tmp_path):
 
 
 def test_every_op_is_called():
-    assert set(CALLS) == {name for name in ops.__all__ if name.islower()}
+    of_sums = {"ratio_of_sums", "rotation_of_sums", "statistics_of_sums"}  # by layer_sums
+    assert {*CALLS, *of_sums} == {name for name in ops.__all__ if name.islower()}
