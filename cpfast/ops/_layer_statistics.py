@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cpfast import _backend, reference
 from cpfast.ops._common import OPS, REFERENCE, check_devices, check_tensors
+from cpfast.reference._checks import check_layers
 from cpfast.results import LayerStatistics
 
 __all__ = ["layer_rotation", "layer_statistics", "layer_sums"]
@@ -53,6 +54,8 @@ def _layer_arguments(
         _backend.require_kernels(op, "params[0]", weights[0].device)
     if ref_sq_norms is not None and ref_sq_norms.dtype == torch.float32:
         ref_sq_norms = ref_sq_norms.double()
+    if REFERENCE:
+        check_layers(op, weights, references, ref_sq_norms)
     return weights, references, ref_sq_norms
 
 

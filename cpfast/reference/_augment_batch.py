@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cpfast.reference._checks import check_range
 from cpfast.reference._draws import AUGMENT, LONG, WORD, mix64, philox4x32
 
 
@@ -58,7 +59,8 @@ def augment_batch(
     std: Sequence[float] | Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    _, height, width, _ = images.shape
+    samples, height, width, _ = images.shape
+    check_range("augment_batch", "index", index, samples, f"a number in [0, {samples})")
     device = images.device
     index = index.long()
     key = mix64(mix64(mix64(seed & LONG) ^ (epoch & LONG)) ^ AUGMENT)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cpfast.reference._checks import check_range
 from cpfast.reference._record_scores import record_scores
 from cpfast.results import ScoredLoss
 
@@ -25,6 +26,11 @@ def scored_cross_entropy(
     index: Tensor | None = None,
     score: str = "loss",
 ) -> ScoredLoss:
+    classes = input.shape[-1]
+    check_range(
+        "scored_cross_entropy", "target", target, classes,
+        f"a class in [0, {classes}) or ignore_index {ignore_index}", ignored=ignore_index,
+    )  # fmt: skip
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     logits, y = input.to(wide).flatten(0, -2), target.long().flatten()
     loss = F.cross_entropy(

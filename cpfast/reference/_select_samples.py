@@ -44,7 +44,9 @@ def select_samples(
     indices = torch.full_like(scores, -1, dtype=dtype)
     weights = torch.zeros_like(scores)
     indices[: len(order)] = order.to(dtype)
-    weights[: len(order)] = torch.where(below[order], 1 / keep, 1.0)
+    weights[: len(order)] = torch.where(
+        below[order], torch.tensor(1 / keep, dtype=torch.float64), 1.0
+    ).float()
     return Selection(indices, weights, count)
 
 

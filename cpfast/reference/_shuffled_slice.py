@@ -19,8 +19,13 @@ def shuffled_slice(
     epoch: int,
     stream: int = 0,
 ) -> Tensor:
-    n = int(count)
-    positions = int(start) + torch.arange(size, device=indices.device)
+    n = min(max(int(count), 0), len(indices))
+    if not isinstance(start, Tensor) and start < 0:
+        raise RuntimeError(
+            f"cpfast::shuffled_slice: start: expected a position from 0 on, got {start}"
+        )
+    # From n on all positions are alike, and none wraps round.
+    positions = min(int(start), n) + torch.arange(size, device=indices.device)
     inside = (positions >= 0) & (positions < n)
     key = {"seed": seed, "epoch": epoch, "stream": stream, "purpose": SHUFFLE}
     out = torch.full_like(positions, -1, dtype=indices.dtype)

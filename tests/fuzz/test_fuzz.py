@@ -55,6 +55,13 @@ def test_random_calls_of_the_cuda_kernels(request, tmp_path, emulated):
     calls_are_right(tmp_path, count, EMULATED=emulated.library._name)
 
 
+def test_random_calls_of_the_twins(tmp_path):
+    """But for layers and losses, which they compute to other digits."""
+    at, names = tmp_path / "call", "select_samples,shuffled_slice,record_scores,augment_batch"
+    status, printed = run(["-m", "fuzz"], names, 0, 100, at, CPFAST_BACKEND="reference")
+    assert status == 0, f"wrong calls, and what repeats them:\n{printed}"
+
+
 # What a fault would do, in place of an op.
 READS_A_BYTE_TOO_MUCH = """
 def op(scores, index, values):
