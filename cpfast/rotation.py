@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cpfast import layers, ops
+from cpfast.forms import Maybe, Open, Several, check
 from cpfast.layers import is_weight
 
 __all__ = ["LayerRotation", "is_weight"]
@@ -304,9 +305,11 @@ class LayerRotation:
         """Restores :meth:`state_dict`. A state without a history empties that of this object.
 
         Raises:
-            ValueError: where the snapshot is of other layers, or of a dtype that this one would
-                round; where the history is longer than the one kept. Nothing is changed then.
+            ValueError: where something is missing or of another type; where the snapshot is of
+                other layers, or of a dtype that this one would round; where the history is longer
+                than the one kept. Nothing is changed then.
         """
+        check(state, _STATE, "state_dict")
         names = layers.plain_names(list(state["names"]))
         if names != layers.plain_names(self.names):
             raise ValueError(
@@ -340,7 +343,12 @@ class LayerRotation:
                     f"state_dict['history']: expected at most {self._rows} rows of {number} "
                     f"layers, got shape {tuple(history.shape)}"
                 )
-            history = history[: state.get("recorded", len(history))]
+            recorded = state.get("recorded", len(history))
+            if not 0 <= recorded <= len(history):
+                raise ValueError(
+                    f"state_dict['recorded']: expected one of 0..{len(history)}, got {recorded}"
+                )
+            history = history[:recorded]
         # In place: the plan, and CUDA graphs that captured it, stay valid.
         for saved, ref in zip(state["refs"], self._refs, strict=True):
             ref.copy_(saved)
@@ -355,6 +363,10 @@ class LayerRotation:
             self._cursor.fill_(len(history))
 
 
+_STATE = Open(
+    {"names": Several(str), "refs": Several(Tensor), "latest": Maybe(Tensor)},
+    {"history": Maybe(Tensor), "recorded": int},
+)
 _ALIGNMENT = 128  # bytes: what a GPU reads at once
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.utils.data import Dataset, DistributedSampler, IterableDataset
 
 from cpfast.detection import CriticalPeriodDetector
+from cpfast.forms import Open, check
 from cpfast.moment import Moment
 from cpfast.pruning import DataPruner
 from cpfast.recipes import Recipe
@@ -47,6 +48,9 @@ class IndexedDataset(Dataset):
         fetch = getattr(self.dataset, "__getitems__", None)
         items = fetch(indices) if fetch else [self.dataset[i] for i in indices]
         return list(zip(items, indices, strict=True))
+
+
+_STATE = Open({"epoch": int, "position": int, "finished": bool})
 
 
 class _Settings(NamedTuple):
@@ -257,14 +261,24 @@ class PrunedSampler(DistributedSampler):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`; load the pruner's and the detector's first. The next
         iteration begins where this one stood; of an epoch that has ended, at its beginning.
+
+        Raises:
+            ValueError: where something is missing, of another type or out of range; nothing is
+                changed then.
         """
-        for name in ("epoch", "position", "finished"):
-            if name not in state:
-                raise ValueError(f"state_dict: {name!r} is missing")
+        check(state, _STATE, "state_dict")
+        epoch, position = state["epoch"], state["position"]
+        for name, value in (("epoch", epoch), ("position", position)):
+            if value < 0:
+                raise ValueError(f"state_dict[{name!r}]: expected 0 or more, got {value}")
+        try:
+            self._from_recipe(epoch)
+        except ValueError as error:
+            raise ValueError(f"state_dict['epoch']: {error}") from error
         self._chosen = None
         planned = self.pruner.planned
-        self.set_epoch(int(state["epoch"]))
-        if self.recipe is None and planned is not None and planned[0] == state["epoch"]:
+        self.set_epoch(epoch)
+        if self.recipe is None and planned is not None and planned[0] == epoch:
             self.set_epoch(planned[0], repeats=planned[1], prune=planned[2])
-        self._position = self._resumed_at = int(state["position"])
-        self._finished = bool(state["finished"])
+        self._position = self._resumed_at = position
+        self._finished = state["finished"]

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from cpfast.forms import Finite, Open, Several, check
+
 __all__ = [
     "FractionLR",
     "FractionSchedule",
@@ -122,8 +124,10 @@ class FractionSchedule:
         """Restores :meth:`state_dict`.
 
         Raises:
-            ValueError: where the optimizer has another number of parameter groups.
+            ValueError: where the optimizer has another number of parameter groups, or something is
+                no number.
         """
+        check(state, Open({"base_lrs": Several(Finite)}), "state_dict")
         if len(state["base_lrs"]) != len(self.base_lrs):
             raise ValueError(
                 f"state_dict['base_lrs']: expected {len(self.base_lrs)} learning rates, "
@@ -174,3 +178,16 @@ class FractionLR(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """The fraction and the base values; the schedule is a function, which is not saved."""
         return {key: value for key, value in super().state_dict().items() if key != "schedule"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: where something is missing, of another type or out of range; nothing is
+                changed then.
+        """
+        rates = [float if isinstance(rate, float) else object for rate in self.base_lrs]
+        form = Open({"fraction": Finite, "last_epoch": int, "base_lrs": rates})
+        check(state_dict, form, "state_dict")
+        _check_fraction("state_dict['fraction']", state_dict["fraction"])
+        super().load_state_dict(state_dict)

@@ -9,11 +9,21 @@ from typing import Any
 from torch import Tensor
 
 from cpfast.detection.criterion import Criterion, Measured, criteria
+from cpfast.forms import Maybe, Open, Plain, Several, Table, check
 from cpfast.moment import Moment
 
 __all__ = ["CriticalPeriodDetector"]
 
-_STATE = ("criterion", "options", "total_epochs", "history", "end_epoch", "reason")
+_STATE = Open(
+    {
+        "criterion": str,
+        "options": Table(Plain),
+        "total_epochs": int,
+        "history": Several((int, Several(float))),
+        "end_epoch": Maybe(int),
+        "reason": Maybe(str),
+    }
+)
 
 
 class CriticalPeriodDetector:
@@ -132,25 +142,33 @@ class CriticalPeriodDetector:
         """Restores :meth:`state_dict`, the settings included.
 
         Raises:
-            ValueError: where something is missing, or it is that of a criterion that was given as
-                an object, and this one has another; nothing is changed then.
+            ValueError: where something is missing or of another type, or it is that of a criterion
+                that was given as an object, and this one has another; nothing is changed then.
         """
-        for name in _STATE:
-            if name not in state:
-                raise ValueError(f"state_dict: {name!r} is missing")
-        if state["criterion"] == self.criterion and state["options"] == self._options:
-            restored = CriticalPeriodDetector(self.rule, state["total_epochs"])
-        elif state["criterion"] in criteria:
-            restored = CriticalPeriodDetector(state["criterion"], state["total_epochs"])
-            restored.rule = criteria.make(state["criterion"], **state["options"])
-        else:
+        check(state, _STATE, "state_dict")
+        rule: str | Criterion = state["criterion"]
+        options = dict(state["options"])
+        if (rule, options) == (self.criterion, self._options):
+            rule, options = self.rule, {}
+        elif rule not in criteria:
             raise ValueError(
                 f"state_dict['criterion']: expected {self.criterion!r}, got {state['criterion']!r}"
             )
+        try:
+            restored = CriticalPeriodDetector(rule, state["total_epochs"], **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"state_dict['options']: {error}") from error
         restored.criterion, restored._options = state["criterion"], dict(state["options"])
-        for epoch, values in state["history"]:
-            restored.step(values, epoch)
-        restored.end_epoch, restored.reason = state["end_epoch"], state["reason"]
+        try:
+            for epoch, values in state["history"]:
+                restored.step(values, epoch)
+        # whatever a criterion makes of numbers that it has not measured
+        except (ArithmeticError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"state_dict['history']: {error}") from error
+        end, last = state["end_epoch"], max((m.epoch for m in restored._measured), default=0)
+        if end is not None and not 1 <= end <= last:
+            raise ValueError(f"state_dict['end_epoch']: expected one of 1..{last}, got {end}")
+        restored.end_epoch, restored.reason = end, state["reason"]
         self.__dict__.update(restored.__dict__)
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cpfast import ops
+from cpfast.forms import Finite, Open, Plain, Table, check
 from cpfast.moment import Moment
 from cpfast.pruning.plan import LazyPlan, Shuffled
 from cpfast.pruning.policy import COLUMNS, BatchFilter, Chosen, Draw, Policy, Samples, policies
@@ -19,6 +20,29 @@ from cpfast.pruning.policy import COLUMNS, BatchFilter, Chosen, Draw, Policy, Sa
 __all__ = ["DataPruner"]
 
 _SETTINGS = ("num_samples", "num_epochs", "keep", "anneal", "seed")
+_STATE = Open(
+    {
+        "num_samples": int,
+        "num_epochs": int,
+        "keep": Finite,
+        "anneal": Finite,
+        "seed": int,
+        "policy": str,
+        "options": Table(Plain),
+        "columns": Table(Tensor),
+        "state": Table(Tensor),
+        "columns_then": Table(Tensor),
+        "planned": {
+            "epoch": int,
+            "repeats": int,
+            "prune": bool,
+            "keep": Finite,
+            "period_end": int,
+        },
+        "recorded": int,
+        "earlier": {"planned": int, "seen": int, "full": int},
+    }
+)
 _ASKED = {"repeats": 1, "prune": True, "keep": None, "period_end": None}
 # An ignored sample would be recorded as one of loss 0.
 _NONE_IGNORED = torch.iinfo(torch.int64).min
@@ -692,34 +716,41 @@ class DataPruner:
             ValueError: where the state is not that of a pruner of a data set of this size; nothing
                 is changed then.
         """
-        names = (*_SETTINGS, "policy", "options", "columns", "state", "columns_then")
-        for name in (*names, "planned", "recorded", "earlier"):
-            if name not in state:
-                raise ValueError(f"state_dict: {name!r} is missing")
+        check(state, _STATE, "state_dict")
         if state["num_samples"] != self.num_samples:
             raise ValueError(
                 f"state_dict['num_samples']: expected {self.num_samples}, "
                 f"got {state['num_samples']}"
             )
         is_own = (state["policy"], state["options"]) == (self.policy, self._options)
-        restored = DataPruner(
-            **{name: state[name] for name in _SETTINGS},
-            policy=self.rule if is_own else state["policy"],
-            device=self.device,
-            nan=self.nan,
-            strict=self.strict,
-            labels=self._labels,
-            **({} if is_own else state["options"]),
-        )
+        try:
+            restored = DataPruner(
+                **{name: state[name] for name in _SETTINGS},
+                policy=self.rule if is_own else state["policy"],
+                device=self.device,
+                nan=self.nan,
+                strict=self.strict,
+                labels=self._labels,
+                **({} if is_own else state["options"]),
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"state_dict: {error}") from error
         restored.policy, restored._options = state["policy"], dict(state["options"])
         for key in ("columns", "state", "columns_then"):
-            _load_table(key, state[key], getattr(restored, f"_{key}"))
+            own = getattr(restored, f"_{key}")
+            check(state[key], own, f"state_dict[{key!r}]")
+            for name, value in own.items():
+                value.copy_(state[key][name])
         planned = _Planned(**state["planned"])
         if planned.epoch >= 0:
             end = planned.period_end
-            restored._planned = planned._replace(period_end=None if end == -1 else end)
-        restored._recorded_by_all = int(state["recorded"])
-        restored._earlier = {name: int(state["earlier"][name]) for name in self._earlier}
+            asked = planned._replace(period_end=None if end == -1 else end)
+            try:
+                restored._planned = restored._asked(*asked)
+            except ValueError as error:
+                raise ValueError(f"state_dict['planned']: {error}") from error
+        restored._recorded_by_all = state["recorded"]
+        restored._earlier = dict(state["earlier"])
         restored._follows_logits = self._follows_logits
         self.__dict__.update(restored.__dict__)
 
@@ -732,18 +763,6 @@ def _refuse_nan(samples: Samples) -> None:
                 f"scores: {len(nans)} of {samples.size} are NaN, the first is the {name} of "
                 f"sample {nans[0]}, which has diverged; nan='keep' trains on it again"
             )
-
-
-def _load_table(key: str, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    if set(saved) != set(own):
-        raise ValueError(f"state_dict[{key!r}]: expected {sorted(own)}, got {sorted(saved)}")
-    for name, value in own.items():
-        if saved[name].shape != value.shape or saved[name].dtype != value.dtype:
-            raise ValueError(
-                f"state_dict[{key!r}][{name!r}]: expected {list(value.shape)} {value.dtype}, "
-                f"got {list(saved[name].shape)} {saved[name].dtype}"
-            )
-        value.copy_(saved[name])
 
 
 def _mean_over_tokens(values: Tensor, counts: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from cpfast.forms import Open, Several, check
 from cpfast.train.errors import UserError
-from cpfast.train.forms import Open, Several, check
 
 FORMAT = "cpfast-checkpoint-2"  # 1 had no checksum
 _FORM = Open({"epoch": int, "metrics": Several(str)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict, cast
 
-from cpfast.train.forms import Finite, Maybe, Open, Table, check
+from cpfast.forms import Finite, Maybe, Open, Table, check
 
 __all__ = ["EpochMetrics", "Seconds", "read"]
 

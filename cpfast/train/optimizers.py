@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cpfast.forms import Finite, Open, check, shown
 from cpfast.layers import kernels
 from cpfast.train.config import Config
-from cpfast.train.forms import Finite, Open, check, shown
 
 MOMENTUM = 0.9  # of sgd
 _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 import cpfast
+from cpfast.forms import Open, check, shown
 from cpfast.train import energy, loop
 from cpfast.train.config import ENVIRONMENT, Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import UserError, first_line
-from cpfast.train.forms import Open, check, shown
 from cpfast.train.loop import Progress, Training
 from cpfast.train.runfolder import CHECKPOINT, METRICS, RunFolder
 from cpfast.train.state import check_state

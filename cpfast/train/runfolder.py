@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cpfast.forms import Finite, Maybe, Open, Table, check
 from cpfast.train import checkpoint
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
@@ -27,7 +28,6 @@ from cpfast.train.files import (
     write_atomically,
     write_json,
 )
-from cpfast.train.forms import Finite, Maybe, Open, Table, check
 from cpfast.train.metrics import EpochMetrics
 
 FORMAT = "cpfast-run-1"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpfast.train.forms import Finite, Maybe, Rows, Several, Table, check, shown
+from cpfast.forms import Finite, Maybe, Rows, Several, Table, check, shown
 from cpfast.train.loop import Training
 
 

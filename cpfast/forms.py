@@ -1,4 +1,4 @@
-"""What a value that comes from a file must look like.
+"""What a value that comes from a file, or a state, must look like.
 
 A form is an example, whose type counts (of a tensor its shape and dtype, of a dict its names); a
 type; or one of the classes below. A check goes no deeper than its form, however deep the value is.
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+__all__ = ["Finite", "Maybe", "Open", "Plain", "Rows", "Several", "Table", "check", "shown"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Open:
 
 class Finite:
     """A number that is neither NaN nor infinite."""
+
+
+class Plain:
+    """None, a bool, a number or a string: an option's value."""
 
 
 def check(value: Any, form: Any, name: str) -> None:
@@ -101,7 +107,9 @@ def _is_a(value: Any, wanted: type) -> bool:
     if type(value) is int and not -(2**63) <= value < 2**63:
         return False
     if wanted is Tensor:
-        return isinstance(value, Tensor)
+        return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    if wanted is Plain:
+        return value is None or type(value) in (bool, int, float, str)
     if wanted is Finite:
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is wanted or (wanted is float and type(value) is int)
