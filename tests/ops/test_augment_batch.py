@@ -193,14 +193,15 @@ def test_a_draw_belongs_to_its_sample_not_to_its_batch(device):
     assert torch.equal(ops.augment_batch(images, index[::3], **given), everything[index[::3]])
 
 
-def test_each_seed_epoch_sample_and_repeat_is_a_draw_of_its_own():
+def test_each_seed_epoch_sample_and_repeat_is_a_draw_of_its_own(device):
     image = random_images((8, 8), 1, 1)
-    images = image.expand(3, 8, 8, 1).contiguous()
+    images = image.expand(3, 8, 8, 1).contiguous().to(device)
+    samples = torch.arange(3, device=device)
     draws = [
-        ops.augment_batch(images, torch.arange(3), seed=s, epoch=e, repeat=r, **WARP)
-        for s, e, r in itertools.product((0, 1, -1), (0, 1, 2**40), (0, 1, 2**32 - 1))
+        ops.augment_batch(images, samples, seed=s, epoch=e, repeat=r, **WARP)
+        for s, e, r in itertools.product((0, 1, -1), (0, 1, 2**40), (0, 1, 2**16, 2**32 - 1))
     ]
-    assert len(torch.cat(draws).flatten(1).unique(dim=0)) == 81
+    assert len(torch.cat(draws).flatten(1).unique(dim=0)) == 108
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
