@@ -156,8 +156,8 @@ struct Arguments {
     constexpr double kDegree = 3.14159265358979323846 / 180;
     uint64_t seeded = mix64(static_cast<uint64_t>(seed));
     seeded = mix64(seeded ^ static_cast<uint64_t>(epoch));
-    return {mix64(seeded ^ kPurpose), rotation * kDegree, shift, static_cast<int32_t>(crop),
-            static_cast<int32_t>(cutout), flip};
+    return {mix64(seeded ^ kPurpose),   rotation * kDegree,           shift,
+            static_cast<int32_t>(crop), static_cast<int32_t>(cutout), flip};
   }
 
   Numbers numbers() const {
@@ -228,12 +228,12 @@ inline void check_arguments(const Tensor& images, const Tensor& index,
   // The numbers that the kernels multiply by and add.
   const Numbers numbers = arguments.numbers();
   for (int64_t k = 0; k < channels; ++k)
-    check(std::isfinite(numbers.scale[k]) && std::isfinite(numbers.bias[k]), op, "std: ",
-          "1 / std and mean / std leave float32 in channel ", k);
+    check(std::isfinite(numbers.scale[k]) && std::isfinite(numbers.bias[k]), op,
+          "std: ", "1 / std and mean / std leave float32 in channel ", k);
   if (mean_image) {
     check(arguments.mean.empty(), op, "mean: expected numbers or an image, got both");
-    check(mean_image->dim() == 3 && mean_image->size(0) == height &&
-              mean_image->size(1) == width && mean_image->size(2) == channels,
+    check(mean_image->dim() == 3 && mean_image->size(0) == height && mean_image->size(1) == width &&
+              mean_image->size(2) == channels,
           op, "mean: expected shape [", height, ", ", width, ", ", channels, "], got ",
           shape_of(*mean_image));
     check(mean_image->scalar_type() == ScalarType::Float, op, "mean: expected dtype float32, got ",

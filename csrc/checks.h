@@ -51,8 +51,8 @@ inline const char* dtype_name(ScalarType dtype) {
 }
 
 inline bool is_floating(ScalarType dtype) {
-  return dtype == ScalarType::Float || dtype == ScalarType::Double ||
-      dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+      dtype == ScalarType::BFloat16;
 }
 
 inline std::string shape_of(const Tensor& tensor) {
@@ -90,8 +90,8 @@ inline void check_vector(const char* op, const char* name, const Tensor& tensor,
         dtype_name(tensor.scalar_type()));
   check(same_device(tensor, like), op, name, ": expected device ", device_of(like), ", got ",
         device_of(tensor));
-  check(n == 0 || tensor.stride(0) == 1 || n == 1, op, name, ": expected a contiguous tensor, got stride ",
-        tensor.stride(0));
+  check(n == 0 || tensor.stride(0) == 1 || n == 1, op, name,
+        ": expected a contiguous tensor, got stride ", tensor.stride(0));
 }
 
 // Two contiguous tensors, of which one is written: is there a byte that both have?

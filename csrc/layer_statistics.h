@@ -258,9 +258,9 @@ inline Tensor with_strides_of(const Tensor& like, const Tensor& tensor) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      like.dim(), like.sizes().data(), like.strides().data(), dtype, device_type,
-      tensor.get_device_index(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(like.dim(), like.sizes().data(),
+                                                  like.strides().data(), dtype, device_type,
+                                                  tensor.get_device_index(), &handle));
   Tensor copy(handle);
   torch::stable::copy_(copy, tensor);
   return copy;
@@ -287,8 +287,8 @@ inline Table checked_layers(const char* op, const std::vector<Tensor>& params,
     const Layout w(params[l]), w0(refs[l]);
     const auto check_one = [&](const char* name, const Tensor& tensor, const Layout& layout) {
       if (layout.on_cpu != first.on_cpu || layout.device != first.device)
-        fail(op, name, "[", l, "]: expected device ", device_of(params[0]),
-             " as params[0], got ", device_of(tensor));
+        fail(op, name, "[", l, "]: expected device ", device_of(params[0]), " as params[0], got ",
+             device_of(tensor));
       if (!is_floating(layout.dtype))
         fail(op, name, "[", l, "]: expected float32, float64, float16 or bfloat16, got ",
              dtype_name(layout.dtype));
@@ -296,9 +296,12 @@ inline Table checked_layers(const char* op, const std::vector<Tensor>& params,
     check_one("params", params[l], w);
     check_one("refs", refs[l], w0);
     if (!std::equal(w.sizes.begin(), w.sizes.end(), w0.sizes.begin(), w0.sizes.end()))
-      fail(op, "refs[", l, "]: expected shape ", shape_of(params[l]), " as params[", l,
-           "], got ", shape_of(refs[l]));
-    Layer layer{.numel = w.numel, .first_element = total, .dtype = w.dtype, .ref_dtype = w0.dtype,
+      fail(op, "refs[", l, "]: expected shape ", shape_of(params[l]), " as params[", l, "], got ",
+           shape_of(refs[l]));
+    Layer layer{.numel = w.numel,
+                .first_element = total,
+                .dtype = w.dtype,
+                .ref_dtype = w0.dtype,
                 .ratio = 1};
     const bool dense = is_dense(w);
     if (dense && (w.numel == 0 || same_strides(w, w0))) {
@@ -354,8 +357,7 @@ inline void check_history(const char* op, const Tensor& history, const Tensor& c
         op, "history: expected contiguous float32 [R, ", layers, "], R > 0, got ",
         dtype_name(history.scalar_type()), " ", shape_of(history));
   check(cursor.dim() == 0 && cursor.scalar_type() == ScalarType::Long, op,
-        "cursor: expected int64 [], got ", dtype_name(cursor.scalar_type()), " ",
-        shape_of(cursor));
+        "cursor: expected int64 [], got ", dtype_name(cursor.scalar_type()), " ", shape_of(cursor));
   check(same_device(history, plan), op, "history: expected device ", device_of(plan), ", got ",
         device_of(history));
   check(same_device(cursor, plan), op, "cursor: expected device ", device_of(plan), ", got ",

@@ -79,5 +79,6 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled ops of cpfast; importing it registers torch.ops.cpfast.*";
-  m.def("build_info", &build_info, "How this extension was built, and which CPU kernels run here: a dict of strings.");
+  m.def("build_info", &build_info,
+        "How this extension was built, and which CPU kernels run here: a dict of strings.");
 }

@@ -36,8 +36,8 @@
 // which keeps its digits where 1 - p_y has none left, and so do el2n and the gradient at y,
 // p_y - 1 = -s1 / Z. What backward needs is (m, s1): unlike a rounded log-sum-exp, m is exact.
 // (While adding, m is the largest logit but the target's, so that the squares do not underflow.)
-// Where the loss is a mean, row N of softmax_stats begins with its factor: 1 over the number of rows
-// that are not ignored.
+// Where the loss is a mean, row N of softmax_stats begins with its factor: 1 over the number of
+// rows that are not ignored.
 #pragma once
 
 #include "checks.h"
@@ -181,8 +181,8 @@ inline void check_written(const char* op, const Tensor& input, const Tensor& tar
                           const std::optional<Tensor>& table, const std::optional<Tensor>& index) {
   for (const auto& [name, written] : {std::pair{"table", &table}, std::pair{"grad", &grad}}) {
     if (!*written) continue;
-    const bool over_input = written == &grad &&
-        (*written)->const_data_ptr() == input.const_data_ptr();
+    const bool over_input =
+        written == &grad && (*written)->const_data_ptr() == input.const_data_ptr();
     if (!over_input) check_apart(op, "input", input, name, **written);
     check_apart(op, "target", target, name, **written);
     if (weight) check_apart(op, "weight", *weight, name, **written);
@@ -212,8 +212,8 @@ inline void check_backward_arguments(const char* op, const Tensor& grad_loss, co
 
 inline void check_factor(const Tensor& grad, const Tensor& factor) {
   const char* op = "rescale_gradient";
-  check(grad.dim() == 2 || grad.dim() == 3, op,
-        "grad: expected shape [N, C] or [B, T, C], got ", shape_of(grad));
+  check(grad.dim() == 2 || grad.dim() == 3, op, "grad: expected shape [N, C] or [B, T, C], got ",
+        shape_of(grad));
   check(is_floating(grad.scalar_type()) && has_unit_column_stride(grad), op,
         "grad: expected floating rows side by side, got ", dtype_name(grad.scalar_type()));
   check(factor.scalar_type() == compute_dtype(grad) && same_device(factor, grad) &&

@@ -33,12 +33,12 @@ inline void check_number(const char* name, const Tensor& number, const Tensor& i
         shape_of(number));
   check(number.scalar_type() == ScalarType::Long, op, name, ": expected dtype int64, got ",
         dtype_name(number.scalar_type()));
-  check(same_device(number, indices), op, name, ": expected device ", device_of(indices),
-        ", got ", device_of(number));
+  check(same_device(number, indices), op, name, ": expected device ", device_of(indices), ", got ",
+        device_of(number));
 }
 
-inline void check_arguments(const Tensor& indices, const Tensor& count, int64_t start,
-                            int64_t size, const std::optional<Tensor>& cursor) {
+inline void check_arguments(const Tensor& indices, const Tensor& count, int64_t start, int64_t size,
+                            const std::optional<Tensor>& cursor) {
   const char* op = "shuffled_slice";
   check(indices.dim() == 1, op, "indices: expected shape [N], got ", shape_of(indices));
   check_vector(op, "indices", indices, indices.size(0),

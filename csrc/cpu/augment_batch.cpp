@@ -43,8 +43,8 @@ std::vector<Number> checked_numbers(const char* name, const Tensor& values, int6
   std::vector<Number> numbers(values.size(0));
   const bool wide = values.scalar_type() == ScalarType::Long;
   for (size_t i = 0; i < numbers.size(); ++i) {
-    const int64_t value = wide ? values.const_data_ptr<int64_t>()[i]
-                               : values.const_data_ptr<int32_t>()[i];
+    const int64_t value =
+        wide ? values.const_data_ptr<int64_t>()[i] : values.const_data_ptr<int32_t>()[i];
     check(value >= 0 && value < end, "augment_batch", name, "[", i, "]: expected a number in [0, ",
           end, "), got ", value);
     numbers[i] = static_cast<Number>(value);
@@ -81,21 +81,21 @@ Tensor augment_cpu(Tensor images, Tensor index, std::optional<Tensor> repeats,
   for (int64_t i = 0; i < static_cast<int64_t>(bias.size()) - kSlack; ++i)
     bias[i] = pixel_mean ? -pixel_mean[i] * numbers.inverse_std[i % channels]
                          : numbers.bias[i % channels];
-  const Batch batch{
-      .images = images.const_data_ptr<uint8_t>(),
-      .samples_before_end = images.size(0) - (kOverread + height * line - 1) / (height * line),
-      .height = height,
-      .width = width,
-      .channels = channels,
-      .samples = samples.data(),
-      .repeats = times.data(),
-      .options = arguments.options(),
-      .band = band,
-      .scale = scale.data(),
-      .bias = bias.data(),
-      .bias_of_image = mean_image.has_value(),
-      .out = out.mutable_data_ptr(),
-      .dtype = dtype};
+  const Batch batch{.images = images.const_data_ptr<uint8_t>(),
+                    .samples_before_end =
+                        images.size(0) - (kOverread + height * line - 1) / (height * line),
+                    .height = height,
+                    .width = width,
+                    .channels = channels,
+                    .samples = samples.data(),
+                    .repeats = times.data(),
+                    .options = arguments.options(),
+                    .band = band,
+                    .scale = scale.data(),
+                    .bias = bias.data(),
+                    .bias_of_image = mean_image.has_value(),
+                    .out = out.mutable_data_ptr(),
+                    .dtype = dtype};
   const int64_t grain = std::max<int64_t>(1, kPixelsOfTask / (height * width));
   torch::stable::parallel_for(0, batch_size, grain, [&](int64_t begin, int64_t end) {
     std::vector<uint8_t> bytes(height * line + kSlack);
@@ -105,8 +105,6 @@ Tensor augment_cpu(Tensor images, Tensor index, std::optional<Tensor> repeats,
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cpfast, CPU, m) {
-  m.impl("augment_batch", TORCH_BOX(&augment_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(cpfast, CPU, m) { m.impl("augment_batch", TORCH_BOX(&augment_cpu)); }
 
 }  // namespace cpfast::augment_batch

@@ -174,8 +174,7 @@ void augment_samples(const Batch& batch, int64_t begin, int64_t end, uint8_t* by
 }
 
 // `bytes` and `values` are scratch: an image, and a band of values of one.
-inline void augment(const Batch& batch, int64_t begin, int64_t end, uint8_t* bytes,
-                    float* values) {
+inline void augment(const Batch& batch, int64_t begin, int64_t end, uint8_t* bytes, float* values) {
   for_floating(batch.dtype, [&]<typename T>(T) {
     if constexpr (!std::is_same_v<T, double>) {
       if (batch.channels == 1) augment_samples<1, T>(batch, begin, end, bytes, values);

@@ -16,9 +16,9 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
 #define CPFAST_X86_CLONES
-#define CPFAST_DISPATCH(function)                              \
-  (::cpfast::kIsa == ::cpfast::Isa::kV4       ? v4::function    \
-       : ::cpfast::kIsa == ::cpfast::Isa::kV3 ? v3::function    \
+#define CPFAST_DISPATCH(function)                            \
+  (::cpfast::kIsa == ::cpfast::Isa::kV4       ? v4::function \
+       : ::cpfast::kIsa == ::cpfast::Isa::kV3 ? v3::function \
                                               : baseline::function)
 #else
 #define CPFAST_DISPATCH(function) baseline::function
@@ -42,7 +42,9 @@ inline Isa best_isa() {
 inline Isa chosen_isa() {
   const char* name = std::getenv("CPFAST_ISA");
   const std::string_view asked = name ? name : "";
-  return std::min(asked == "baseline" ? Isa::kBaseline : asked == "v3" ? Isa::kV3 : Isa::kV4,
+  return std::min(asked == "baseline" ? Isa::kBaseline
+                      : asked == "v3" ? Isa::kV3
+                                      : Isa::kV4,
                   best_isa());
 }
 

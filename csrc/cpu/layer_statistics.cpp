@@ -202,8 +202,7 @@ Tensor rotation_cpu(std::vector<Tensor> params, std::vector<Tensor> refs,
   return rotation_of(layers_of(table), ref_sq_norms, params[0]);
 }
 
-Tensor sums_cpu(std::vector<Tensor> params, std::vector<Tensor> refs,
-                std::optional<Tensor> ratio) {
+Tensor sums_cpu(std::vector<Tensor> params, std::vector<Tensor> refs, std::optional<Tensor> ratio) {
   Table table = checked_layers("layer_sums", params, refs);
   check_ratio("layer_sums", ratio, layers_of(table).count, params[0]);
   return sums_of(layers_of(table), ratio, params[0]);
@@ -218,9 +217,10 @@ std::tuple<Tensor, int64_t, int64_t, int64_t> plan_cpu(std::vector<Tensor> param
   planned->places = places_of(*planned);
   planned->layers.push_back(Layer{.w = planned});
   const int64_t bytes = (layers + 1) * static_cast<int64_t>(sizeof(Layer));
-  const Tensor plan = torch::stable::from_blob(
-      planned->layers.data(), {bytes}, {1}, torch::stable::Device(torch::headeronly::DeviceType::CPU),
-      ScalarType::Byte, [planned](void*) { delete planned; });
+  const Tensor plan =
+      torch::stable::from_blob(planned->layers.data(), {bytes}, {1},
+                               torch::stable::Device(torch::headeronly::DeviceType::CPU),
+                               ScalarType::Byte, [planned](void*) { delete planned; });
   return {plan, layers, table.tiles, table.tile};
 }
 

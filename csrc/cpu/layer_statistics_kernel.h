@@ -52,8 +52,8 @@ struct TileSums {
       V dd_[kVectors] = {}, d0_[kVectors] = {}, ww_[kVectors] = {}, rr_[kVectors] = {};
       V abs_[kVectors] = {};
       I flips_[kVectors] = {};
-      const auto accumulate = [&](const W* w_at, const R* r_at, const auto& difference)
-                                  __attribute__((always_inline)) {
+      const auto accumulate = [&](const W* w_at, const R* r_at,
+                                  const auto& difference) __attribute__((always_inline)) {
         for (int v = 0; v < kVectors; ++v) {
           const V a = in_register(load(w_at + v * kLanes<Real>));
           const V b = in_register(load(r_at + v * kLanes<Real>));
@@ -143,13 +143,20 @@ inline void tile_sums(const Layer& layer, const Pass& pass, int64_t offset, int6
     sums.add(static_cast<const W*>(layer.w) + offset, static_cast<const R*>(layer.w0) + offset, n);
     sums.finish(out);
   };
-  if (pass.in_float64) widened_tile_sums<kAll, kRefs, double>(layer, pass.ratio, offset, n, out);
-  else if (both(Float, Float)) run(float{}, float{});
-  else if (both(Float, BFloat16)) run(float{}, c10::BFloat16{});
-  else if (both(BFloat16, Float)) run(c10::BFloat16{}, float{});
-  else if (both(BFloat16, BFloat16)) run(c10::BFloat16{}, c10::BFloat16{});
-  else if (both(Half, Float)) run(c10::Half{}, float{});
-  else if (both(Double, Double)) run(double{}, double{});
+  if (pass.in_float64)
+    widened_tile_sums<kAll, kRefs, double>(layer, pass.ratio, offset, n, out);
+  else if (both(Float, Float))
+    run(float{}, float{});
+  else if (both(Float, BFloat16))
+    run(float{}, c10::BFloat16{});
+  else if (both(BFloat16, Float))
+    run(c10::BFloat16{}, float{});
+  else if (both(BFloat16, BFloat16))
+    run(c10::BFloat16{}, c10::BFloat16{});
+  else if (both(Half, Float))
+    run(c10::Half{}, float{});
+  else if (both(Double, Double))
+    run(double{}, double{});
   else if (layer.is_float64())
     widened_tile_sums<kAll, kRefs, double>(layer, pass.ratio, offset, n, out);
   else
@@ -160,9 +167,9 @@ inline void tile_sums(const Layer& layer, const Pass& pass, int64_t offset, int6
 template <bool kAll, bool kRefs>
 inline void sum_tiles_between(const Layers& layers, const Turn* turns, int64_t begin, int64_t end,
                               Sums* partials) {
-  const Layer* layer = std::partition_point(
-      layers.at, layers.at + layers.count,
-      [&](const Layer& l) { return l.first_element + l.numel <= begin; });
+  const Layer* layer =
+      std::partition_point(layers.at, layers.at + layers.count,
+                           [&](const Layer& l) { return l.first_element + l.numel <= begin; });
   for (; layer != layers.at + layers.count && layer->first_element < end; ++layer) {
     const Turn& turn = turns[layer - layers.at];
     if (!turn.is_due) continue;
@@ -177,6 +184,7 @@ inline void sum_tiles_between(const Layers& layers, const Turn* turns, int64_t b
 inline void sum_tiles(const Layers& layers, const Turn* turns, int64_t begin, int64_t end, bool all,
                       bool refs, Sums* partials) {
   const auto run = all ? refs ? sum_tiles_between<true, true> : sum_tiles_between<true, false>
-                       : refs ? sum_tiles_between<false, true> : sum_tiles_between<false, false>;
+      : refs ? sum_tiles_between<false, true>
+                       : sum_tiles_between<false, false>;
   run(layers, turns, begin, end, partials);
 }

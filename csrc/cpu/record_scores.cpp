@@ -25,8 +25,6 @@ void record_cpu(Tensor scores, Tensor index, Tensor values) {
     record(scores, index.const_data_ptr<int64_t>(), index.size(0), value);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cpfast, CPU, m) {
-  m.impl("record_scores", TORCH_BOX(&record_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(cpfast, CPU, m) { m.impl("record_scores", TORCH_BOX(&record_cpu)); }
 
 }  // namespace cpfast::record_scores

@@ -77,10 +77,12 @@ void record(const Rows<T>& rows, int64_t sequences, const int64_t* index, float*
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> forward_cpu(
-    Tensor input, Tensor target, std::optional<Tensor> weight, double label_smoothing,
-    int64_t ignore_index, int64_t reduction, std::optional<Tensor> grad,
-    std::optional<Tensor> table, std::optional<Tensor> index, int64_t score) {
+std::tuple<Tensor, Tensor, Tensor> forward_cpu(Tensor input, Tensor target,
+                                               std::optional<Tensor> weight, double label_smoothing,
+                                               int64_t ignore_index, int64_t reduction,
+                                               std::optional<Tensor> grad,
+                                               std::optional<Tensor> table,
+                                               std::optional<Tensor> index, int64_t score) {
   const char* op = "scored_cross_entropy";
   check_arguments(op, input, target, weight, label_smoothing, reduction);
   if (grad) check_grad(op, *grad, input);
@@ -123,8 +125,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(
       CPFAST_DISPATCH(forward_rows<T>)(f, begin, end, static_cast<R>(factor));
     });
     if (f.stats) f.stats[2 * rows] = f.stats[2 * rows + 1] = static_cast<R>(factor);
-    if (reduces)
-      *loss.mutable_data_ptr<R>() = static_cast<R>(sum_of(losses.data(), rows) * factor);
+    if (reduces) *loss.mutable_data_ptr<R>() = static_cast<R>(sum_of(losses.data(), rows) * factor);
     if (table)
       record(f, input.size(0), index->const_data_ptr<int64_t>(), table->mutable_data_ptr<float>());
   });
@@ -143,23 +144,21 @@ Tensor backward_cpu(Tensor grad_loss, Tensor input, Tensor target, Tensor softma
 
   for_floating(input.scalar_type(), [&]<typename T>(T) {
     using R = Real<T>;
-    const Backward<T> b{
-        .rows = {.input = input.const_data_ptr<T>(),
-                 .at = Layout(input),
-                 .target = target.const_data_ptr<int64_t>(),
-                 .weight = weight ? weight->const_data_ptr<R>() : nullptr,
-                 .count = row_count(input),
-                 .classes = class_count(input),
-                 .ignore_index = ignore_index,
-                 .smoothing = label_smoothing,
-                 .stats = const_cast<R*>(softmax_stats.const_data_ptr<R>()),
-                 .grad = grad_input.mutable_data_ptr<T>(),
-                 .grad_at = Layout(grad_input)},
-        .grad_loss = grad_loss.const_data_ptr<R>(),
-        .reduction = static_cast<Reduction>(reduction)};
-    for_rows(b.rows.count, b.rows.classes, [&](int64_t begin, int64_t end) {
-      CPFAST_DISPATCH(backward_rows<T>)(b, begin, end);
-    });
+    const Backward<T> b{.rows = {.input = input.const_data_ptr<T>(),
+                                 .at = Layout(input),
+                                 .target = target.const_data_ptr<int64_t>(),
+                                 .weight = weight ? weight->const_data_ptr<R>() : nullptr,
+                                 .count = row_count(input),
+                                 .classes = class_count(input),
+                                 .ignore_index = ignore_index,
+                                 .smoothing = label_smoothing,
+                                 .stats = const_cast<R*>(softmax_stats.const_data_ptr<R>()),
+                                 .grad = grad_input.mutable_data_ptr<T>(),
+                                 .grad_at = Layout(grad_input)},
+                        .grad_loss = grad_loss.const_data_ptr<R>(),
+                        .reduction = static_cast<Reduction>(reduction)};
+    for_rows(b.rows.count, b.rows.classes,
+             [&](int64_t begin, int64_t end) { CPFAST_DISPATCH(backward_rows<T>)(b, begin, end); });
   });
   return grad_input;
 }

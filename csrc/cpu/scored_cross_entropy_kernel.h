@@ -131,8 +131,7 @@ inline void find_largest(const Rows<T>& f, int64_t row, int r, Sums<Compute<T>>&
       [&](int64_t begin, int64_t end) {
         int64_t i = begin;
         for (; i + 4 * kStep <= end; i += 4 * kStep)
-          for (int v = 0; v < 4; ++v)
-            largest[v] = maximum<R>(load(x + i + v * kStep), largest[v]);
+          for (int v = 0; v < 4; ++v) largest[v] = maximum<R>(load(x + i + v * kStep), largest[v]);
         for (; i < end; i += kStep) largest[0] = maximum<R>(load(x + i), largest[0]);
       },
       [&](int64_t at, Int<R> counts) {
@@ -232,7 +231,8 @@ inline void gradient_of_row(const Rows<T>& f, int64_t row, const Compute<T>* e, 
   exponents[1] = sums.x_y[r] - max;
   const V two = exp_nonpositive(exponents);
   const R s1 = sums.s1[r] * two[0], z = s1 + two[1];
-  const V factor = splat(g * two[0] / z), smooth = splat(static_cast<R>(g * (f.smoothing / f.classes)));
+  const V factor = splat(g * two[0] / z),
+          smooth = splat(static_cast<R>(g * (f.smoothing / f.classes)));
   const auto write = [&](int64_t c) { store(grad + c, load(e + c) * factor - smooth); };
   // The first and the last vector overlap others, so that those between lie within cache lines:
   // stores across them took a third of the time of 1,000 classes.
@@ -411,7 +411,8 @@ inline void backward_few(const Backward<T>& b, int64_t begin, int64_t end) {
     const V smooth = load(g) * R(f.smoothing / f.classes);
     const V own = load(s1) * per_sum;
     for (int64_t c = 0; c < f.classes; ++c)
-      store(logits[c], exp_nonpositive<Digits::kOfTerms>(load(logits[c]) - load(max)) * per_sum - smooth);
+      store(logits[c],
+            exp_nonpositive<Digits::kOfTerms>(load(logits[c]) - load(max)) * per_sum - smooth);
     for (int r = 0; r < rows; ++r) {
       const int64_t y = f.target[first + r];
       T* grad = f.grad + f.grad_at(first + r);

@@ -28,8 +28,8 @@ float threshold_of_scores(const float* scores, int64_t samples) {
   std::vector<int64_t> finite(tiles);
   for_tiles(0, tiles, [&](int64_t t) {
     const int64_t first = t * kSumTile;
-    sums[t] = CPFAST_DISPATCH(tile_sum)(scores + first, std::min(kSumTile, samples - first),
-                                        finite[t]);
+    sums[t] =
+        CPFAST_DISPATCH(tile_sum)(scores + first, std::min(kSumTile, samples - first), finite[t]);
   });
   return threshold_of(CPFAST_DISPATCH(sum_of_tiles)(sums.data(), tiles),
                       std::accumulate(finite.begin(), finite.end(), int64_t{0}));
@@ -62,9 +62,8 @@ int64_t select(const float* scores, int64_t samples, const Draw& draw, Index* in
   std::vector<int16_t> counts(draw.exact || draw.shuffle ? tiles : 0);
   for_tiles(0, counts.size(), [&](int64_t t) {
     uint64_t marks[kTile / 64];
-    counts[t] = draw.exact
-        ? CPFAST_DISPATCH(tile_below)(scores + t * kTile, size_of(t), threshold)
-        : draw_tile(t, marks);
+    counts[t] = draw.exact ? CPFAST_DISPATCH(tile_below)(scores + t * kTile, size_of(t), threshold)
+                           : draw_tile(t, marks);
   });
   const int64_t counted = std::accumulate(counts.begin(), counts.end(), int64_t{0});
   const int64_t chosen = subset_size(draw.keep, counted);
@@ -87,10 +86,9 @@ int64_t select(const float* scores, int64_t samples, const Draw& draw, Index* in
     std::exclusive_scan(kept, kept + (end - wave), first_kept, all_kept);
     all_kept = first_kept[end - wave - 1] + kept[end - wave - 1];
     for_tiles(wave, end, [&](int64_t t) {
-      CPFAST_DISPATCH(tile_write<Index>)(scores + t * kTile, t * kTile, size_of(t), threshold,
-                                  static_cast<float>(1 / draw.keep), marks_of(t),
-                                  draw.shuffle ? &order : nullptr, first_kept[t - wave], indices,
-                                  weights);
+      CPFAST_DISPATCH(tile_write<Index>)(
+          scores + t * kTile, t * kTile, size_of(t), threshold, static_cast<float>(1 / draw.keep),
+          marks_of(t), draw.shuffle ? &order : nullptr, first_kept[t - wave], indices, weights);
     });
   }
   torch::stable::parallel_for(all_kept, samples, 4 * kTile, [&](int64_t begin, int64_t end) {
@@ -110,8 +108,12 @@ std::tuple<Tensor, Tensor, Tensor> select_cpu(Tensor scores, double keep, int64_
   Tensor indices = torch::stable::new_empty(scores, {samples}, dtype);
   Tensor weights = torch::stable::new_empty(scores, {samples});
   Tensor count = torch::stable::new_empty(scores, {}, ScalarType::Long);
-  const Draw draw{keep, static_cast<uint64_t>(seed), static_cast<uint64_t>(epoch),
-                  static_cast<uint64_t>(stream), shuffle, exact};
+  const Draw draw{keep,
+                  static_cast<uint64_t>(seed),
+                  static_cast<uint64_t>(epoch),
+                  static_cast<uint64_t>(stream),
+                  shuffle,
+                  exact};
   const auto run = [&](auto* index) {
     return select(scores.const_data_ptr<float>(), samples, draw, index,
                   weights.mutable_data_ptr<float>());
@@ -122,8 +124,6 @@ std::tuple<Tensor, Tensor, Tensor> select_cpu(Tensor scores, double keep, int64_
   return {indices, weights, count};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cpfast, CPU, m) {
-  m.impl("select_samples", TORCH_BOX(&select_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(cpfast, CPU, m) { m.impl("select_samples", TORCH_BOX(&select_cpu)); }
 
 }  // namespace cpfast::select_samples

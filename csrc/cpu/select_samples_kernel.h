@@ -70,9 +70,8 @@ inline int64_t mark_words(const float* scores, int64_t n, float threshold, uint6
 }
 
 // Marks the kept samples of a tile, one bit each; returns their number.
-inline int64_t tile_mark(const float* scores, int64_t n, float threshold,
-                         const Permutation& subset, int64_t first_rank, int64_t below,
-                         uint64_t subset_size, uint64_t* marks) {
+inline int64_t tile_mark(const float* scores, int64_t n, float threshold, const Permutation& subset,
+                         int64_t first_rank, int64_t below, uint64_t subset_size, uint64_t* marks) {
   uint64_t drawn[kTile / 64 + 2] = {};  // a bit a rank
   if (subset.n < uint64_t{1} << 32) {
     uint32_t order[kTile + kWordLanes];

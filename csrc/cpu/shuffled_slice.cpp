@@ -18,12 +18,12 @@ void slice(const Index* indices, const Permutation& order, int64_t first, int64_
   first = std::max(first, -size);
   const int64_t begin = std::max<int64_t>(0, -first);
   const int64_t end = std::clamp<int64_t>(static_cast<int64_t>(order.n) - first, begin, size);
-  torch::stable::parallel_for(0, (end - begin + kPositions - 1) / kPositions, 1,
-                              [&](int64_t part, int64_t last_part) {
-    for (int64_t i = begin + part * kPositions; part < last_part; ++part, i += kPositions)
-      CPFAST_DISPATCH(gather<Index>)(indices, order, first + i, std::min(kPositions, end - i),
-                                     out + i);
-  });
+  torch::stable::parallel_for(
+      0, (end - begin + kPositions - 1) / kPositions, 1, [&](int64_t part, int64_t last_part) {
+        for (int64_t i = begin + part * kPositions; part < last_part; ++part, i += kPositions)
+          CPFAST_DISPATCH(gather<Index>)(indices, order, first + i, std::min(kPositions, end - i),
+                                         out + i);
+      });
   std::fill(out, out + begin, Index{-1});
   std::fill(out + end, out + size, Index{-1});
 }
@@ -44,8 +44,6 @@ Tensor slice_cpu(Tensor indices, Tensor count, int64_t start, int64_t size, int6
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cpfast, CPU, m) {
-  m.impl("shuffled_slice", TORCH_BOX(&slice_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(cpfast, CPU, m) { m.impl("shuffled_slice", TORCH_BOX(&slice_cpu)); }
 
 }  // namespace cpfast::shuffled_slice

@@ -115,7 +115,8 @@ inline void store_part(T* to, Vec<Compute<T>> values, int64_t n) {
 }
 
 template <typename Real>
-struct Exponent;  // How the exponent of a Real is laid out, and terms for half an ulp of a logarithm.
+struct Exponent;  // How the exponent of a Real is laid out, and terms for half an ulp of a
+                  // logarithm.
 template <>
 struct Exponent<float> {
   static constexpr int kBits = 23, kLogTerms = 6;
@@ -142,8 +143,7 @@ inline Vec<float> exp_nonpositive(Vec<float> x) {
   const Vec<float> n = shifted - kMagic;
   // Without fused products x log2(e) would have lost the bits of f; x - n ln(2) has not.
   constexpr bool kFused = CPFAST_VECTOR_BYTES > 16;
-  Vec<float> f = kFused ? x * kLog2e - n
-                        : ((x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f) * kLog2e;
+  Vec<float> f = kFused ? x * kLog2e - n : ((x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f) * kLog2e;
   if constexpr (kFused && kDigits == Digits::kAll) f += x * kLog2eLow;
   // Minimax of the relative error over [-1/2, 1/2], 7.5e-8, but for a constant term of 1.
   Vec<float> sum = splat(0x1.5c08e6p-10f);
@@ -188,7 +188,6 @@ inline Vec<Real> log1p_nonnegative(Vec<Real> u) {
   Vec<Real> sum = splat<Real>(Real(1) / (2 * E::kLogTerms - 1));
   for (int k = E::kLogTerms - 2; k >= 0; --k) sum = sum * z + Real(1) / (2 * k + 1);
   const Vec<Real> n_real = __builtin_convertvector(n, Vec<Real>);
-  const Vec<Real> result =
-      n_real * E::kLn2High + (2 * s * sum + (n_real * E::kLn2Low - lost / w));
+  const Vec<Real> result = n_real * E::kLn2High + (2 * s * sum + (n_real * E::kLn2Low - lost / w));
   return u < std::numeric_limits<Real>::infinity() ? result : u;
 }

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kGroup = 4;                   // neighbouring pixels that a thread writes
+constexpr int kGroup = 4;  // neighbouring pixels that a thread writes
 constexpr int kWarpPixels = 32 * kGroup;
 // An image of at most so many pixels is read once, into shared memory, and has one block.
 constexpr int kStagedPixels = 4096;
@@ -307,9 +307,8 @@ bool is_multiple(const void* at, int64_t bytes, int64_t of) {
 
 Tensor augment_cuda(Tensor images, Tensor index, std::optional<Tensor> repeats,
                     std::optional<Tensor> mean_image, std::vector<double> mean,
-                    std::vector<double> std, int64_t seed, int64_t epoch, int64_t repeat,
-                    bool flip, double shift, double rotation, int64_t crop, int64_t cutout,
-                    ScalarType dtype) {
+                    std::vector<double> std, int64_t seed, int64_t epoch, int64_t repeat, bool flip,
+                    double shift, double rotation, int64_t crop, int64_t cutout, ScalarType dtype) {
   const Arguments arguments{mean,  std,      seed, epoch,  repeat, flip,
                             shift, rotation, crop, cutout, dtype};
   check_arguments(images, index, repeats, mean_image, arguments);
@@ -319,21 +318,21 @@ Tensor augment_cuda(Tensor images, Tensor index, std::optional<Tensor> repeats,
   if (samples == 0) return out;
   const int64_t item = dtype == ScalarType::Float ? 4 : 2;
   const int64_t tiles = pixels > kStagedPixels ? (pixels + kTilePixels - 1) / kTilePixels : 1;
-  const Batch batch{
-      .images = images.const_data_ptr<uint8_t>(),
-      .samples = images.size(0),
-      .index = integers_of(index, 0),
-      .repeats = integers_of(repeats, repeat),
-      .height = static_cast<int32_t>(height),
-      .width = static_cast<int32_t>(width),
-      .pixels = static_cast<int32_t>(pixels),
-      .tiles = static_cast<int32_t>(tiles),
-      .options = arguments.options(),
-      .numbers = arguments.numbers(),
-      .mean_image = mean_image ? mean_image->const_data_ptr<float>() : nullptr,
-      .out = out.mutable_data_ptr(),
-      .reads_words = is_multiple(images.const_data_ptr(), pixels, 4),
-      .writes_vectors = is_multiple(out.const_data_ptr(), pixels * channels * item, 16)};
+  const Batch batch{.images = images.const_data_ptr<uint8_t>(),
+                    .samples = images.size(0),
+                    .index = integers_of(index, 0),
+                    .repeats = integers_of(repeats, repeat),
+                    .height = static_cast<int32_t>(height),
+                    .width = static_cast<int32_t>(width),
+                    .pixels = static_cast<int32_t>(pixels),
+                    .tiles = static_cast<int32_t>(tiles),
+                    .options = arguments.options(),
+                    .numbers = arguments.numbers(),
+                    .mean_image = mean_image ? mean_image->const_data_ptr<float>() : nullptr,
+                    .out = out.mutable_data_ptr(),
+                    .reads_words = is_multiple(images.const_data_ptr(), pixels, 4),
+                    .writes_vectors =
+                        is_multiple(out.const_data_ptr(), pixels * channels * item, 16)};
   const Launcher launch(images);
   for_floating(dtype, [&]<typename T>(T) {
     if constexpr (!std::is_same_v<T, double>) {
@@ -346,8 +345,6 @@ Tensor augment_cuda(Tensor images, Tensor index, std::optional<Tensor> repeats,
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) {
-  m.impl("augment_batch", TORCH_BOX(&augment_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) { m.impl("augment_batch", TORCH_BOX(&augment_cuda)); }
 
 }  // namespace cpfast::augment_batch

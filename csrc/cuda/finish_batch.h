@@ -77,8 +77,8 @@ template <typename T>
 __device__ void record(const Rows<T>& f, const Batch<T>& batch, int64_t i, int64_t claim,
                        Step step) {
   const int64_t tokens = f.at.tokens;
-  const bool counts = tokens > 1 ? __ldcg(f.recorded + i * tokens + 1) != 0
-                                 : f.target[i] != f.ignore_index;
+  const bool counts =
+      tokens > 1 ? __ldcg(f.recorded + i * tokens + 1) != 0 : f.target[i] != f.ignore_index;
   if (!counts) return;
   float* const place = batch.table + batch.index[i];
   switch (step) {
@@ -114,14 +114,12 @@ __device__ void finish_batch(const Rows<T>& f, const Batch<T>& batch) {
     }
   }
   if (batch.table == nullptr) return;
-  if (f.at.tokens > 1)
-    score_sequences(f, batch.sequences, threadIdx.x / 32, kThreads / 32);
+  if (f.at.tokens > 1) score_sequences(f, batch.sequences, threadIdx.x / 32, kThreads / 32);
   // Before anything is written.
   for (int64_t i = threadIdx.x; i < batch.sequences; i += kThreads) check_index(batch, i);
   for (const Step step : {Step::kClear, Step::kClaim, Step::kFill}) {
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < batch.sequences; i += kThreads)
-      record(f, batch, i, i, step);
+    for (int64_t i = threadIdx.x; i < batch.sequences; i += kThreads) record(f, batch, i, i, step);
   }
 }
 

@@ -21,8 +21,8 @@ namespace cpfast {
 inline constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;  // of a grid, on every device
 
 // While a stream is captured, its thread may not do what synchronises or allocates on the way, as
-// loading a kernel can (CUDA does that lazily: at its first launch, or at a query of its occupancy).
-// None of that is to be replayed, so here it may. Kernels are captured as ever.
+// loading a kernel can (CUDA does that lazily: at its first launch, or at a query of its
+// occupancy). None of that is to be replayed, so here it may. Kernels are captured as ever.
 class UnhinderedByCapture {
  public:
   UnhinderedByCapture() { STD_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_)); }
@@ -46,13 +46,14 @@ class Launcher {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
-  // A grid of no blocks, which CUDA refuses, is no work. One of 2^32 would be launched as one of none.
+  // A grid of no blocks, which CUDA refuses, is no work. One of 2^32 would be launched as one of
+  // none.
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), int64_t blocks, int threads,
                   const Arguments&... arguments) const {
     if (blocks == 0) return;
-    check(blocks <= kMaxBlocks, "cuda", "expected work for at most ", kMaxBlocks,
-          " blocks, got ", blocks, "; use smaller batches");
+    check(blocks <= kMaxBlocks, "cuda", "expected work for at most ", kMaxBlocks, " blocks, got ",
+          blocks, "; use smaller batches");
     kernel<<<static_cast<unsigned>(blocks), threads, 0, stream_>>>(arguments...);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
@@ -64,9 +65,9 @@ class Launcher {
   bool cooperative(void (*kernel)(Parameters...), int64_t blocks, int threads,
                    const std::type_identity_t<Parameters>&... arguments) const {
     void* pointers[] = {const_cast<std::remove_const_t<Parameters>*>(&arguments)...};
-    const cudaError_t error = cudaLaunchCooperativeKernel(
-        reinterpret_cast<const void*>(kernel), static_cast<unsigned>(blocks), threads, pointers, 0,
-        stream_);
+    const cudaError_t error =
+        cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel),
+                                    static_cast<unsigned>(blocks), threads, pointers, 0, stream_);
     if (error == cudaErrorCooperativeLaunchTooLarge && blocks > 1) {
       cudaGetLastError();  // or the next launch check would find it
       return false;
@@ -90,7 +91,8 @@ class Launcher {
     STD_CUDA_CHECK(cudaGetDevice(&device));
     const std::tuple key(reinterpret_cast<const void*>(kernel), threads, device);
     if (const auto found = known.find(key); found != known.end()) return found->second;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    STD_CUDA_CHECK(
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
     STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0));
     return known[key] = std::max<int64_t>(blocks, 1) * multiprocessors;
   }

@@ -28,7 +28,7 @@ struct Plan {
   Layer* layers;
   double* partials;        // [tile_count, kSums]
   int32_t* layer_of_tile;  // [tile_count]
-  int32_t* tickets;        // [layer_count + 1]: tiles that have ended, and last, layers; 0 between calls
+  int32_t* tickets;  // [layer_count + 1]: tiles that have ended, and last, layers; 0 between calls
   int64_t layer_count, tile_count, tile_size;
 };
 
@@ -332,7 +332,8 @@ __device__ void add_tile_of_any(const Layer& layer, const Pass& pass, int64_t of
     return layer.dtype == a && layer.ref_dtype == b;
   };
   const double ratio = pass.ratio;
-  if (pass.in_float64) add_mixed_tile<kAll, kRefs, double>(layer, ratio, offset, n, sums);
+  if (pass.in_float64)
+    add_mixed_tile<kAll, kRefs, double>(layer, ratio, offset, n, sums);
   else if (both(Float, Float))
     add_tile_of<kAll, kRefs, float, float>(layer, ratio, offset, n, sums);
   else if (both(Float, BFloat16))
@@ -351,10 +352,11 @@ __device__ void add_tile_of_any(const Layer& layer, const Pass& pass, int64_t of
     add_mixed_tile<kAll, kRefs, float>(layer, ratio, offset, n, sums);
 }
 
-// A block takes neighbouring tiles: of a layer's table, fence and ticket it then waits for one each,
-// where a tile alone would wait 1.4 us for them (by the instructions' latencies), longer than it
-// reads. A sum depends on its tile alone, a layer on its tiles: the number of blocks decides nothing.
-// Where no launch follows, the block that ends a layer makes the passes that are still due, alone.
+// A block takes neighbouring tiles: of a layer's table, fence and ticket it then waits for one
+// each, where a tile alone would wait 1.4 us for them (by the instructions' latencies), longer than
+// it reads. A sum depends on its tile alone, a layer on its tiles: the number of blocks decides
+// nothing. Where no launch follows, the block that ends a layer makes the passes that are still
+// due, alone.
 template <bool kAll, bool kRefs>
 __global__ void __launch_bounds__(kThreads, 2)
     sum_tiles(const __grid_constant__ Plan plan, const __grid_constant__ Request request,
@@ -382,8 +384,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (; at < to; ++at) {
         const int64_t offset = (at - layer.first_tile) * plan.tile_size;
         double sums[kSums] = {};
-        add_tile_of_any<kAll, kRefs>(layer, pass, offset,
-                                     min(plan.tile_size, layer.numel - offset), sums);
+        add_tile_of_any<kAll, kRefs>(layer, pass, offset, min(plan.tile_size, layer.numel - offset),
+                                     sums);
         auto& of_warps = warps[buffer ^= 1];
 #pragma unroll
         for (int s = 0; s < kSums; ++s) {
@@ -496,14 +498,13 @@ Tensor new_result(const Tensor& like, int64_t layers) {
 }
 
 template <bool kAll>
-Tensor run_table(const char* op, const std::vector<Tensor>& params,
-                 const std::vector<Tensor>& refs, const std::optional<Tensor>& ref_sq_norms) {
+Tensor run_table(const char* op, const std::vector<Tensor>& params, const std::vector<Tensor>& refs,
+                 const std::optional<Tensor>& ref_sq_norms) {
   const Table table = checked_layers(op, params, refs);
   const int64_t layers = static_cast<int64_t>(table.layers.size());
   check_norms(op, ref_sq_norms, layers, params[0]);
   Tensor out = new_result<kAll>(params[0], layers);
-  Tensor bytes =
-      torch::stable::new_empty(out, {plan_bytes(layers, table.tiles)}, ScalarType::Byte);
+  Tensor bytes = torch::stable::new_empty(out, {plan_bytes(layers, table.tiles)}, ScalarType::Byte);
   const Launcher launch(out);
   run<kAll>(launch, write_plan(launch, table, bytes),
             {.ref_sq_norms = doubles_of(ref_sq_norms),
@@ -532,9 +533,9 @@ Tensor run_plan(const char* op, const Tensor& bytes, int64_t layers, int64_t til
 Tensor run_sums(const Launcher& launch, const Plan& plan, const std::optional<Tensor>& ratio,
                 const Tensor& like) {
   Tensor sums = torch::stable::new_empty(like, {kSums, plan.layer_count}, ScalarType::Double);
-  run</*kAll=*/true>(launch, plan,
-                     {.sums = static_cast<double*>(sums.mutable_data_ptr()),
-                      .ratios = doubles_of(ratio)});
+  run</*kAll=*/true>(
+      launch, plan,
+      {.sums = static_cast<double*>(sums.mutable_data_ptr()), .ratios = doubles_of(ratio)});
   return sums;
 }
 

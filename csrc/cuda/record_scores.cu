@@ -62,8 +62,7 @@ template <typename Index>
 __global__ void __launch_bounds__(kThreads)
     fill_places(const __grid_constant__ Batch<Index> batch) {
   const int64_t position = thread_in_grid();
-  if (position < batch.size)
-    fill_claimed(batch.place(position), position, batch.values[position]);
+  if (position < batch.size) fill_claimed(batch.place(position), position, batch.values[position]);
 }
 
 template <typename Index>
@@ -99,8 +98,6 @@ void record_cuda(Tensor scores, Tensor index, Tensor values) {
     record(launch, batch(index.const_data_ptr<int64_t>()));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) {
-  m.impl("record_scores", TORCH_BOX(&record_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) { m.impl("record_scores", TORCH_BOX(&record_cuda)); }
 
 }  // namespace cpfast::record_scores

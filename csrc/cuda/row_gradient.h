@@ -146,8 +146,7 @@ __device__ void write_gradient(const Rows<T>& f, int64_t row, int lane, int64_t 
 
 // That of a row without a target.
 template <typename T, int kLanes>
-__device__ void fill_gradient(const Rows<T>& f, int64_t row, int lane, int64_t begin,
-                              int64_t end) {
+__device__ void fill_gradient(const Rows<T>& f, int64_t row, int lane, int64_t begin, int64_t end) {
   T* grad = f.grad + f.grad_at(row);
   const Real<T> value = f.target[row] == f.ignore_index ? Real<T>(0) : kNaN<Real<T>>;
   Real<T> values[kWidth<T>];

@@ -15,8 +15,8 @@ template <typename Real>
 constexpr Real kNaN = std::numeric_limits<Real>::quiet_NaN();
 
 // exp of a difference to a larger logit, by the hardware's exponential of 2: within 2 ulp near 0,
-// where it counts. (One multiply-add, from which log2(e) times the larger logit is subtracted, would
-// save an instruction, and be wrong by 1e-4 where logits are 1,000.)
+// where it counts. (One multiply-add, from which log2(e) times the larger logit is subtracted,
+// would save an instruction, and be wrong by 1e-4 where logits are 1,000.)
 __device__ inline float exp_below(float x) { return exp2_approx(x * 1.44269504f); }
 __device__ inline double exp_below(double x) { return exp(x); }
 

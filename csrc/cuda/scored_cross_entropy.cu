@@ -15,7 +15,9 @@ namespace {
 // Up to so many classes a lane stay in its registers from the logits to the gradient; longer rows
 // are streamed, and read again for the gradient, from the L2 cache.
 template <typename T, int kLanes>
-constexpr int kHeld = kLanes == kFewLanes ? 8 : std::is_same_v<T, double> ? 16 : 32;
+constexpr int kHeld = kLanes == kFewLanes ? 8
+    : std::is_same_v<T, double>           ? 16
+                                          : 32;
 
 // The last block records up to so many rows, for others would need more launches. (Not measured.)
 constexpr int64_t kFinishedRows = 4096;
@@ -79,7 +81,7 @@ __device__ void with_target(const RowSums<R>& others, R x_y, R& max, R& s1) {
 // Writes a row that counts, and returns its loss; leaves the largest logit and s1 relative to it.
 template <typename T>
 __device__ Real<T> write_sums(const Rows<T>& f, int64_t row, Real<T> x_y,
-                           const RowSums<Real<T>>& others, Real<T>& max, Real<T>& s1) {
+                              const RowSums<Real<T>>& others, Real<T>& max, Real<T>& s1) {
   using R = Real<T>;
   with_target<R>(others, x_y, max, s1);
   const R e_y = exp(x_y - max), z = s1 + e_y;
@@ -93,8 +95,7 @@ __device__ Real<T> write_sums(const Rows<T>& f, int64_t row, Real<T> x_y,
     value = fma(f.smoothing, smooth, (1 - f.smoothing) * nll);
   }
   // sqrt(s2 + s1^2) with s1 taken out, so that s2 of a confident row does not underflow.
-  const R ratio =
-      static_cast<R>(others.s2) / static_cast<R>(others.s1) / static_cast<R>(others.s1);
+  const R ratio = static_cast<R>(others.s2) / static_cast<R>(others.s1) / static_cast<R>(others.s1);
   const R p = s1 / z, loss = static_cast<R>(f.weight ? f.weight[row] * value : value);
   write_row(f, row, loss, static_cast<float>(value),
             static_cast<float>(others.s1 > 0 ? p * sqrt(1 + ratio) : p),
@@ -259,8 +260,8 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kLanes == kFewLanes ? 3 : 1)
         }
       }
       if (last_at < classes)
-        grad[last_at] = static_cast<T>(
-            last_at == own ? g.at_target : last[0][0] * factor - g.smooth);
+        grad[last_at] =
+            static_cast<T>(last_at == own ? g.at_target : last[0][0] * factor - g.smooth);
     } else if (row < f.count) {
       fill_gradient<T, kLanes>(f, row, lane, 0, f.classes);
     }
@@ -492,16 +493,18 @@ bool for_held(int64_t classes, const Held& held) {
     held(lanes);
     return true;
   };
-  return fits(std::integral_constant<int, kFewLanes>{}) || fits(std::integral_constant<int, 32>{}) ||
-      fits(std::integral_constant<int, 256>{}) || fits(std::integral_constant<int, kStreamLanes>{});
+  return fits(std::integral_constant<int, kFewLanes>{}) ||
+      fits(std::integral_constant<int, 32>{}) || fits(std::integral_constant<int, 256>{}) ||
+      fits(std::integral_constant<int, kStreamLanes>{});
 }
 
 template <typename T>
 void launch_record(const Launcher& launch, const Forward<T>& f) {
   const int64_t sequences = f.batch.sequences;
-  const auto blocks = [](int64_t threads) { return (threads + kRecordThreads - 1) / kRecordThreads; };
-  if (f.at.tokens > 1)
-    launch(score_all_sequences<T>, blocks(32 * sequences), kRecordThreads, f);
+  const auto blocks = [](int64_t threads) {
+    return (threads + kRecordThreads - 1) / kRecordThreads;
+  };
+  if (f.at.tokens > 1) launch(score_all_sequences<T>, blocks(32 * sequences), kRecordThreads, f);
   for (int64_t first = 0; first < sequences; first += kMaxClaims) {
     const int64_t end = std::min(sequences, first + kMaxClaims);
     for (const Step step : {Step::kClear, Step::kClaim, Step::kFill})
@@ -539,14 +542,13 @@ void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
   if (records_apart) batch.table = nullptr;
   const bool reduces = batch.reduction != Reduction::kNone;
   const bool finishes = reduces || batch.table;
-  const bool finds_factor =
-      f.grad && batch.reduction == Reduction::kMean && f.count > kCountedRows &&
-      f.ignore_index != kNoneIgnored;
+  const bool finds_factor = f.grad && batch.reduction == Reduction::kMean &&
+      f.count > kCountedRows && f.ignore_index != kNoneIgnored;
   Scratch scratch;
   const int64_t sums = scratch.reserve<double>(reduces ? 2 * parts : 0);
-  const int64_t split_sums = scratch.reserve<RowSums<R>>(splits == 1 ? 0
-                                                         : teams > 0 ? 2 * teams * splits
-                                                                     : f.count * splits);
+  const int64_t split_sums = scratch.reserve<RowSums<R>>(splits == 1     ? 0
+                                                             : teams > 0 ? 2 * teams * splits
+                                                                         : f.count * splits);
   const int64_t split_gradients =
       scratch.reserve<R>(splits > 1 && f.grad && teams == 0 ? 3 * f.count : 0);
   const int64_t factor = scratch.reserve<R>(finds_factor);
@@ -594,8 +596,7 @@ void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
       launch(sum_splits<T>, f.count * splits, kStreamLanes, f, splits, row_sums);
       launch(merge_splits<T>, (f.count + kMergedRows - 1) / kMergedRows, kStreamLanes, f, splits,
              row_sums);
-      if constexpr (kGrad)
-        launch(gradient_of_splits<T>, f.count * splits, kStreamLanes, f, splits);
+      if constexpr (kGrad) launch(gradient_of_splits<T>, f.count * splits, kStreamLanes, f, splits);
     }
   };
   if (f.grad)
@@ -610,10 +611,12 @@ void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> forward_cuda(
-    Tensor input, Tensor target, std::optional<Tensor> weight, double label_smoothing,
-    int64_t ignore_index, int64_t reduction, std::optional<Tensor> grad,
-    std::optional<Tensor> table, std::optional<Tensor> index, int64_t score) {
+std::tuple<Tensor, Tensor, Tensor> forward_cuda(Tensor input, Tensor target,
+                                                std::optional<Tensor> weight,
+                                                double label_smoothing, int64_t ignore_index,
+                                                int64_t reduction, std::optional<Tensor> grad,
+                                                std::optional<Tensor> table,
+                                                std::optional<Tensor> index, int64_t score) {
   const char* op = "scored_cross_entropy";
   check_arguments(op, input, target, weight, label_smoothing, reduction);
   if (grad) check_grad(op, *grad, input);
@@ -627,8 +630,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(
   const ScalarType real = compute_dtype(input);
   const bool reduces = reduction != 0;
   const bool is_mean = reduction == static_cast<int64_t>(Reduction::kMean);
-  Tensor loss = reduces ? empty({}, real)
-                        : torch::stable::new_empty(input, target.sizes(), real);
+  Tensor loss = reduces ? empty({}, real) : torch::stable::new_empty(input, target.sizes(), real);
   Tensor scores = empty({3, rows}, ScalarType::Float);
   Tensor stats = empty({grad ? 0 : rows + 1, 2}, real);
   if (rows == 0) {

@@ -45,9 +45,9 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kResident<T, kLanes>)
     return;
   }
   const R max = b.stats[2 * row], e_y = exp(static_cast<R>(b.input[b.at(row) + target]) - max);
-  write_gradient<T, kLanes>(b, row, lane, begin, end,
-                            gradient_of<T>(b, row_weight<T>(b, row, b.upstream(row)), max,
-                                           b.stats[2 * row + 1], e_y));
+  write_gradient<T, kLanes>(
+      b, row, lane, begin, end,
+      gradient_of<T>(b, row_weight<T>(b, row, b.upstream(row)), max, b.stats[2 * row + 1], e_y));
 }
 
 template <typename T>
@@ -113,8 +113,8 @@ Tensor backward_cuda(Tensor grad_loss, Tensor input, Tensor target, Tensor softm
     for_lanes(b.classes, [&](auto lanes) {
       const int64_t row_bytes = b.classes * static_cast<int64_t>(sizeof(T)),
                     splits = lanes() == kStreamLanes ? splits_of(b.count, b.classes, row_bytes) : 1;
-      launch(backward_rows<T, lanes()>, splits * blocks_for<lanes()>(b.count), kThreads<lanes()>,
-             b, splits);
+      launch(backward_rows<T, lanes()>, splits * blocks_for<lanes()>(b.count), kThreads<lanes()>, b,
+             splits);
     });
   });
   return grad_input;
@@ -124,11 +124,11 @@ void rescale_cuda(Tensor grad, Tensor factor) {
   check_factor(grad, factor);
   const Launcher launch(grad);
   for_floating(grad.scalar_type(), [&]<typename T>(T) {
-    const Rescaled<T> r{grad.mutable_data_ptr<T>(), Layout(grad), row_count(grad),
-                        class_count(grad), factor.const_data_ptr<Real<T>>(), factor.numel() == 1};
+    const Rescaled<T> r{
+        grad.mutable_data_ptr<T>(),       Layout(grad),       row_count(grad), class_count(grad),
+        factor.const_data_ptr<Real<T>>(), factor.numel() == 1};
     for_lanes(r.classes, [&](auto lanes) {
-      const int64_t resident =
-          launch.resident_blocks(rescale_rows<T, lanes()>, kThreads<lanes()>);
+      const int64_t resident = launch.resident_blocks(rescale_rows<T, lanes()>, kThreads<lanes()>);
       launch(rescale_rows<T, lanes()>, std::min(blocks_for<lanes()>(r.count), resident),
              kThreads<lanes()>, r);
     });

@@ -10,8 +10,8 @@ namespace cpfast::select_samples {
 namespace {
 
 // Up to here one block of many threads does everything, in one launch. Beyond, one launch sums
-// tiles, and in another all blocks run at once, and wait for each other: some 6 us more, for as many
-// multiprocessors as there are tiles. By the instructions, the two meet at two tiles.
+// tiles, and in another all blocks run at once, and wait for each other: some 6 us more, for as
+// many multiprocessors as there are tiles. By the instructions, the two meet at two tiles.
 constexpr int64_t kOneBlock = 2 * kTile;
 static_assert(kOneBlock <= kSumTile);
 constexpr int kBlockThreads = 1024;
@@ -20,8 +20,8 @@ constexpr int kGridThreads = 256;
 struct Selecting {
   const float* scores;
   int64_t samples;
-  double* sums;      // [sum_tiles]
-  int32_t* finite;   // [sum_tiles]
+  double* sums;     // [sum_tiles]
+  int32_t* finite;  // [sum_tiles]
   // [tiles], one more than how many samples are below the mean (or drawn), and kept: 0 is not yet.
   uint32_t *counted, *kept;
   unsigned long long* all_counted;
@@ -92,8 +92,7 @@ __device__ double tile_sum(const float* tile, int n, int& finite) {
 }
 
 // And makes ready what the blocks of the next kernel wait at.
-__global__ void __launch_bounds__(kGridThreads)
-    sum_scores(const __grid_constant__ Selecting s) {
+__global__ void __launch_bounds__(kGridThreads) sum_scores(const __grid_constant__ Selecting s) {
   const int64_t tile = blockIdx.x, first = tile * kSumTile;
   int finite;
   const double sum = tile_sum<kGridThreads>(
@@ -283,8 +282,10 @@ __global__ void __launch_bounds__(kThreads) select(const __grid_constant__ Selec
   constexpr int kWords = (kAlone ? kOneBlock : kTile) / kThreads;
   using Part = Share<kThreads, kWords>;
   float threshold;
-  if constexpr (kAlone) threshold = threshold_alone<kThreads>(s);
-  else threshold = threshold_of_sums<kThreads>(s);
+  if constexpr (kAlone)
+    threshold = threshold_alone<kThreads>(s);
+  else
+    threshold = threshold_of_sums<kThreads>(s);
   const int64_t tiles = kAlone ? 1 : s.tiles, step = kAlone ? 1 : gridDim.x;
 
   int64_t all_counted = 0, own_counted = 0;
@@ -292,8 +293,8 @@ __global__ void __launch_bounds__(kThreads) select(const __grid_constant__ Selec
     for (int64_t tile = blockIdx.x; tile < tiles; tile += step) {
       Part part(s, tile, threshold);
       int before;
-      const int counted = sum_of_warps<kThreads>(
-          s.exact ? part.count_below() : part.mark_numbers(s), before);
+      const int counted =
+          sum_of_warps<kThreads>(s.exact ? part.count_below() : part.mark_numbers(s), before);
       own_counted += counted;
       if (threadIdx.x == 0) s.counted[tile] = 1 + counted;
       __syncthreads();
@@ -400,8 +401,6 @@ std::tuple<Tensor, Tensor, Tensor> select_cuda(Tensor scores, double keep, int64
   return {indices, weights, count};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) {
-  m.impl("select_samples", TORCH_BOX(&select_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) { m.impl("select_samples", TORCH_BOX(&select_cuda)); }
 
 }  // namespace cpfast::select_samples

@@ -48,8 +48,6 @@ Tensor slice_cuda(Tensor indices, Tensor count, int64_t start, int64_t size, int
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) {
-  m.impl("shuffled_slice", TORCH_BOX(&slice_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(cpfast, CUDA, m) { m.impl("shuffled_slice", TORCH_BOX(&slice_cuda)); }
 
 }  // namespace cpfast::shuffled_slice

@@ -455,7 +455,8 @@ struct Place {
 [[noreturn]] void trap_at(const char* what, const Place& place) {
   const std::string file = place.file;
   emulation::trap((std::string(what) + ", " + file.substr(file.rfind('/') + 1) + ":" +
-                   std::to_string(place.line)).c_str());
+                   std::to_string(place.line))
+                      .c_str());
 }
 
 }  // namespace

@@ -214,6 +214,23 @@ def test_repeats_may_differ_within_a_batch(device, dtype):
         assert torch.equal(sample, alone[0])
 
 
+# Each bit of the counter's word counts.
+@pytest.mark.parametrize("wide", [False, True])
+def test_repeats_up_to_32_bits_draw_as_the_twin_does(device, wide):
+    repeat = torch.tensor([0, *(2**bit for bit in range(32)), 2**32 - 1])
+    repeat = repeat if wide else repeat[:-2].int()
+    images, index = random_images((5, 7), 3, 1), torch.zeros(len(repeat), dtype=torch.int64)
+    options = {**DRAW, **WARP, "flip": True, "crop": 2}
+    actual = ops.augment_batch(
+        images.to(device), index.to(device), repeat=repeat.to(device), **options
+    )
+    expected = reference.augment_batch(images, index, repeat=repeat.long(), **options)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=2e-6)
+    for times, sample in zip(repeat.tolist(), expected, strict=True):
+        alone = ops.augment_batch(images.to(device), index[:1].to(device), repeat=times, **options)
+        torch.testing.assert_close(alone[0].cpu(), sample, rtol=0, atol=2e-6)
+
+
 def test_an_option_draws_the_same_whatever_the_others_are():
     images, index = random_images((8, 8), 1), torch.arange(11)
     given = {**DRAW, "cutout": 3, "mean": [-1.0]}

@@ -7,6 +7,7 @@ from torch.library import opcheck
 
 import cpfast
 from cpfast import ops, reference
+from cpfast.results import LayerSums
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # Around the widths of a vector, a block of 128 additions, and both tile sizes.
@@ -108,15 +109,36 @@ def test_signs_flip_only_between_strictly_opposite_signs(device):
         assert ops.layer_statistics(*([t] for t in pair)).sign_flips.item() == 0
 
 
-@pytest.mark.not_emulated("it would take minutes")
-def test_sums_of_large_tiles_go_on_in_float64(device):
-    """512 float32 additions of this square are 7.6e-6 off, 128 of them 1e-8."""
-    w = torch.full((1 << 24,), 0.999, device=device)
-    out = ops.layer_statistics([w], [torch.zeros_like(w)])
-    exact = float(w[0]) * 2.0**12
-    assert_close(out.norm, torch.tensor([exact]), rtol=5e-7)
-    assert_close(out.l2_distance, torch.tensor([exact]), rtol=5e-7)
-    assert_close(out.mean_abs, w[:1].cpu(), rtol=5e-7)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ref_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 33, 4097])
+def test_a_zero_or_nan_on_either_side_is_no_flip(device, dtype, ref_dtype, size):
+    for one, other in [(1.0, -0.0), (-1.0, 0.0), (1.0, -math.nan), (-1.0, math.nan), (0.0, -0.0)]:
+        for w, w0 in [(one, other), (other, one)]:
+            params = torch.full((size,), w, dtype=dtype, device=device)
+            refs = torch.full((size,), w0, dtype=ref_dtype, device=device)
+            assert ops.layer_statistics([params], [refs]).sign_flips.item() == 0, (w, w0)
+
+
+@pytest.mark.parametrize("ref_dtype", [torch.float32, torch.float16])
+def test_sums_go_on_in_float64_after_128_additions(ref_dtype):
+    # On the CPU 32 lanes share a tile; tiles of 4096 elements would hold but 128 additions each.
+    tiles, tile, lanes = 1024, 8192, 32
+    assert tiles * tile == 2048 * 4096  # from where on tiles are that large
+    # Ones, and numbers so small that their squares, or they, are lost beside one in float32: the
+    # first 127 additions of a lane lose them, and the other 128 do not.
+    squares = ["ref_squared", "difference_squared", "difference_times_ref"]
+    for tiny, power, rows in [
+        (2**-13, 2, {"squared": 4, **dict.fromkeys(squares, 1)}),
+        (2**-25, 1, {"magnitude": 2}),
+    ]:
+        values = torch.full((tiles, tile // lanes, lanes), tiny)
+        values[:, 0] = 1
+        w, w0 = 2 * values.flatten(), values.flatten().to(ref_dtype)
+        sums = LayerSums(*ops.layer_sums([w], [w0]))
+        for row, factor in rows.items():
+            expected = factor * tiles * lanes * (1 + 128 * tiny**power)
+            assert getattr(sums, row).item() == expected, row
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
