@@ -132,7 +132,7 @@ CPFAST_HOST_DEVICE inline double quantised_ratio(const Sums& s) {
   // The common case, without a division and a root: within 1/32 of 1.
   constexpr double kLeast = (31.0 * 31) / (32 * 32), kMost = (33.0 * 33) / (32 * 32);
   if (s.ww >= kLeast * s.rr && s.ww <= kMost * s.rr) return 1;
-  const double ratio = sqrt(s.ww / s.rr);
+  const double ratio = sqrt(s.ww) / sqrt(s.rr);  // the quotient of squares may leave float64
   // Comparisons that NaN fails.
   return ratio > 0 && ratio < HUGE_VAL ? rounded_ratio(ratio) : 1;
 }

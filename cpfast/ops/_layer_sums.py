@@ -54,7 +54,8 @@ def rotation_of_sums(sums: Tensor, ratio: Tensor | None = None) -> Tensor:
     """:func:`layer_rotation` of sums: equal to it to about 1e-7 where the ratio is that of
     :func:`ratio_of_sums`.
 
-    With another ratio s the error is that of the sums (under 1e-6) times (1 - s |w0| / |w|)^2 / 2.
+    With another ratio s the error is that of the sums (under 1e-6) times
+    (|w| - s |w0|)^2 / (2 s |w| |w0|).
 
     Args:
         sums: [6, L] float64 of :func:`layer_sums`, or sums of those of all parts of the layers.

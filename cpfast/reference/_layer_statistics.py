@@ -34,7 +34,7 @@ def _rounded(ratio: Tensor) -> Tensor:
 def ratio_of_sums(sums: Tensor) -> Tensor:
     rows = LayerSums(*sums)
     ww, rr = rows.squared, rows.ref_squared
-    ratio = (ww / rr).sqrt()
+    ratio = ww.sqrt() / rr.sqrt()  # the quotient of squares may leave float64
     is_near = (ww >= (31 / 32) ** 2 * rr) & (ww <= (33 / 32) ** 2 * rr)
     is_one = is_near | ~((ratio > 0) & (ratio < math.inf))
     return torch.where(is_one, 1.0, _rounded(ratio))

@@ -249,3 +249,10 @@ def test_a_ratio_of_another_shape_is_refused():
         ops.layer_sums([torch.ones(3)], [torch.ones(3)], torch.ones(2))
     with pytest.raises(RuntimeError, match="ratio: expected dtype float64, got int64"):
         ops.layer_sums([torch.ones(3)], [torch.ones(3)], torch.ones(1, dtype=torch.int64))
+
+
+def test_norms_whose_squares_have_no_quotient(device):
+    w, w0 = (torch.tensor(x, dtype=torch.float64, device=device) for x in ([3.0, 4.0], [4.0, 3.0]))
+    for up, down in ((1e150, 1e-150), (1e-150, 1e150)):
+        found = ops.layer_rotation([w * up], [w0 * down])
+        torch.testing.assert_close(found.cpu(), torch.tensor([0.04]), rtol=1e-5, atol=0)
