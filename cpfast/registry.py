@@ -91,7 +91,7 @@ class Registry(Mapping[str, Entry[T]]):
         """
 
         def add(factory: Factory) -> Factory:
-            text = line or (inspect.getdoc(factory) or "").partition("\n")[0]
+            text = line or (inspect.getdoc(factory) or "").partition("\n")[0].replace("``", "")
             if not text:
                 raise ValueError(f"{self.kind} {name!r}: no docstring, and no line")
             known = self._entries.get(name)
