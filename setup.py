@@ -35,7 +35,8 @@ CUDA = "cpfast._cuda"
 # What may be uninitialised is so in GCC's own header of AVX-512.
 CXX_FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-attributes",
              "-Wno-maybe-uninitialized"]  # fmt: skip
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow",
+              "-fno-sanitize-recover=undefined,float-cast-overflow"]  # fmt: skip
 NVCC_FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
 
 
@@ -144,8 +145,8 @@ for name, value in (("CPFAST_CUDA", SETTING), ("CPFAST_SANITIZE", SANITIZE)):
     if value not in ("", "0", "1"):
         sys.exit(f"setup.py: {name}: expected 0, 1 or nothing, got {value!r}")
 if SANITIZE == "1":
-    # Of two levels of optimisation the last one counts.
-    CXX_FLAGS += [*SANITIZERS, "-fno-omit-frame-pointer", "-g", "-O1"]
+    # The last of each counts: Python brings -fwrapv, under which no overflow is one.
+    CXX_FLAGS += [*SANITIZERS, "-fno-omit-frame-pointer", "-fno-wrapv", "-g1", "-O1"]
 TOOLKIT, WITHOUT = None, ""
 try:
     TOOLKIT = find_cuda()

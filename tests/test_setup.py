@@ -228,5 +228,8 @@ def test_sanitizers_are_built_in_where_they_are_asked_for(checkout, setting):
     assert built(checkout) == [CPU], out.stderr
     compiled = (checkout.parent / "compiled").read_text().splitlines()
     assert len(compiled) > 5
-    is_sanitized = ["-fsanitize=address,undefined" in line for line in compiled]
+    is_sanitized = [
+        "-fsanitize=address,undefined,float-cast-overflow" in line and "-fno-wrapv" in line
+        for line in compiled
+    ]
     assert all(is_sanitized) if setting == "1" else not any(is_sanitized)
