@@ -28,6 +28,5 @@ class HighLossRemoval(Policy):
         loss = samples.columns["loss"]
         # What has no loss is not known to be hard.
         order = ascending(torch.where(loss.isfinite(), loss, -torch.inf))
-        mask = torch.zeros(samples.size, dtype=torch.bool, device=samples.device)
         kept = samples.size - int((1 - keep) * samples.size)
-        return Chosen.of(mask.index_fill_(0, order[: max(1, kept)], True))
+        return Chosen.of(samples.mask(order[: max(1, kept)]))

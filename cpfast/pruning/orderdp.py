@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from cpfast.moment import Moment
 from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, descending, policies
 
@@ -30,5 +28,4 @@ class OrderDP(Policy):
     def select(self, samples: Samples, moment: Moment, keep: float, draw: Draw) -> Chosen:
         pool = draw.order(samples.size, samples.device)[: max(1, int(self.pool * samples.size))]
         hardest = descending(samples.columns["loss"][pool])[: max(1, int(keep * len(pool)))]
-        mask = torch.zeros(samples.size, dtype=torch.bool, device=samples.device)
-        return Chosen.of(mask.index_fill_(0, pool[hardest], True))
+        return Chosen.of(samples.mask(pool[hardest]))

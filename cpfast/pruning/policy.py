@@ -50,6 +50,11 @@ class Samples(NamedTuple):
         """[N] int64."""
         return torch.arange(self.size, device=self.device)
 
+    def mask(self, index: Tensor) -> Tensor:
+        """[N] bool: true for the samples of ``index``, int64 without -1."""
+        mask = torch.zeros(self.size, dtype=torch.bool, device=self.device)
+        return mask.index_fill_(0, index, True)
+
 
 class Draw(NamedTuple):
     """Where a policy's randomness comes from: nothing is drawn that depends on anything else, so

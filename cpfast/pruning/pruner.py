@@ -363,11 +363,10 @@ class DataPruner:
         return Samples(self.num_samples, self.device, columns, state, self._labels, self._classes)
 
     def _trained(self) -> Tensor:
-        """[N] bool: the samples of the current plan."""
+        """The samples of the current plan."""
         self._restore_plan()
         assert self._lazy_plan is not None
-        mask = torch.zeros(self.num_samples, dtype=torch.bool, device=self.device)
-        return mask.index_fill_(0, self._lazy_plan.batch(0, len(self._lazy_plan)), True)
+        return self._lazy_plan.batch(0, len(self._lazy_plan))
 
     def _propose(self, asked: _Planned) -> tuple[_Selected, Samples]:
         """What :meth:`_select` gives, and the samples as they are after the current epoch."""
@@ -375,7 +374,8 @@ class DataPruner:
         state = {name: value.clone() for name, value in self._state.items()}
         samples = self._samples(columns, state)
         if state and self._planned is not None and self._planned.epoch != asked.epoch:
-            self.rule.update(samples._replace(trained=self._trained()), self._moment(self._planned))
+            trained = samples.mask(self._trained())
+            self.rule.update(samples._replace(trained=trained), self._moment(self._planned))
         return self._select(asked, samples), samples
 
     def _require_synced(self, before: str) -> None:
@@ -401,22 +401,16 @@ class DataPruner:
             passes = [Chosen.everyone(samples)] * asked.repeats
         again = [p.rescored[1] for p in passes if p.rescored is not None]
         is_nan = torch.stack([column.isnan().any() for column in samples.columns.values()]).any()
-        biases = [
-            p.bias.double().nan_to_num(posinf=0, neginf=0) for p in passes if p.bias is not None
-        ]
-        bias = (
-            (torch.stack(biases).mean() * _BIAS_UNITS).long()
-            if biases
-            else torch.zeros_like(is_nan)
-        )
-        *counts, has_nan, missed, recorded = torch.stack(
-            [*(p.count for p in passes), *again, is_nan.long(), bias.long(), self._recorded]
+        biases = [p.bias.double() * _BIAS_UNITS for p in passes if p.bias is not None]
+        missed = [bias.nan_to_num(0, 0, 0).long() for bias in biases]
+        *counts, has_nan, recorded = torch.stack(
+            [*(p.count for p in passes), *again, *missed, is_nan.long(), self._recorded]
         ).tolist()  # the one reading of the device
         if has_nan and chooses and self.nan == "raise":
             _refuse_nan(samples)
         weights = torch.ones_like(self._weights)
         rescored = [torch.empty(0, dtype=torch.int64, device=self.device)]
-        counts_again = iter(counts[len(passes) :])
+        counts_again = iter(counts[len(passes) :])  # and after them what the weights miss
         for one, count in zip(passes, counts, strict=False):
             if one.weights is not None:
                 weights.index_copy_(0, one.indices[:count], one.weights[:count])
@@ -427,8 +421,8 @@ class DataPruner:
             for one, count, draw in zip(passes, counts, draws, strict=False)
         ]
         plan = LazyPlan(shuffled, torch.cat(rescored).unique() if again else rescored[0])
-        bias_read = missed / _BIAS_UNITS if biases else None
-        return _Selected(plan, weights, bias_read, recorded + self._recorded_by_all)
+        bias = sum(counts_again) / len(biases) / _BIAS_UNITS if biases else None
+        return _Selected(plan, weights, bias, recorded + self._recorded_by_all)
 
     def _compare(self, last: _Planned, planned: int, recorded: int) -> None:
         """What the last epoch delivered with what was planned for it."""

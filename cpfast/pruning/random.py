@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from cpfast.moment import Moment
 from cpfast.pruning.policy import Chosen, Draw, Policy, Samples, policies
 
@@ -38,5 +36,4 @@ class RandomSubset(Policy):
             return Chosen.everyone(samples, take=size)
         turn, place = divmod(moment.epoch, samples.size // size)
         order = draw._replace(epoch=turn).order(samples.size, samples.device)
-        mask = torch.zeros(samples.size, dtype=torch.bool, device=samples.device)
-        return Chosen.of(mask.index_fill_(0, order[place * size : (place + 1) * size], True))
+        return Chosen.of(samples.mask(order[place * size : (place + 1) * size]))

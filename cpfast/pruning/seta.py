@@ -48,8 +48,7 @@ class SeTa(Policy):
             keep = min(max(keep, 0.1), 1.0)
             return Chosen.everyone(samples, take=max(1, int(keep * samples.size)))
         size, device = samples.size, samples.device
-        drawn = torch.zeros(size, dtype=torch.bool, device=device)
-        drawn.index_fill_(0, draw.order(size, device)[: max(1, int(keep * size))], True)
+        drawn = samples.mask(draw.order(size, device)[: max(1, int(keep * size))])
         loss = samples.columns["loss"]
         order = ascending(loss)
         bounds = kmeans_bounds(loss[order], self.groups)

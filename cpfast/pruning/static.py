@@ -47,5 +47,4 @@ class Static(Policy):
     def select(self, samples: Samples, moment: Moment, keep: float, draw: Draw) -> Chosen:
         by = descending if self.drop == "easiest" else ascending
         order = by(samples.state["score"])
-        mask = torch.zeros(samples.size, dtype=torch.bool, device=samples.device)
-        return Chosen.of(mask.index_fill_(0, order[: max(1, int(keep * samples.size))], True))
+        return Chosen.of(samples.mask(order[: max(1, int(keep * samples.size))]))

@@ -30,8 +30,7 @@ def keep_highest(samples: Samples, score: Tensor, drawn: int, kept: int, draw: D
     order = descending(score)
     rest = order[kept - drawn :]
     at = draw.order(len(rest), samples.device)[:drawn]
-    mask = torch.zeros(samples.size, dtype=torch.bool, device=samples.device)
-    return Chosen.of(mask.index_fill_(0, torch.cat([order[: kept - drawn], rest[at]]), True))
+    return Chosen.of(samples.mask(torch.cat([order[: kept - drawn], rest[at]])))
 
 
 @policies.register("ucb", source="arXiv 2111.12621")

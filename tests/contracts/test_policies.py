@@ -103,7 +103,8 @@ def test_its_state_keeps_its_names_and_shapes(policy):
 def known_samples(pruner):
     state = {name: value.clone() for name, value in pruner._state.items()}
     columns = {name: value.clone() for name, value in pruner.columns.items()}
-    return pruner._samples(columns, state)._replace(trained=pruner._trained())
+    samples = pruner._samples(columns, state)
+    return samples._replace(trained=samples.mask(pruner._trained()))
 
 
 def test_a_selection_is_pure_and_never_waits_for_the_device(policy):
