@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
+from cpfast.arguments import check_fields, check_type
 from cpfast.moment import Moment
 from cpfast.registry import Registry
 
@@ -47,6 +48,7 @@ class Window:
         ramp: fraction of the whole training over which the amount rises to 1.
 
     Raises:
+        TypeError: for a field of another type.
         ValueError: for an unknown phase, or numbers out of range.
 
     Source: arXiv 2506.15954, whose annealing begins at epoch cp + ceil((T - cp) a).
@@ -59,6 +61,7 @@ class Window:
     ramp: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.phase not in PHASES:
             raise ValueError(f"phase: expected one of {PHASES}, got {self.phase!r}")
         for name in ("begin", "end", "until", "ramp"):
@@ -75,6 +78,7 @@ class Window:
 
     def amount(self, moment: Moment) -> float:
         """How much of the action applies: 0 outside the window, 1 in it, between them on a ramp."""
+        check_type("moment", moment, Moment)
         total, first = moment.total_epochs, 0
         if self.phase == "during" and not moment.in_period:
             return 0.0
@@ -95,6 +99,7 @@ class Window:
 ALWAYS = Window()
 
 
+@runtime_checkable
 class Action(Protocol):
     """Changes the settings of an epoch. It holds numbers alone, and nothing that it was told."""
 

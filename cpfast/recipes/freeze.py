@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cpfast.arguments import check_fields
 from cpfast.moment import Moment
 from cpfast.recipes.action import ALWAYS, EpochSettings, Window, actions
 
@@ -24,6 +25,7 @@ class Freeze:
     from it about learning.
 
     Raises:
+        TypeError: for a field of another type.
         ValueError: for numbers out of range.
     """
 
@@ -32,6 +34,7 @@ class Freeze:
     window: Window = ALWAYS
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.below < 1:
             raise ValueError(f"below: expected a share in [0, 1), got {self.below}")
         if self.epochs < 1:

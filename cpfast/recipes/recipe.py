@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cpfast.arguments import check_fields, typed
 from cpfast.moment import Moment
 from cpfast.recipes.action import Action, EpochSettings
 from cpfast.registry import Registry
@@ -23,6 +24,7 @@ class Recipe:
             learning rate.
 
     Raises:
+        TypeError: for something that is no action.
         ValueError: for less than one epoch.
     """
 
@@ -30,11 +32,13 @@ class Recipe:
     actions: Sequence[Action] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.total_epochs < 1:
             raise ValueError(f"total_epochs: expected at least 1, got {self.total_epochs}")
         object.__setattr__(self, "actions", tuple(self.actions))
 
     @classmethod
+    @typed
     def named(cls, name: str, total_epochs: int, **options: Any) -> Recipe:
         """The recipe of a name in :data:`recipes`.
 
@@ -48,6 +52,7 @@ class Recipe:
         """Whether anything changes when the period ends."""
         return any(action.window.phase != "always" for action in self.actions)
 
+    @typed
     def settings(self, moment: Moment) -> EpochSettings:
         """What the epoch of ``moment`` spends.
 
