@@ -2,6 +2,7 @@
 class, method and function; those of the ops are in ops/test_arguments.py."""
 
 import inspect
+import pathlib
 import re
 import typing
 
@@ -20,6 +21,7 @@ BAD = {
     "a huge number": 10**30,
 }
 N, EPOCHS = 12, 6
+RECIPES = pathlib.Path(recipes.__file__).parent
 
 
 def model():
@@ -34,6 +36,12 @@ def detector():
 def pruner():
     made = cpfast.DataPruner(N, EPOCHS, strict=None)
     made.plan(0)
+    return made
+
+
+def mixer():
+    made = cpfast.Mixer(0, 3)
+    made.begin("mixup", 0.2, 0, 3)
     return made
 
 
@@ -106,6 +114,20 @@ GOOD = {
     "is_weight": (
         lambda: cpfast.is_weight, {"name": "weight", "parameter": torch.ones(2, 2), "module": None},
     ),
+    "Mixer": (lambda: cpfast.Mixer, {"seed": 1, "steps": 3, "device": "cpu"}),
+    "Mixer.begin": (
+        lambda: cpfast.Mixer(0, 3).begin,
+        {"kind": "mixup", "alpha": 0.2, "epoch": 1, "steps": 3},
+    ),
+    "Mixer.mix": (
+        lambda: mixer().mix, {"kind": "mixup", "inputs": torch.rand(4, 1, 2, 2)},
+    ),
+    "Mixer.loss": (
+        lambda: mixer().loss,
+        {
+            "pruner": pruner(), **LOSS, "share": torch.tensor(0.5), "weight": torch.ones(4),
+        },
+    ),
     "PrunedSampler": (
         lambda: cpfast.PrunedSampler,
         {
@@ -133,6 +155,21 @@ GOOD = {
         lambda: cpfast.Window,
         {"phase": "after", "begin": 0.1, "end": 0.9, "until": 0.8, "ramp": 0.1},
     ),
+    "Recipe.read": (
+        lambda: cpfast.Recipe.read,
+        {"path": RECIPES / "detector.toml", "total_epochs": EPOCHS},
+    ),
+    "recipes.RecipeFile.parse": (
+        lambda: recipes.RecipeFile.parse, {"text": "", "where": "here", "name": "one"},
+    ),
+    "recipes.RecipeFile.read": (
+        lambda: recipes.RecipeFile.read, {"path": RECIPES / "detector.toml"},
+    ),
+    "recipes.RecipeFile.make": (
+        lambda: recipes.RecipeFile.read(RECIPES / "detector.toml").make,
+        {"total_epochs": EPOCHS},
+    ),
+    "Window.span": (lambda: cpfast.Window().span, {"moment": cpfast.Moment(1, EPOCHS)}),
     "Window.amount": (lambda: cpfast.Window().amount, {"moment": cpfast.Moment(1, EPOCHS)}),
     "ops.LayerPlan": (
         lambda: ops.LayerPlan,
@@ -213,6 +250,10 @@ RIGHT = {
     ("IndexedDataset", "dataset", "a list"),
     ("CriticalPeriodDetector.step", "value", "a huge number"),
     ("DataPruner.planned_length", "keep", "None"),
+    ("Mixer.begin", "alpha", "a huge number"),
+    ("Recipe.read", "path", "a text"),
+    ("recipes.RecipeFile.read", "path", "a text"),
+    *(("recipes.RecipeFile.parse", name, "a text") for name in ("text", "where", "name")),
     ("DataPruner.planned_length", "period_end", "None"),
     ("schedules.step", "factor", "a huge number"),
     ("schedules.FractionSchedule.step", "factor", "a huge number"),
@@ -307,7 +348,7 @@ def test_every_argument_is_tried():
     passed_over = {
         "Action", "BatchFilter", "Chosen", "Criterion", "Draw", "EpochSettings",
         "LayerStatistics", "LayerSums", "Measured", "Moment", "Paths", "Policy", "Probe",
-        "Samples", "Schedule", "ScoredLoss", "Selection",
+        "Samples", "Schedule", "ScoredLoss", "Selection", "StepShape",
     }  # fmt: skip
     registered = {
         entry.factory
@@ -318,7 +359,7 @@ def test_every_argument_is_tried():
         own = name.split(".") if name[0].isupper() else name.split(".")[1:] or [name]
         if (
             own[0] in passed_over
-            or name == "pruning.LazyPlan"
+            or name in ("pruning.LazyPlan", "recipes.RecipeFile")
             or value in registered
             or own[-1] == "apply"
         ):

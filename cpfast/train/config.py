@@ -12,8 +12,8 @@ from typing import Any
 
 from cpfast.detection import criteria
 from cpfast.pruning import policies
-from cpfast.recipes import Recipe, recipes
-from cpfast.registry import options_of
+from cpfast.recipes import Recipe, RecipeFile, recipes
+from cpfast.registry import Entry, options_of
 from cpfast.train.data import datasets, is_text
 from cpfast.train.errors import UserError
 from cpfast.train.models import models
@@ -43,6 +43,11 @@ _TYPES = {
     "float | None": ("int", "float", "NoneType"),
 }  # fmt: skip
 
+# Settings that are also a recipe's, where it has an option of that name.
+_OF_RECIPES = ("repeats", "keep", "anneal")
+# What runs of version 0.1.0 lack, and what holds for them.
+_SINCE: dict[str, Any] = {"recipe_text": None}
+
 # Where and how a run is executed or shown; these may change when it is resumed.
 ENVIRONMENT = (
     "device", "threads", "step", "energy", "country", "price_kwh", "price_hour", "plot"
@@ -71,6 +76,8 @@ class Config:
         step: how a training step is executed; "graph" replays it as a CUDA graph.
         country: ISO 3166-1 alpha-3 code whose electricity the CO2e is counted by; None: the
             world's mean.
+        recipe_text: the recipe's file, word for word, where it is none of the named ones: `method`
+            is its name then.
         price_kwh, price_hour: what a kWh and what an hour of the machine costs, in any currency.
     """
 
@@ -104,10 +111,14 @@ class Config:
     price_kwh: float | None = None
     price_hour: float | None = None
     plot: bool = True
+    recipe_text: str | None = None
 
     def __post_init__(self) -> None:
         _choice("--model", self.model, tuple(models))
-        _choice("--method", self.method, tuple(recipes))
+        if self.recipe_text is None:
+            _choice("--method", self.method, tuple(recipes))
+        else:
+            self.recipe()
         _choice("--optimizer", self.optimizer, OPTIMIZERS)
         _choice("--schedule", self.schedule, SCHEDULES)
         _choice("--policy", self.policy, tuple(policies))
@@ -168,11 +179,32 @@ class Config:
                 f"--step {self.step} needs a CUDA device; on the CPU use eager or compile"
             )
 
+    @property
+    def passes(self) -> int:
+        """k, the most passes of any epoch."""
+        return max(settings.repeats for settings in self.recipe().possible())
+
     def recipe(self) -> Recipe:
-        """That of the method, with those of these settings that it knows."""
-        known = options_of(recipes[self.method].factory)
-        options = {name: getattr(self, name) for name in known if name != "total_epochs"}
-        return Recipe.named(self.method, self.epochs, **options)
+        """That of the method or of the file, with those of these settings that it knows.
+
+        Raises:
+            UserError: what the file says makes no recipe.
+        """
+        if self.recipe_text is None:
+            entry = recipes[self.method]
+        else:
+            try:
+                file = RecipeFile.parse(self.recipe_text, f"--recipe {self.method}", self.method)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            entry = Entry(file.name, file.factory(), file.source, file.summary)
+        given = [name for name in _OF_RECIPES if name in options_of(entry.factory)]
+        try:
+            return entry.make(
+                total_epochs=self.epochs, **{name: getattr(self, name) for name in given}
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--method {self.method}: {error}") from error
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Config:
@@ -213,6 +245,7 @@ class Config:
             UserError: the file at `source` does not hold a run of this version.
         """
         names = {field.name for field in dataclasses.fields(cls)}
+        values = {**_SINCE, **values}
         if set(values) != names:
             odd = sorted(set(values) ^ names)
             raise UserError(f"{source}: not a configuration of this version (fields {odd})")
@@ -242,6 +275,8 @@ def changes(settings: dict[str, Any], stored: Config) -> list[str]:
     values = stored.to_dict()
     return [
         f"--{key.replace('_', '-')} {value} (the run has {values[key]})"
+        if key != "recipe_text"
+        else "--recipe (the run has another)"
         for key, value in settings.items()
         if key not in ENVIRONMENT and values[key] != value
     ]

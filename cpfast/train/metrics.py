@@ -51,8 +51,11 @@ class EpochMetrics(TypedDict):
     """Passes over the data."""
     prune: bool
     """Whether samples may be left out of them."""
-    frozen: int
-    """Layers without a gradient, from the input side."""
+    settings: dict[str, Any]
+    """All that the recipe set, as EpochSettings has it; empty in lines of version 0.1.0."""
+    bias: float | None
+    """The share of all samples' losses that the weights of the plan miss in expectation; None where
+    the policy does not know."""
     planned_samples: int
     """In all passes together."""
     forward_samples: int
@@ -69,7 +72,7 @@ class EpochMetrics(TypedDict):
 
 
 # What lines of version 0.1.0 lack, and what holds for them.
-_SINCE: dict[str, Any] = {"frozen": 0, "scored_samples": 0}
+_SINCE: dict[str, Any] = {"settings": {}, "bias": None, "scored_samples": 0}
 
 # What tables and pictures are made of: only that is looked at in a file.
 _FORM = Open(

@@ -141,6 +141,7 @@ def state_dict(training: Training) -> dict[str, Any]:
         "config": t.config.to_dict(),
         "data": t.fingerprint,
         "rotations": list(t.rotations),
+        "diffusion": list(t.diffusion),
         **{name: getattr(t, name).state_dict() for name in _STATEFUL},
     }
 
@@ -174,6 +175,7 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
         for epoch, value in state["detector"]["history"]:
             t.detector.step(value, epoch)
         t.rotations = [tuple(float(r) for r in rotation) for rotation in state["rotations"]]
+        t.diffusion = list(state["diffusion"])
         t.epoch = state["epoch"]
     except _Unfit:
         raise

@@ -15,6 +15,8 @@ from support.toy_training import (
     make_config,
     start,
     toy_data,
+    toy_run,
+    toy_text,
     without_times,
 )
 
@@ -23,7 +25,6 @@ from cpfast.pruning import policies
 from cpfast.recipes import EpochSettings, recipes
 from cpfast.train import loop, report, run
 from cpfast.train.config import Config
-from cpfast.train.data import TextData
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("method", recipes)
 @pytest.mark.parametrize("stop", [1, 2, 4])
 def test_resume_equals_no_stop_to_the_bit(tmp_path, method, stop):
-    config, data = make_config(method=method), toy_data()
+    config, data = toy_run(method)
     whole = start(tmp_path / "whole", config)
     run.train(config, data, whole)
     parts = start(tmp_path / "parts", config)
@@ -95,10 +96,9 @@ def test_an_epoch_that_was_not_stored_is_done_again(tmp_path):
 
 
 def test_what_each_method_spends(tmp_path):
-    data = toy_data()
     spent = {}
     for method in recipes:
-        config = make_config(method=method, epochs=8, at=3)
+        config, data = toy_run(method, epochs=8, at=3)
         folder = start(tmp_path / method, config)
         run.train(config, data, folder)
         lines = folder.metrics()
@@ -123,7 +123,7 @@ def test_what_each_method_spends(tmp_path):
 
 def test_every_arm_scores_and_times_its_parts():
     for method in recipes:
-        training = loop.Training(make_config(method=method), toy_data())
+        training = loop.Training(*toy_run(method))
         seconds = loop.train_epoch(training)["seconds"]
         assert 0 < seconds["scoring"] < seconds["train"] and seconds["detection"] > 0
         assert seconds["scoring"] + seconds["selection"] + seconds["detection"] < seconds["train"]
@@ -403,15 +403,6 @@ def test_until_stops_at_a_stored_epoch_and_stays_stopped(tmp_path):
     assert folder.checkpoint()["epoch"] == 4
 
 
-def toy_text():
-    """Sequences that count on, from anywhere, in a circle of five characters."""
-
-    def make(count):
-        return ((torch.arange(count)[:, None] + torch.arange(9)) % 5).to(torch.uint8)
-
-    return TextData(make(20), make(10), "abcde", "toy")
-
-
 def text_config(**options):
     base = {
         "data": "python-docs", "epochs": 3, "batch_size": 8, "method": "prune", "energy": False
@@ -423,7 +414,7 @@ def test_text_is_learned_scored_by_sequence_and_resumed_to_the_bit(tmp_path):
     config, data = text_config(), toy_text()
     whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
     training = run.train(config, data, whole)
-    assert training.pruner.scores.shape == (20,) and training.pruner.scores.isfinite().all()
+    assert training.pruner.scores.shape == (TRAIN,) and training.pruner.scores.isfinite().all()
     lines = whole.metrics()
     assert lines[-1]["test_loss"] < lines[0]["train_loss"]
     for epochs in (1, 2, 3):
