@@ -21,12 +21,12 @@ class Augment:
         ValueError: for a number out of range.
     """
 
-    strength: float = 0.0
+    factor: float = 0.0
     window: Window = ALWAYS
 
     def __post_init__(self) -> None:
         check_fields(self)
-        fraction("strength", self.strength)
+        fraction("factor", self.factor)
 
     def apply(self, settings: EpochSettings, amount: float, moment: Moment) -> EpochSettings:
-        return settings._replace(augment=toward(settings.augment, self.strength, amount))
+        return settings._replace(augment=toward(settings.augment, self.factor, amount))

@@ -113,7 +113,7 @@ def test_a_restart_of_the_learning_rate_thaws():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Augment(1.5), "strength: .* got 1.5"),
+        (lambda: Augment(1.5), "factor: .* got 1.5"),
         (lambda: WeightDecay(-1.0), "factor: .* got -1"),
         (lambda: Mixup(-0.1), "alpha: .* got -0.1"),
         (lambda: Cutmix(float("nan")), "alpha: .* got nan"),

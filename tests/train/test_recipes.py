@@ -36,7 +36,7 @@ MANY = {
     "cutmix": table("cutmix") + WINDOW,
     "resolution": table("resolution", share=0.5) + WINDOW,
     "batch": table("batch", times=2) + WINDOW,
-    "augment": table("augment", strength=0.25) + WINDOW,
+    "augment": table("augment", factor=0.25) + WINDOW,
     "weight decay": table("weight_decay", factor=0.0) + "window = { ramp = 0.7 }\n",
     "volume": table("volume", budget=0.6, first=0.9),
 }
