@@ -12,8 +12,10 @@ PRINTED = {
     "extending.md": [
         "30 of 100 samples",
         "[False, False, True, False]",
-        "EpochSettings(repeats=3, prune=False, keep=None, lr=1.0, frozen=0)\n"
-        "EpochSettings(repeats=1, prune=False, keep=None, lr=0.5, frozen=0)",
+        "EpochSettings(repeats=3, prune=False, keep=None, lr=1.0, frozen=0, weight_decay=1.0, "
+        "augment=1.0)\n"
+        "EpochSettings(repeats=1, prune=False, keep=None, lr=0.5, frozen=0, weight_decay=1.0, "
+        "augment=1.0)",
     ]
 }
 SNIPPETS = [

@@ -27,12 +27,16 @@ class EpochSettings(NamedTuple):
     """What the schedule's learning rate is multiplied by."""
     frozen: int = 0
     """Layers without a gradient, from the input side: of those whose rotation is measured."""
+    weight_decay: float = 1.0
+    """What the configured weight decay is multiplied by."""
+    augment: float = 1.0
+    """Share of the configured augmentation; 0: none."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """What changes what is computed, and so keys the compiled step or the CUDA graph; the rest
-        are numbers that a step reads."""
-        return (self.frozen,)
+    def shape(self) -> tuple[float, ...]:
+        """What changes what is computed, or is held fast where a step is captured, and so keys the
+        compiled step or the CUDA graph; the rest are numbers that a step reads."""
+        return (self.frozen, self.weight_decay, self.augment)
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,13 @@ class ImageBatches:
         self._mean = data.mean()
         self._dtype = AUTOCAST[config.precision]
 
-    def train(self, index: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+    def train(self, index: Tensor, draw: Tensor, augment: float = 1.0) -> tuple[Tensor, Tensor]:
         """Augmented by draws of (seed, sample, draw) alone.
 
         Args:
             index, draw: [B] int64; `draw` counts the passes over the data from the training's
                 beginning.
+            augment: share of the rotation and the shift; 0 leaves the flip out too.
         """
         images = cpfast.ops.augment_batch(
             self._data.train_images,
@@ -41,9 +42,9 @@ class ImageBatches:
             seed=self._config.seed,
             epoch=0,
             repeat=draw,
-            flip=self._config.flip,
-            shift=SHIFT,
-            rotation=ROTATION,
+            flip=self._config.flip and augment > 0,
+            shift=augment * SHIFT,
+            rotation=augment * ROTATION,
             mean=self._mean,
             dtype=self._dtype,
         )
@@ -63,7 +64,7 @@ class TextBatches:
     def __init__(self, data: TextData) -> None:
         self._data = data
 
-    def train(self, index: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+    def train(self, index: Tensor, draw: Tensor, augment: float = 1.0) -> tuple[Tensor, Tensor]:
         return self._next_tokens(self._data.train_tokens[index])
 
     def test(self, index: Tensor) -> tuple[Tensor, Tensor]:

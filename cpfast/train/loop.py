@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ import cpfast
 from cpfast.detection.probe import ModelProbe
 from cpfast.moment import Moment
 from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
-from cpfast.recipes import EpochSettings
+from cpfast.recipes import Action, EpochSettings, Recipe
 from cpfast.train import batches, models, optimizers, process
 from cpfast.train.batches import AUTOCAST
 from cpfast.train.clock import Clock
@@ -57,13 +57,16 @@ class Training:
     Args:
         config: settings; `config.device` must exist.
         data: on that device.
+        actions: beyond those of the method's recipe.
 
     Attributes:
         epoch: number of epochs completed.
         meter: of its energy, where one runs.
     """
 
-    def __init__(self, config: Config, data: ImageData | TextData) -> None:
+    def __init__(
+        self, config: Config, data: ImageData | TextData, actions: Sequence[Action] = ()
+    ) -> None:
         check(config, data)
         self.config = config
         self.device = torch.device(config.device)
@@ -101,7 +104,7 @@ class Training:
             strict=None,
             labels=data.train_labels if isinstance(data, ImageData) else None,
         )
-        self.recipe = config.recipe()
+        self.recipe = Recipe(config.epochs, [*config.recipe().actions, *actions])
         self.probe = ModelProbe(
             self.rotation,
             losses=lambda: pruner.scores,
@@ -134,17 +137,17 @@ class Training:
             # Held as it is, the method would keep this object, and its memory, alive.
             step = weakref.WeakMethod(self.step)
             self._steps[key] = Step(
-                lambda: step()(batch_filter),  # type: ignore[misc]
+                lambda: step()(batch_filter, settings.augment),  # type: ignore[misc]
                 self.device,
                 graph=self.captured,
                 compiled="compile" in self.config.step,
             )
         return self._steps[key]
 
-    def step(self, batch_filter: BatchFilter | None = None) -> None:
+    def step(self, batch_filter: BatchFilter | None = None, augment: float = 1.0) -> None:
         """One batch, forward and backward, and the update of the weights."""
         index, draw, weight = self.stream.next()
-        inputs, targets = self.batches.train(index, draw)
+        inputs, targets = self.batches.train(index, draw, augment)
         if batch_filter is not None:
             chosen = self._choose(batch_filter, inputs, targets, index, draw)
             index, weight = index[chosen], weight[chosen]
@@ -246,7 +249,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         with t.clock.part("selection"):
             plan, steps = _plan(t, settings, moment)
         filtered = _run_steps(t, settings, steps, progress)
-        rescored = _rescore(t, plan)
+        rescored = _rescore(t, plan, settings.augment)
         # Of a batch's mean and its size, over the weights, which stand for the samples left out
         # too: it estimates the mean over all.
         summary = [config.batch_size * t.loss_sum / t.stream.weight_sum()]
@@ -320,6 +323,7 @@ def _run_steps(t: Training, settings: EpochSettings, steps: int, progress: Progr
     """The epoch's steps; returns how many of them chose within their batch."""
     t.model.train()
     t.freeze(settings.frozen)
+    optimizers.set_weight_decay(t.optimizer, settings.weight_decay * t.config.weight_decay)
     t.loss_sum.zero_()
     t.probe.begin(steps)
     batch_filter, lr = t.pruner.batch_filter, settings.lr * t.pruner.lr
@@ -337,7 +341,7 @@ def _run_steps(t: Training, settings: EpochSettings, steps: int, progress: Progr
 
 
 @torch.no_grad()
-def _rescore(t: Training, plan: LazyPlan) -> int:
+def _rescore(t: Training, plan: LazyPlan, augment: float) -> int:
     """Score again what the plan has hidden, in batches of one size; returns the forward samples.
 
     The last batch is filled up with samples that stand in it already.
@@ -351,7 +355,7 @@ def _rescore(t: Training, plan: LazyPlan) -> int:
     with t.clock.part("selection"):
         for batch in positions.split(size):
             index = hidden[batch]
-            inputs, targets = t.batches.train(index, draw[batch])
+            inputs, targets = t.batches.train(index, draw[batch], augment)
             with t.autocast():
                 logits = t.forward(inputs)
             t.pruner.score(logits, targets, index)

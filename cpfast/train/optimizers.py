@@ -80,6 +80,11 @@ def can_capture(optimizer: torch.optim.Optimizer, *, scaled: bool = False) -> bo
     return on_device and (not scaled or getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
+def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:
+    """Of the kernels, from the next step on that is not a replay of a graph."""
+    optimizer.param_groups[0]["weight_decay"] = weight_decay
+
+
 def _execution(name: str, device: torch.device, graph: bool) -> dict[str, Any]:
     """The fastest way, and for a graph one that can be captured.
 
@@ -140,14 +145,15 @@ def _checked_group(saved: Any, own: dict[str, Any]) -> dict[str, Any]:
     """The group of a state as it is executed here; another version of torch may have other names.
 
     Raises:
-        ValueError: other settings, of anything but the learning rate.
+        ValueError: other settings, of anything but the learning rate and the weight decay, which an
+            epoch sets.
     """
     fixed = {key: value for key, value in own.items() if key not in ("lr", *_EXECUTION)}
     numbers = {key: Finite for key, value in fixed.items() if type(value) in (int, float)}
     needed = {"params": own["params"], "lr": object}
     check(saved, Open(needed, {**fixed, **numbers}), "optimizer's group")
     for key, value in fixed.items():
-        if key in saved and saved[key] != value:
+        if key in saved and key != "weight_decay" and saved[key] != value:
             raise ValueError(f"optimizer[{key!r}]: expected {value}, got {shown(saved[key])}")
     rate = saved["lr"]
     if isinstance(rate, Tensor) and rate.numel() == 1 and rate.is_floating_point():

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from cpfast import EpochSettings, Moment, Recipe, Window
-from cpfast.recipes import Freeze, Prune, Repeats, recipes
+from cpfast.recipes import Augment, Freeze, Prune, Repeats, WeightDecay, recipes
 
 
 def phases(recipe, end_epoch):
@@ -81,7 +81,9 @@ def test_a_ramp_rises_to_one():
 
 
 def test_an_empty_recipe_is_one_full_pass():
-    assert settings([]) == EpochSettings(repeats=1, prune=False, keep=None, lr=1.0, frozen=0)
+    assert settings([]) == EpochSettings(
+        repeats=1, prune=False, keep=None, lr=1.0, frozen=0, weight_decay=1.0, augment=1.0
+    )
 
 
 def test_freeze_counts_the_first_layers_that_stopped():
@@ -128,3 +130,17 @@ def test_freeze_counts_the_first_layers_that_stopped():
 def test_what_is_wrong_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_regularises_is_turned_down():
+    off = [WeightDecay(), Augment(0.5)]
+    assert settings(off)[-2:] == (0.0, 0.5)
+    assert settings([WeightDecay(0.5), WeightDecay(0.5)])[-2:] == (0.25, 1.0)
+    ramp = Window(ramp=0.2)
+    found = [settings([WeightDecay(0.2, ramp)], epoch, 20).weight_decay for epoch in range(5)]
+    assert found == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.2])
+    # a step that a graph captured holds these numbers fast
+    assert settings(off).shape != settings([]).shape
+    for action in (WeightDecay, Augment):
+        with pytest.raises(ValueError, match=r"factor: expected a share in \[0, 1\], got 2"):
+            action(2)
