@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ import cpfast
 from cpfast.detection.probe import ModelProbe
 from cpfast.moment import Moment
 from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
-from cpfast.recipes import EpochSettings, StepShape
+from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
 from cpfast.train import batches, models, optimizers, process
 from cpfast.train.batches import AUTOCAST, ImageBatches
 from cpfast.train.clock import Clock
@@ -60,13 +60,16 @@ class Training:
     Args:
         config: settings; `config.device` must exist.
         data: on that device.
+        actions: beyond those of the method's recipe.
 
     Attributes:
         epoch: number of epochs completed.
         meter: of its energy, where one runs.
     """
 
-    def __init__(self, config: Config, data: ImageData | TextData) -> None:
+    def __init__(
+        self, config: Config, data: ImageData | TextData, actions: Sequence[Action] = ()
+    ) -> None:
         check(config, data)
         self.config = config
         self.device = torch.device(config.device)
@@ -105,7 +108,7 @@ class Training:
             strict=None,
             labels=data.train_labels if isinstance(data, ImageData) else None,
         )
-        self.recipe = config.recipe()
+        self.recipe = Recipe(config.epochs, [*config.recipe().actions, *actions])
         self.probe = ModelProbe(
             self.rotation,
             losses=lambda: pruner.scores,

@@ -81,7 +81,9 @@ def test_a_ramp_rises_to_one():
 
 
 def test_an_empty_recipe_is_one_full_pass():
-    assert settings([]) == EpochSettings(repeats=1, prune=False, keep=None, lr=1.0, frozen=0)
+    assert settings([]) == EpochSettings(
+        repeats=1, prune=False, keep=None, lr=1.0, frozen=0, weight_decay=1.0, augment=1.0
+    )
 
 
 def test_freeze_counts_the_first_layers_that_stopped():
