@@ -62,13 +62,19 @@ class Criterion(Protocol):
     """
 
     every: int = 1
-    """Cadence in epochs."""
+    """Cadence in epochs of its judging, from ``earliest`` on; it measures after each."""
     earliest: int = 1
     """The first epoch after which it can fire: had it been able to, it might have fired before."""
+    is_given: bool = False
+    """Whether its epoch is given rather than found."""
     of_rotation: bool = False
     """Whether it measures the mean rotation and nothing else: then a stored curve replays it."""
     per_step: bool = False
     """Whether it asks the probe for ``paths``, which are measured after each step."""
+
+    def is_judged(self, epoch: int) -> bool:
+        """Whether it judges after so many epochs, from 1."""
+        return epoch >= self.earliest and (epoch - self.earliest) % self.every == 0
 
     def check(self, total_epochs: int) -> None:
         """Whether it goes with a training of that length.
@@ -90,7 +96,7 @@ class Criterion(Protocol):
 
         Args:
             history: what was measured so far, the last of it after ``moment.epoch`` epochs.
-            moment: its epoch counts the completed ones.
+            moment: its epoch counts the completed ones, and is one that ``is_judged``.
         """
         ...
 

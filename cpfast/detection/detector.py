@@ -15,7 +15,7 @@ from cpfast.moment import Moment
 
 __all__ = ["CriticalPeriodDetector"]
 
-_STATE = Open(
+STATE = Open(
     {
         "criterion": str,
         "options": Table(Plain),
@@ -23,8 +23,11 @@ _STATE = Open(
         "history": Several((int, Several(float))),
         "end_epoch": Maybe(int),
         "reason": Maybe(str),
-    }
+    },
+    # missing in states of before they were there, which were decided as by the defaults
+    {"patience": int, "not_before": Maybe(int)},
 )
+"""The form of a detector's state."""
 
 
 class CriticalPeriodDetector:
@@ -38,6 +41,8 @@ class CriticalPeriodDetector:
     Args:
         criterion: a name, or a :class:`~cpfast.detection.Criterion`.
         total_epochs: T, the length of the training in epochs.
+        patience: hysteresis: for how many judged epochs in a row the criterion's verdict must hold.
+        not_before: the first epoch (from 1) that is judged; None: the criterion's ``earliest``.
         options: the criterion's own, such as ``window`` of slope45 and ``at`` of fixed; None is
             as if not given.
 
@@ -46,6 +51,8 @@ class CriticalPeriodDetector:
         rule: the criterion itself.
         ended: whether the period has ended.
         end_epoch: the epoch (from 1) after which it had, else None: the paper's cp.
+        censored: whether the decision came at the first epoch at which it could have come: then
+            the true end may have been earlier, and the reason says so. A given epoch never is.
         reason: one line for a log.
         history: the (epoch, value) pairs so far; where a criterion measures several numbers, or
             none, the value is a tuple.
@@ -61,10 +68,17 @@ class CriticalPeriodDetector:
         self,
         criterion: str | Criterion = "slope45",
         total_epochs: int = 200,
+        *,
+        patience: int = 1,
+        not_before: int | None = None,
         **options: Any,
     ) -> None:
         if total_epochs < 1:
             raise ValueError(f"total_epochs: expected at least 1, got {total_epochs}")
+        if patience < 1:
+            raise ValueError(f"patience: expected at least 1 epoch, got {patience}")
+        if not_before is not None and not_before < 1:
+            raise ValueError(f"not_before: expected an epoch from 1 on, got {not_before}")
         given = {name: value for name, value in options.items() if value is not None}
         if isinstance(criterion, str):
             self.rule: Criterion = criteria.make(criterion, **given)
@@ -76,8 +90,12 @@ class CriticalPeriodDetector:
             self.criterion = type(criterion).__name__
         self.rule.check(total_epochs)
         self.total_epochs = total_epochs
+        self.patience = patience
+        self.not_before = not_before
         self._options = given
         self._measured: list[Measured] = []
+        self._judged: list[int] = []  # the epochs that were, until the end
+        self._held = 0  # for so many of them in a row
         self.statistics: list[tuple[int, float]] = []
         self.end_epoch: int | None = None
         self.reason: str | None = None
@@ -85,6 +103,12 @@ class CriticalPeriodDetector:
     @property
     def ended(self) -> bool:
         return self.end_epoch is not None
+
+    @property
+    def censored(self) -> bool:
+        end = self.end_epoch
+        judged = sum(epoch <= end for epoch in self._judged) if end is not None else 0
+        return judged == self.patience and not self.rule.is_given
 
     @property
     def history(self) -> list[tuple[int, float | tuple[float, ...]]]:
@@ -122,12 +146,19 @@ class CriticalPeriodDetector:
         statistic = self.rule.statistic(self._measured, moment)
         if statistic is not None:
             self.statistics.append((epoch, statistic))
-        if self.ended:
+        if self.ended or epoch < (self.not_before or 1) or not self.rule.is_judged(epoch):
             return False
+        self._judged.append(epoch)
         reason = self.rule.judge(self._measured, moment)
-        if reason is None:
+        self._held = 0 if reason is None else self._held + 1
+        if reason is None or self._held < self.patience:
             return False
-        self.end_epoch, self.reason = epoch, reason
+        self.end_epoch = epoch
+        if self.patience > 1:
+            reason += f"; so for {self.patience} judged epochs in a row"
+        if self.censored:
+            reason += "; censored: no earlier epoch could have been found"
+        self.reason = reason
         return True
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,6 +167,8 @@ class CriticalPeriodDetector:
             "criterion": self.criterion,
             "options": dict(self._options),
             "total_epochs": self.total_epochs,
+            "patience": self.patience,
+            "not_before": self.not_before,
             "history": [(m.epoch, list(m.values)) for m in self._measured],
             "end_epoch": self.end_epoch,
             "reason": self.reason,
@@ -148,7 +181,7 @@ class CriticalPeriodDetector:
             ValueError: where something is missing or of another type, or it is that of a criterion
                 that was given as an object, and this one has another; nothing is changed then.
         """
-        check(state, _STATE, "state_dict")
+        check(state, STATE, "state_dict")
         rule: str | Criterion = state["criterion"]
         options = dict(state["options"])
         if (rule, options) == (self.criterion, self._options):
@@ -157,8 +190,9 @@ class CriticalPeriodDetector:
             raise ValueError(
                 f"state_dict['criterion']: expected {self.criterion!r}, got {state['criterion']!r}"
             )
+        when = {name: state[name] for name in ("patience", "not_before") if name in state}
         try:
-            restored = CriticalPeriodDetector(rule, state["total_epochs"], **options)
+            restored = CriticalPeriodDetector(rule, state["total_epochs"], **when, **options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"state_dict['options']: {error}") from error
         restored.criterion, restored._options = state["criterion"], dict(state["options"])

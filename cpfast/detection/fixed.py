@@ -21,6 +21,8 @@ class Fixed(Criterion):
         ValueError: for an epoch below 1, or beyond the training.
     """
 
+    is_given = True
+
     def __init__(self, at: int) -> None:
         if at < 1:
             raise ValueError(f"at: expected an epoch from 1 on, got {at}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import cpfast
-from cpfast.forms import Open, check, shown
+from cpfast.forms import Open, Plain, Table, check, shown
 from cpfast.recipes import Action
 from cpfast.train import energy, loop
 from cpfast.train.config import ENVIRONMENT, Config
@@ -166,7 +166,7 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
     """
     t = training
     try:
-        check(state, Open({"config": dict, "data": str}), "checkpoint")
+        check(state, Open({"config": Table(Plain), "data": str}), "checkpoint")
         other = _differences(state["config"], t.config.to_dict())
         if other:
             raise _Unfit(f"of another run (it differs in {', '.join(other)})")

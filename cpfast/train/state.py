@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cpfast.detection.detector import STATE
 from cpfast.forms import Finite, Maybe, Rows, Several, Table, check, shown
 from cpfast.train.loop import Training
 
@@ -49,11 +50,7 @@ def _form(t: Training, own: dict[str, Any]) -> dict[str, Any]:
         "rotation": {**own["rotation"], "latest": Maybe(layers)},
         "diffusion": Several(float),
         "rotations": Several([Finite] * (len(layers) if t.config.detect else 0)),
-        "detector": {
-            "criterion": str, "options": dict, "total_epochs": int,
-            "history": Several((int, Several(float))), "end_epoch": Maybe(int),
-            "reason": Maybe(str),
-        },
+        "detector": STATE,
         "pruner": {
             **own["pruner"],
             "keep": Finite, "anneal": Maybe(Finite), "policy": str, "options": dict,

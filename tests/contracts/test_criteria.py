@@ -119,14 +119,12 @@ def test_its_judgement_is_pure(criterion):
     rule = toy.detector.rule
     values = [m if isinstance(m, tuple) else (m,) for _, m in toy.detector.history]
     history = [Measured(epoch, v) for epoch, v in enumerate(values, 1)]
-    verdicts = [
-        rule.judge(history[:epoch], Moment(epoch, EPOCHS)) for epoch in range(1, EPOCHS + 1)
-    ]
-    backwards = [
-        rule.judge(history[:epoch], Moment(epoch, EPOCHS)) for epoch in range(EPOCHS, 0, -1)
-    ]
+    judged = [epoch for epoch in range(1, EPOCHS + 1) if rule.is_judged(epoch)]
+    verdicts = [rule.judge(history[:epoch], Moment(epoch, EPOCHS)) for epoch in judged]
+    backwards = [rule.judge(history[:epoch], Moment(epoch, EPOCHS)) for epoch in judged[::-1]]
     assert verdicts == backwards[::-1]
-    first = next((i for i, verdict in enumerate(verdicts, 1) if verdict), None)
+    found = zip(judged, verdicts, strict=True)
+    first = next((epoch for epoch, verdict in found if verdict), None)
     assert first == toy.detector.end_epoch
     assert first is None or first >= rule.earliest
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cpfast import CriticalPeriodDetector
+from cpfast.detection import Criterion
 
 
 def curve(epoch, total):
@@ -65,6 +66,79 @@ def test_fixed():
     assert detector.reason == "fixed: epoch 3"
 
 
+FALLS_TWICE = [0, 0.3, 0.6, 0.61, 0.9, 1.2, 1.21, 1.22, 1.23, 1.24]  # at 4, and from 7 on
+
+
+@pytest.mark.parametrize(
+    ("patience", "not_before", "expected"),
+    [(1, None, 4), (2, None, 8), (3, None, 9), (1, 5, 7), (1, 7, 7), (3, 7, 9), (2, 8, 9),
+     (1, 11, None), (5, None, None)],
+)  # fmt: skip
+def test_the_verdict_must_hold_and_cannot_come_before_its_time(patience, not_before, expected):
+    detector = CriticalPeriodDetector(
+        total_epochs=10, window=2, patience=patience, not_before=not_before
+    )
+    fire(detector, FALLS_TWICE)
+    assert detector.end_epoch == expected
+    if expected is not None:
+        assert (f"for {patience} judged epochs in a row" in detector.reason) == (patience > 1)
+    first = max(not_before or 2, 2) + patience - 1
+    assert detector.censored == (expected == first)
+    assert "censored" in (detector.reason or "") or not detector.censored
+
+
+def test_a_given_epoch_is_never_censored():
+    detector = CriticalPeriodDetector("fixed", 20, at=1)
+    fire(detector, [9.0] * 3)
+    assert detector.end_epoch == 1 and not detector.censored
+
+
+class EveryThird(Criterion):
+    """Judges after epochs 2, 5, 8, 11 alone."""
+
+    every, earliest = 3, 2
+
+    def measure(self, probe):
+        raise NotImplementedError
+
+    def judge(self, history, moment):
+        assert moment.epoch % 3 == 2
+        return "low" if history[-1].values[0] < 0 else None
+
+
+def test_patience_counts_the_epochs_that_are_judged():
+    values = [-1, -1, 1, 1, 1, 1, 1, -1, 1, 1, -1, -1]
+    for patience, expected in ((1, 2), (2, 11)):
+        detector = CriticalPeriodDetector(EveryThird(), 12, patience=patience)
+        assert fire(detector, values) == [expected]
+        assert detector.censored == (patience == 1)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 7, 8, 9])
+def test_hysteresis_goes_on_where_it_stood(stop):
+    options = {"total_epochs": 10, "window": 2, "patience": 3, "not_before": 3}
+    whole, first = CriticalPeriodDetector(**options), CriticalPeriodDetector(**options)
+    fire(whole, FALLS_TWICE)
+    fire(first, FALLS_TWICE[:stop])
+    resumed = CriticalPeriodDetector()
+    resumed.load_state_dict(copy.deepcopy(first.state_dict()))
+    for epoch in range(stop + 1, 11):
+        resumed.step(FALLS_TWICE[epoch - 1], epoch)
+    assert resumed.state_dict() == whole.state_dict()
+    assert (resumed.end_epoch, resumed.censored) == (9, whole.censored)
+    assert whole.state_dict()["patience"] == 3
+
+
+def test_a_state_of_before_there_was_hysteresis_is_loaded():
+    detector = CriticalPeriodDetector(total_epochs=10, window=2)
+    fire(detector, FALLS_TWICE)
+    state = detector.state_dict()
+    old = {key: state[key] for key in state if key not in ("patience", "not_before")}
+    resumed = CriticalPeriodDetector(patience=4, not_before=9)
+    resumed.load_state_dict(old)
+    assert resumed.state_dict() == state and (resumed.patience, resumed.not_before) == (1, None)
+
+
 @pytest.mark.not_emulated("no kernel runs")
 def test_tensors_are_read(device):
     detector = CriticalPeriodDetector("fixed", 20, at=1)
@@ -112,6 +186,8 @@ def test_epochs_must_increase():
         ({"criterion": "fixed"}, "at: .* got None"),
         ({"criterion": "fixed", "at": 0}, "at: .* got 0"),
         ({"criterion": "fixed", "at": 7, "total_epochs": 6}, "at: .* 6, got 7"),
+        ({"patience": 0}, "patience: .* got 0"),
+        ({"not_before": 0}, "not_before: .* got 0"),
         ({"at": 3}, "at: .* got 3 for 'slope45'"),
     ],
 )

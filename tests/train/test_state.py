@@ -19,7 +19,7 @@ EPOCHS = 2
 IGNORED = {
     *(("config", name) for name in ENVIRONMENT),
     *(("detector", name) for name in ("criterion", "options", "total_epochs", "end_epoch")),
-    ("detector", "reason"),
+    *(("detector", name) for name in ("reason", "patience", "not_before")),
     *(("pruner", name) for name in ("policy", "options", "keep", "anneal", "state")),
 }
 
