@@ -61,7 +61,8 @@ LOSS = {
 WARM = {"warmup": 0.1, "floor": 0.1}
 GOOD = {
     "CriticalPeriodDetector": (
-        lambda: cpfast.CriticalPeriodDetector, {"criterion": "slope45", "total_epochs": EPOCHS, "patience": 2, "not_before": 3},
+        lambda: cpfast.CriticalPeriodDetector,
+        {"criterion": "slope45", "total_epochs": EPOCHS, "patience": 2, "not_before": 3},
     ),
     "CriticalPeriodDetector.step": (lambda: detector().step, {"value": 0.1, "epoch": 1}),
     "CriticalPeriodDetector.load_state_dict": (
