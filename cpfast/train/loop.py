@@ -102,12 +102,20 @@ class Training:
             labels=data.train_labels if isinstance(data, ImageData) else None,
         )
         self.recipe = config.recipe()
-        self.probe = ModelProbe(
-            self.rotation,
-            losses=lambda: pruner.scores,
-            optimizer=self.optimizer,
-            per_step=config.detect and self.detector.rule.per_step,
-        )
+        needs = self.detector.rule.needs if config.detect else ()
+        fixed = batches.fixed(config, data, self.batches, self.model)
+        try:
+            self.probe = ModelProbe(
+                self.rotation,
+                losses=lambda: pruner.scores,
+                optimizer=self.optimizer,
+                needs=needs,
+                batches=fixed if "batches" in needs else None,
+                seed=config.seed,
+                scaled=self.scaler.is_enabled(),
+            )
+        except ValueError as error:
+            raise UserError(f"--criterion {config.criterion}: {error}") from error
         self.stream = SampleStream(config.repeats * data.train_size, config.batch_size, self.device)
         self.clock = Clock(self.device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -152,6 +160,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             logits = self.forward(inputs)
+        self.probe.after_forward(logits, targets)
         # The parts of a replayed graph cannot be timed.
         with nullcontext() if self.captured else self.clock.part("scoring"):
             loss = self.pruner.loss(logits, targets, index, weight=weight)
@@ -265,6 +274,8 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
             turning = rotation[settings.frozen :]
             mean_rotation = math.fsum(turning) / len(turning)
             _check_finite("layer rotation", mean_rotation, t.epoch + 1)
+            if len(values) == 1:
+                _check_finite(f"measure of {config.criterion}", values[0], t.epoch + 1)
             with t.clock.part("detection"):
                 t.detector.step(values, t.epoch + 1)
     t.rotations.append(tuple(rotation))
