@@ -98,6 +98,11 @@ class LayerRotation:
         return new
 
     @property
+    def model(self) -> nn.Module:
+        """Without its wrappers."""
+        return self._model
+
+    @property
     def device(self) -> torch.device:
         return self._sq_norms.device
 

@@ -347,7 +347,7 @@ def public():
 def test_every_argument_is_tried():
     # What others implement, and records of results.
     passed_over = {
-        "Action", "BatchFilter", "Chosen", "Criterion", "Draw", "EpochSettings",
+        "Action", "BatchFilter", "Chosen", "Criterion", "Draw", "EpochSettings", "Gradients",
         "LayerStatistics", "LayerSums", "Measured", "Moment", "Paths", "Policy", "Probe",
         "Samples", "Schedule", "ScoredLoss", "Selection", "StepShape",
     }  # fmt: skip

@@ -10,7 +10,12 @@ from torch import Tensor
 from cpfast.moment import Moment
 from cpfast.registry import Registry
 
-__all__ = ["Criterion", "Measured", "Paths", "Probe", "criteria"]
+__all__ = ["NEEDS", "Criterion", "Gradients", "Measured", "Paths", "Probe", "criteria"]
+
+NEEDS = ("paths", "gradients", "accuracy", "scales", "batches")
+"""What a criterion may need of a probe besides the rotation and the losses: ``paths``,
+``gradients`` and ``accuracy`` are added up in each step, ``scales`` are those of batch
+normalisation, ``batches`` go through the model for the measurement alone."""
 
 
 class Measured(NamedTuple):
@@ -32,16 +37,32 @@ class Paths(NamedTuple):
     """n, the number of steps."""
 
 
+class Gradients(NamedTuple):
+    """What the gradients of an epoch's steps came to."""
+
+    norms: Tensor
+    """[L] float64: the norm of each layer's sum of gradients; NaN of a layer without any."""
+    decrease: Tensor
+    """[] float64: the mean over the steps of the learning rate times the squared norm of the whole
+    gradient, which is the decrease of the loss to first order."""
+
+
 class Probe(Protocol):
     """What an epoch showed: each quantity is measured once, when it is first asked for, shared by
     all criteria, and stays on the device. :class:`cpfast.detection.probe.ModelProbe` is one."""
+
+    @property
+    def measured_samples(self) -> int:
+        """Samples that went forward and backward in this epoch to measure by, which are charged to
+        the run: those of the measurements that need ``batches``."""
+        ...
 
     def rotation(self) -> Tensor:
         """The rotation of the layers that are trained: [L] float32."""
         ...
 
     def paths(self) -> Paths:
-        """How the weights moved; of criteria with ``per_step``."""
+        """How the weights moved; needs ``paths``."""
         ...
 
     def path_null(self) -> float:
@@ -51,6 +72,40 @@ class Probe(Protocol):
     def rank_stability(self) -> Tensor:
         """Spearman's correlation of the samples' losses with those an epoch ago: [] float64; NaN
         after the first epoch."""
+        ...
+
+    def gradients(self) -> Gradients:
+        """Of the epoch's steps; needs ``gradients``."""
+        ...
+
+    def accuracy(self) -> Tensor:
+        """The share of the samples trained on that were classified correctly, as they were trained
+        on: [] float64; NaN without a step; needs ``accuracy``."""
+        ...
+
+    def scales(self) -> Tensor:
+        """Those of all batch normalisation: [C] float32; needs ``scales``."""
+        ...
+
+    def mask_distances(self, share: float, count: int) -> Tensor:
+        """Where that share of ``scales`` is pruned, the smallest by magnitude: the share of the
+        channels in which the mask differs from those of the last ``count`` epochs, [count] float64,
+        the newest first; NaN where there is none yet; needs ``scales``."""
+        ...
+
+    def fisher_trace(self, batches: int) -> Tensor:
+        """An unbiased estimate of the trace of the Fisher information, per prediction, from so many
+        batches: [] float64; needs ``batches``."""
+        ...
+
+    def gradient_similarities(self, batches: int) -> Tensor:
+        """The cosines of the gradients of each two of so many batches: [batches (batches - 1) / 2]
+        float64; needs ``batches``."""
+        ...
+
+    def gradient_persistence(self, batches: int) -> Tensor:
+        """The cosine of each of so many batches' gradient with its own an epoch ago: [batches]
+        float64; NaN after the first epoch; needs ``batches``."""
         ...
 
 
@@ -69,8 +124,8 @@ class Criterion(Protocol):
     """Whether its epoch is given rather than found."""
     of_rotation: bool = False
     """Whether it measures the mean rotation and nothing else: then a stored curve replays it."""
-    per_step: bool = False
-    """Whether it asks the probe for ``paths``, which are measured after each step."""
+    needs: tuple[str, ...] = ()
+    """What it asks the probe for, of ``NEEDS``."""
 
     def is_judged(self, epoch: int) -> bool:
         """Whether it judges after so many epochs, from 1."""

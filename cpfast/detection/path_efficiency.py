@@ -29,7 +29,7 @@ class PathEfficiency(Criterion):
         ValueError: for numbers out of range.
     """
 
-    per_step = True
+    needs = ("paths",)
     earliest = 2
 
     def __init__(self, band: float = 2.0, stable: float = 0.6) -> None:

@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cpfast import ops
-from cpfast.detection.criterion import Paths
+from cpfast.detection.criterion import NEEDS, Gradients, Paths
+from cpfast.detection.extra import Batches, ExtraGradients, cosine
+from cpfast.detection.steps import GradientSums, Hits, Walk
+from cpfast.forms import Maybe, Rows, Several, Table, check
 from cpfast.rotation import LayerRotation
 
-__all__ = ["ModelProbe", "path_null"]
+__all__ = ["ModelProbe", "check_needs", "path_null"]
 
 
 class ModelProbe:
     """Measures the layers that ``rotation`` watches, and the samples' losses.
 
-    Call :meth:`begin` before an epoch's first step and, with ``per_step``, :meth:`after_step` after
-    each, which may be captured in a CUDA graph; then what an epoch showed can be asked for.
+    Call :meth:`begin` before an epoch's first step and, for a criterion that ``needs`` it,
+    :meth:`after_forward` and :meth:`after_step` in each, which may be captured in a CUDA graph;
+    then what an epoch showed can be asked for.
 
     Args:
         rotation: of the model.
         losses: returns the samples' last losses, [N] float32, such as
             ``lambda: pruner.scores``; None: there is no ``rank_stability``.
-        optimizer: whose momentum :meth:`path_null` takes into account.
-        per_step: measure :meth:`paths`, for which two more copies of the weights are kept.
+        optimizer: whose momentum :meth:`path_null`, and whose learning rates :meth:`gradients`
+            take into account.
+        needs: of the criteria that ask it, such as ``detector.rule.needs``. ``paths`` keep two
+            copies of the weights and go over them in each step, ``gradients`` one; ``batches`` keep
+            what their measurements compare, as many gradients as batches.
+        batches: what :attr:`~cpfast.detection.extra.Batches` says, for ``batches``.
+        seed: of the labels that :meth:`fisher_trace` draws.
+        scaled: whether the gradients are those of a GradScaler, some of which overflow.
+
+    Attributes:
+        measured_samples: since :meth:`begin`.
+
+    Raises:
+        ValueError: the model has not what is needed, or there are no ``batches``.
     """
 
     def __init__(
@@ -39,29 +55,70 @@ class ModelProbe:
         *,
         losses: Callable[[], Tensor] | None = None,
         optimizer: Optimizer | None = None,
-        per_step: bool = False,
+        needs: Iterable[str] = (),
+        batches: Batches | None = None,
+        seed: int = 0,
+        scaled: bool = False,
     ) -> None:
+        needs = set(needs)
+        check_needs(needs, rotation.model)
+        if "batches" in needs and batches is None:
+            raise ValueError(
+                "batches: expected a source of them, which a criterion needs, got None"
+            )
         self._rotation = rotation
         self._losses = losses
         self._optimizer = optimizer
         self._seen: dict[str, Tensor] = {}
-        self._ranks: Tensor | None = None  # an epoch ago
-        self._walk = _Walk(rotation) if per_step else None
         self._steps = 0
+        self._walk = Walk(rotation) if "paths" in needs else None
+        self._sums = (
+            GradientSums(rotation, optimizer, scaled=scaled) if "gradients" in needs else None
+        )
+        self._hits = Hits(rotation.device) if "accuracy" in needs else None
+        self._extra = None if batches is None else ExtraGradients(rotation.model, batches, seed)
+        # of an epoch ago, or of several, the newest last
+        self._ranks: Tensor | None = None
+        self._gradients: dict[str, list[Tensor]] = {}
+        self._masks: dict[str, list[Tensor]] = {}
+
+    @property
+    def measured_samples(self) -> int:
+        return 0 if self._extra is None else self._extra.samples
 
     @torch.no_grad()
     def begin(self, steps: int) -> None:
         """Forgets the last epoch; the next has so many steps."""
         self._seen.clear()
         self._steps = steps
-        if self._walk is not None:
-            self._walk.begin()
+        for part in (self._walk, self._sums, self._hits):
+            if part is not None:
+                part.begin()
+        if self._extra is not None:
+            self._extra.samples = 0
+
+    @torch.no_grad()
+    def after_forward(self, logits: Tensor, target: Tensor) -> None:
+        """Measures what a step predicts, where that is needed.
+
+        Args:
+            logits: [..., C] floating.
+            target: [...] int64.
+        """
+        if self._hits is not None:
+            self._hits.add(logits, target)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Measures a step; without ``per_step``, nothing."""
+        """Measures a step, where that is needed, while its gradients are there.
+
+        Raises:
+            RuntimeError: they are needed and not there.
+        """
         if self._walk is not None:
             self._walk.add_step()
+        if self._sums is not None:
+            self._sums.add_step()
 
     @torch.no_grad()
     def rotation(self) -> Tensor:
@@ -77,20 +134,49 @@ class ModelProbe:
     def paths(self) -> Paths:
         """
         Raises:
-            RuntimeError: without ``per_step``.
+            RuntimeError: without the need of ``paths``.
         """
-        if self._walk is None:
-            raise RuntimeError(
-                "ModelProbe: paths need per_step=True, and after_step() in each step"
-            )
-        displacement = self._once("displacement", self._walk.displacement)
-        return Paths(displacement, self._walk.steps.clone(), self._steps)
+        return _needed("paths", self._walk).paths(self._steps)
 
     def path_null(self) -> float:
         groups = [] if self._optimizer is None else self._optimizer.param_groups
         group = groups[0] if groups else {}
         momentum = group["betas"][0] if "betas" in group else group.get("momentum", 0.0)
         return path_null(float(momentum), self._steps, nesterov=bool(group.get("nesterov")))
+
+    @torch.no_grad()
+    def gradients(self) -> Gradients:
+        """
+        Raises:
+            RuntimeError: without the need of ``gradients``.
+        """
+        return _needed("gradients", self._sums).gradients(self._steps)
+
+    @torch.no_grad()
+    def accuracy(self) -> Tensor:
+        """
+        Raises:
+            RuntimeError: without the need of ``accuracy``.
+        """
+        return _needed("accuracy", self._hits).share()
+
+    @torch.no_grad()
+    def scales(self) -> Tensor:
+        return torch.cat([scale.detach().float() for scale in _scales(self._rotation.model)])
+
+    @torch.no_grad()
+    def mask_distances(self, share: float, count: int) -> Tensor:
+        key = f"{share:g} {count}"
+        return self._once(f"masks {key}", lambda: self._mask_distances(key, share, count))
+
+    def _mask_distances(self, key: str, share: float, count: int) -> Tensor:
+        sizes = self.scales().abs()
+        mask = sizes > sizes.sort().values[int(share * len(sizes))]
+        past = self._masks.get(key, [])[-count:]
+        distances = [(mask != other).double().mean() for other in reversed(past)]
+        none = torch.full((), torch.nan, dtype=torch.float64, device=mask.device)
+        self._masks[key] = [*past, mask][-count:]
+        return torch.stack([*distances, *[none] * (count - len(past))])
 
     @torch.no_grad()
     def rank_stability(self) -> Tensor:
@@ -109,6 +195,49 @@ class ModelProbe:
             return torch.full((), torch.nan, dtype=torch.float64, device=ranks.device)
         return _correlation(before.double(), ranks.double())
 
+    @torch.no_grad()
+    def fisher_trace(self, batches: int) -> Tensor:
+        """
+        Raises:
+            RuntimeError: without ``batches``.
+        """
+        extra = _needed("batches", self._extra)
+        estimates = [
+            self._once(f"fisher {number}", functools.partial(extra.fisher, number))
+            for number in range(batches)
+        ]
+        return torch.stack(estimates).mean()
+
+    @torch.no_grad()
+    def gradient_similarities(self, batches: int) -> Tensor:
+        """
+        Raises:
+            RuntimeError: without ``batches``.
+        """
+        gradients = [self._gradient(number) for number in range(batches)]
+        return torch.stack([cosine(a, b) for a, b in itertools.combinations(gradients, 2)])
+
+    @torch.no_grad()
+    def gradient_persistence(self, batches: int) -> Tensor:
+        """
+        Raises:
+            RuntimeError: without ``batches``.
+        """
+        return self._once(f"persistence {batches}", lambda: self._gradient_persistence(batches))
+
+    def _gradient_persistence(self, batches: int) -> Tensor:
+        gradients = [self._gradient(number) for number in range(batches)]
+        before = self._gradients.get(str(batches), [])
+        self._gradients[str(batches)] = gradients
+        if len(before) != batches:
+            device = gradients[0].device
+            return torch.full((batches,), torch.nan, dtype=torch.float64, device=device)
+        return torch.stack([cosine(a, b) for a, b in zip(before, gradients, strict=True)])
+
+    def _gradient(self, number: int) -> Tensor:
+        extra = _needed("batches", self._extra)
+        return self._once(f"gradient {number}", functools.partial(extra.of_loss, number))
+
     def _once(self, name: str, measure: Callable[[], Tensor]) -> Tensor:
         if name not in self._seen:
             self._seen[name] = measure()
@@ -116,53 +245,65 @@ class ModelProbe:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next epoch is compared with."""
-        return {"ranks": None if self._ranks is None else self._ranks.clone()}
+        return {
+            "ranks": None if self._ranks is None else self._ranks.clone(),
+            "gradients": {key: [g.clone() for g in past] for key, past in self._gradients.items()},
+            "masks": {key: [mask.clone() for mask in past] for key, past in self._masks.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`, between two epochs.
 
         Raises:
-            ValueError: where it is not that of a probe.
+            ValueError: where it is not that of a probe of such a model; nothing is changed then.
         """
-        ranks = state["ranks"]
-        if ranks is not None and (ranks.dim() != 1 or ranks.dtype != torch.int32):
-            raise ValueError(
-                f"state_dict['ranks']: expected [N] int32, got {tuple(ranks.shape)} {ranks.dtype}"
-            )
-        device = self._rotation.device
+        parameters = sum(p.numel() for p in self._rotation.model.parameters())
+        channels = sum(scale.numel() for scale in _scales(self._rotation.model))
+        form = {
+            "ranks": Maybe(Rows(torch.empty(0, dtype=torch.int32))),
+            "gradients": Table(Several(torch.empty(parameters, device="meta"))),
+            "masks": Table(Several(torch.empty(channels, dtype=torch.bool))),
+        }
+        check(state, form, "state_dict")
+        ranks, device = state["ranks"], self._rotation.device
         self._ranks = None if ranks is None else ranks.to(device, copy=True)
+        self._gradients, self._masks = (
+            {key: [one.to(device, copy=True) for one in past] for key, past in state[name].items()}
+            for name in ("gradients", "masks")
+        )
         self._seen.clear()
 
 
-class _Walk:
-    """The steps of an epoch: one pass over the weights and one copy a step."""
+def check_needs(needs: Iterable[str], model: nn.Module) -> None:
+    """Whether a model has what criteria need.
 
-    def __init__(self, rotation: LayerRotation) -> None:
-        self._rotation = rotation
-        weights = rotation.weights()
-        self._before = [weight.detach().clone() for weight in weights]
-        self._first = [weight.detach().clone() for weight in weights]
-        self.steps = torch.zeros(len(weights), dtype=torch.float64, device=rotation.device)
-        self._plan(weights)
+    Raises:
+        ValueError: it has not, or there is no such need.
+    """
+    for need in needs:
+        if need not in NEEDS:
+            raise ValueError(f"needs: expected some of {', '.join(NEEDS)}, got {need!r}")
+    if "scales" in needs and not _scales(model):
+        raise ValueError(
+            f"needs batch normalisation with scales, and {type(model).__name__} has none"
+        )
 
-    def _plan(self, weights: list[Tensor]) -> None:
-        self._step_plan = ops.LayerPlan(weights, self._before)
-        self._epoch_plan = ops.LayerPlan(weights, self._first)
 
-    def begin(self) -> None:
-        weights = self._rotation.weights()
-        if not self._step_plan.is_current(weights):
-            self._plan(weights)
-        torch._foreach_copy_(self._before, weights)
-        torch._foreach_copy_(self._first, weights)
-        self.steps.zero_()
+def _scales(model: nn.Module) -> list[Tensor]:
+    return [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None
+    ]
 
-    def add_step(self) -> None:
-        self.steps += self._step_plan.layer_statistics().l2_distance.double().square()
-        torch._foreach_copy_(self._before, self._rotation.weights())
 
-    def displacement(self) -> Tensor:
-        return self._epoch_plan.layer_statistics().l2_distance.double().square()
+Part = TypeVar("Part")
+
+
+def _needed(need: str, part: Part | None) -> Part:
+    if part is None:
+        raise RuntimeError(f"ModelProbe: this was not measured; give it needs=({need!r},)")
+    return part
 
 
 @functools.cache

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import cpfast
+from cpfast.detection.extra import Batches
 from cpfast.pruning import Draw
 from cpfast.recipes import StepShape
 from cpfast.train.config import Config
@@ -16,12 +17,34 @@ ROTATION = 15.0  # degrees
 SHIFT = 0.1  # of the height and of the width
 FULL = StepShape()
 _LENGTH_STREAM = 3  # of the draws; those within batches and those of the passes have others
+_PROBE_STREAM = 2**20  # of the draws, beyond any number of passes
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def of(config: Config, data: ImageData | TextData) -> ImageBatches | TextBatches:
     """The batches of a data set."""
     return ImageBatches(config, data) if isinstance(data, ImageData) else TextBatches(config, data)
+
+
+def fixed(
+    config: Config,
+    data: ImageData | TextData,
+    batches: ImageBatches | TextBatches,
+    model: nn.Module,
+) -> Batches:
+    """What a probe measures extra gradients by: batches of the run's size from one random order of
+    the training data, the same throughout, not augmented, and what the model makes of them in
+    float32. Where so many are asked for that the data do not suffice, it begins again."""
+    device = next(model.parameters()).device
+    order = Draw(config.seed, 0, _PROBE_STREAM).order(data.train_size, device)
+    positions = torch.arange(config.batch_size, device=device)
+
+    def forward(number: int) -> tuple[Tensor, Tensor]:
+        index = order[(positions + number * config.batch_size) % data.train_size]
+        inputs, targets = batches.plain(index)
+        return model(inputs), targets
+
+    return forward
 
 
 class ImageBatches:
@@ -62,6 +85,13 @@ class ImageBatches:
         height, width, _ = self._data.shape
         return tuple(max(1, round(shape.resolution * side)) for side in (height, width))  # type: ignore[return-value]
 
+    def plain(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of training, not augmented, in float32."""
+        images = cpfast.ops.augment_batch(
+            self._data.train_images, index, seed=0, epoch=0, mean=self._mean, dtype=torch.float32
+        )
+        return images, self._data.train_labels[index]
+
     def test(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """As they are."""
         images = cpfast.ops.augment_batch(
@@ -90,6 +120,9 @@ class TextBatches:
                 1, begin[:, None] + torch.arange(length + 1, device=index.device)
             )
         return self._next_tokens(tokens)
+
+    def plain(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.train(index, index)
 
     def test(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self._next_tokens(self._data.test_tokens[index])

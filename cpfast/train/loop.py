@@ -31,7 +31,7 @@ from cpfast.moment import Moment
 from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
 from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
 from cpfast.train import batches, models, optimizers, process
-from cpfast.train.batches import AUTOCAST, ImageBatches
+from cpfast.train.batches import AUTOCAST, FULL, ImageBatches
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
@@ -109,12 +109,20 @@ class Training:
             labels=data.train_labels if isinstance(data, ImageData) else None,
         )
         self.recipe = Recipe(config.epochs, [*config.recipe().actions, *actions])
-        self.probe = ModelProbe(
-            self.rotation,
-            losses=lambda: pruner.scores,
-            optimizer=self.optimizer,
-            per_step=config.detect and self.detector.rule.per_step,
-        )
+        needs = self.detector.rule.needs if config.detect else ()
+        fixed = batches.fixed(config, data, self.batches, self.model)
+        try:
+            self.probe = ModelProbe(
+                self.rotation,
+                losses=lambda: pruner.scores,
+                optimizer=self.optimizer,
+                needs=needs,
+                batches=fixed if "batches" in needs else None,
+                seed=config.seed,
+                scaled=self.scaler.is_enabled(),
+            )
+        except ValueError as error:
+            raise UserError(f"--criterion {config.criterion}: {error}") from error
         possible = self.recipe.possible()
         self.passes = max(settings.repeats for settings in possible)
         most = max(settings.batch for settings in possible)
@@ -155,7 +163,7 @@ class Training:
             )
         return self._steps[key]
 
-    def step(self, shape: StepShape, batch_filter: BatchFilter | None = None) -> None:
+    def step(self, shape: StepShape = FULL, batch_filter: BatchFilter | None = None) -> None:
         """One batch, forward and backward, and the update of the weights."""
         index, draw, weight = self.stream.next(shape.batch)
         inputs, targets = self.batches.train(index, draw, shape)
@@ -167,6 +175,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             logits = self.forward(inputs)
+        self.probe.after_forward(logits, targets)
         # The parts of a replayed graph cannot be timed.
         with nullcontext() if self.captured else self.clock.part("scoring"):
             loss = self.mixer.loss(self.pruner, logits, targets, index, share, weight=weight)
@@ -322,6 +331,8 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
             turning = rotation[settings.frozen :]
             mean_rotation = math.fsum(turning) / len(turning)
             _check_finite("layer rotation", mean_rotation, t.epoch + 1)
+            if len(values) == 1:
+                _check_finite(f"measure of {config.criterion}", values[0], t.epoch + 1)
             with t.clock.part("detection"):
                 t.detector.step(values, t.epoch + 1)
     t.rotations.append(tuple(rotation))

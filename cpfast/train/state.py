@@ -56,7 +56,7 @@ def _form(t: Training, own: dict[str, Any]) -> dict[str, Any]:
             "keep": Finite, "anneal": Maybe(Finite), "policy": str, "options": dict,
             "columns": column, "columns_then": column, "state": Table(Tensor),
         },
-        "probe": {"ranks": Maybe(samples.int())},
+        "probe": {**own["probe"], "ranks": Maybe(samples.int()), "gradients": dict, "masks": dict},
         "stream": {name: Rows(tensor) for name, tensor in stream.items()},
     }  # fmt: skip
 

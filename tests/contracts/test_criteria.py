@@ -35,7 +35,10 @@ class Toy:
         self.detector = cpfast.CriticalPeriodDetector(criterion, EPOCHS, **options(criterion))
         torch.manual_seed(0)
         self.model = torch.nn.Sequential(
-            torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+            torch.nn.Linear(6, 8),
+            torch.nn.BatchNorm1d(8),
+            torch.nn.ReLU(),
+            torch.nn.Linear(8, 3),
         )
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1, momentum=0.9, nesterov=True)
         self.x = torch.randn(20, 6)
@@ -45,26 +48,42 @@ class Toy:
             cpfast.LayerRotation(self.model),
             losses=lambda: self.scores,
             optimizer=self.optimizer,
-            per_step=self.detector.rule.per_step,
+            needs=self.detector.rule.needs,
+            batches=lambda number: (self.model(self.batch(number)[0]), self.batch(number)[1]),
         )
         self.widths = set()
+
+    def batch(self, number):
+        index = (torch.arange(5) + 5 * number) % 20
+        return self.x[index], self.y[index]
 
     def epoch(self, number):
         self.probe.begin(STEPS)
         for step in range(STEPS):
             index = torch.arange(4 * step, 4 * step + 4)
+            logits = self.model(self.x[index])
             scored = cpfast.ops.scored_cross_entropy(
-                self.model(self.x[index]), self.y[index], table=self.scores, index=index
+                logits, self.y[index], table=self.scores, index=index
             )
             self.optimizer.zero_grad()
             scored.loss.mean().backward()
             with counted() as reads:
+                self.probe.after_forward(logits, self.y[index])
                 self.optimizer.step()
                 self.probe.after_step()
             assert reads == []
+        training = [module.training for module in self.model.modules()]
+        gradients = [parameter.grad.clone() for parameter in self.model.parameters()]
+        state = [value.clone() for value in self.model.state_dict().values()]
         with counted() as reads:
             measured = self.detector.rule.measure(self.probe)
         assert reads == []
+        # It has left the model as it was.
+        assert training == [module.training for module in self.model.modules()]
+        assert all(map(torch.equal, state, self.model.state_dict().values()))
+        assert all(map(torch.equal, gradients, [p.grad for p in self.model.parameters()]))
+        # What goes through the model for it is counted.
+        assert (self.probe.measured_samples > 0) == ("batches" in self.detector.rule.needs)
         self.widths.add(measured.shape)
         return self.detector.step(measured, number)
 
