@@ -4,8 +4,8 @@ from cpfast.recipes.action import ALWAYS, Action, EpochSettings, Window, actions
 from cpfast.recipes.freeze import Freeze
 from cpfast.recipes.prune import Prune
 from cpfast.recipes.recipe import Recipe, recipes
-from cpfast.recipes.regularise import Augment, WeightDecay
 from cpfast.recipes.repeats import Repeats
+from cpfast.recipes.scale import Augment, LearningRate, WeightDecay
 
 __all__ = [
     "ALWAYS",
@@ -13,6 +13,7 @@ __all__ = [
     "Augment",
     "EpochSettings",
     "Freeze",
+    "LearningRate",
     "Prune",
     "Recipe",
     "Repeats",

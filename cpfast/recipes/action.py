@@ -77,6 +77,13 @@ class Window:
                 f"got begin {self.begin}, end {self.end}"
             )
 
+    @classmethod
+    def between(cls, first: int, last: int, total_epochs: int) -> Window:
+        """Of the whole training, from epoch ``first`` to before ``last``, counted from 0."""
+        # Half an epoch less, lest rounding reaches the next one.
+        begin, end = (max(0.0, (epoch - 0.5) / total_epochs) for epoch in (first, last))
+        return cls(begin=begin, end=min(1.0, end))
+
     def amount(self, moment: Moment) -> float:
         """How much of the action applies: 0 outside the window, 1 in it, between them on a ramp."""
         total, first = moment.total_epochs, 0

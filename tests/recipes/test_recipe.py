@@ -3,7 +3,7 @@ import math
 import pytest
 
 from cpfast import EpochSettings, Moment, Recipe, Window
-from cpfast.recipes import Augment, Freeze, Prune, Repeats, WeightDecay, recipes
+from cpfast.recipes import Augment, Freeze, LearningRate, Prune, Repeats, WeightDecay, recipes
 
 
 def phases(recipe, end_epoch):
@@ -139,8 +139,19 @@ def test_what_regularises_is_turned_down():
     ramp = Window(ramp=0.2)
     found = [settings([WeightDecay(0.2, ramp)], epoch, 20).weight_decay for epoch in range(5)]
     assert found == pytest.approx([0.8, 0.6, 0.4, 0.2, 0.2])
+    assert settings([LearningRate(), LearningRate(0.5)]).lr == pytest.approx(0.05)
     # a step that a graph captured holds these numbers fast
     assert settings(off).shape != settings([]).shape
-    for action in (WeightDecay, Augment):
+    for action in (WeightDecay, Augment, LearningRate):
         with pytest.raises(ValueError, match=r"factor: expected a share in \[0, 1\], got 2"):
             action(2)
+
+
+def test_a_window_between_epochs_is_exact_at_every_length():
+    for total in (1, 2, 3, 7, 49, 120, 200, 333):
+        for first in {0, 1, total // 3, total - 1, total}:
+            for last in {first, total // 2, total - 1, total}:
+                if first <= last:
+                    window = Window.between(first, last, total)
+                    amounts = [window.amount(Moment(epoch, total)) for epoch in range(total)]
+                    assert amounts == [float(first <= e < last) for e in range(total)]

@@ -55,9 +55,25 @@ def test_only_a_comparison_is_metered():
     assert not plan("oracle").config.energy and not plan("falsify").config.energy
 
 
+def test_deficits():
+    made = plan("deficit", deficits="blur,noise", window=3)
+    assert made.deficits == ("blur", "noise")
+    assert (made.removals, made.onsets) == ((5, 10, 20), (0, 10, 20))
+    assert made.spans() == [(0, 3), (0, 5), (0, 10), (0, 20), (10, 13), (20, 23)]
+    assert (made.config.repeats, made.config.schedule) == (1, "constant")
+    longest = made.configured(7)
+    assert (longest.epochs, longest.eval_every, longest.seed) == (43, 1, 7)
+    assert plan("deficit", epochs=None).config.epochs == 28
+
+
 @pytest.mark.parametrize(
     ("study", "given", "message"),
     [
+        ("deficit", {"deficits": "fog"}, "--deficits: must be of blur, flip, permutation, noise"),
+        ("deficit", {"removals": [0]}, "--removals must be at least 1, got 0"),
+        ("deficit", {"window": 0}, "--window must be at least 1, got 0"),
+        ("deficit", {"removals": [], "onsets": []}, "--removals, --onsets: no epoch at all"),
+        ("deficit", {"data": "python-docs"}, "--data python-docs: this study is of images"),
         ("compare", {"seeds": 0}, "--seeds must be at least 1, got 0"),
         ("compare", {"arms": "k3"}, "--arms: no arm 'k3'; there are full,"),
         ("compare", {"arms": " , "}, "--arms: no name in ' , '"),

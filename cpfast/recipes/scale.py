@@ -1,4 +1,4 @@
-"""Less of what regularises: weight decay, augmentation."""
+"""Less of the learning rate, of the weight decay, of the augmentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cpfast.moment import Moment
 from cpfast.recipes.action import ALWAYS, EpochSettings, Window, actions
 
-__all__ = ["Augment", "WeightDecay"]
+__all__ = ["Augment", "LearningRate", "WeightDecay"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,24 @@ class _Scaled:
 
     def scaled(self, value: float, amount: float) -> float:
         return value * (1 - amount * (1 - self.factor))
+
+
+@actions.register("learning_rate", source="arXiv 2506.15954, its steps of a tenth")
+@dataclass(frozen=True)
+class LearningRate(_Scaled):
+    """Multiplies the schedule's learning rate, by default by a tenth.
+
+    Args:
+        factor: in [0, 1].
+
+    Raises:
+        ValueError: for a factor out of range.
+    """
+
+    factor: float = 0.1
+
+    def apply(self, settings: EpochSettings, amount: float, moment: Moment) -> EpochSettings:
+        return settings._replace(lr=self.scaled(settings.lr, amount))
 
 
 @actions.register("weight_decay", source="arXiv 1905.13277")
