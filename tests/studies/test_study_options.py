@@ -66,9 +66,19 @@ def test_deficits():
     assert plan("deficit", epochs=None).config.epochs == 28
 
 
+def test_a_warm_start():
+    made = plan("warm-start", shrinks=[0.5, 0.1], epochs=None)
+    assert (made.shrinks, made.noise, made.share, made.augment) == ((0.1, 0.5), 0.1, 0.5, False)
+    assert made.arms() == ["first", "scratch", "warm", "shrink0.1", "shrink0.5"]
+    assert (made.config.repeats, made.config.epochs, len(made.seeds)) == (1, 48, 5)
+
+
 @pytest.mark.parametrize(
     ("study", "given", "message"),
     [
+        ("warm-start", {"shrinks": [0.0]}, "--shrinks must be in (0, 1], got 0.0"),
+        ("warm-start", {"noise": math.nan}, "--noise must be in [0, 1], got nan"),
+        ("warm-start", {"share": 1.0}, "--share must be in (0, 1), got 1.0"),
         ("deficit", {"deficits": "fog"}, "--deficits: must be of blur, flip, permutation, noise"),
         ("deficit", {"removals": [0]}, "--removals must be at least 1, got 0"),
         ("deficit", {"window": 0}, "--window must be at least 1, got 0"),
