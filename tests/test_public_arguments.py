@@ -170,6 +170,9 @@ GOOD = {
         lambda: recipes.RecipeFile.read(RECIPES / "detector.toml").make,
         {"total_epochs": EPOCHS},
     ),
+    "Window.between": (
+        lambda: cpfast.Window.between, {"first": 1, "last": 2, "total_epochs": EPOCHS},
+    ),
     "Window.span": (lambda: cpfast.Window().span, {"moment": cpfast.Moment(1, EPOCHS)}),
     "Window.amount": (lambda: cpfast.Window().amount, {"moment": cpfast.Moment(1, EPOCHS)}),
     "ops.LayerPlan": (

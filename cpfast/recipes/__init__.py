@@ -13,6 +13,7 @@ from cpfast.recipes.batch import Batch
 from cpfast.recipes.cutmix import Cutmix
 from cpfast.recipes.file import RecipeFile
 from cpfast.recipes.freeze import Freeze
+from cpfast.recipes.learning_rate import LearningRate
 from cpfast.recipes.length import Length
 from cpfast.recipes.mixup import Mixup
 from cpfast.recipes.prune import Prune
@@ -30,6 +31,7 @@ __all__ = [
     "Cutmix",
     "EpochSettings",
     "Freeze",
+    "LearningRate",
     "Length",
     "Mixup",
     "Prune",

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from cpfast.arguments import check_fields, check_type
+from cpfast.arguments import check_fields, check_type, whole
 from cpfast.moment import Moment
 from cpfast.registry import Registry
 
@@ -127,6 +127,20 @@ class Window:
                 "phase: 'during' is whole, since its length is not known while it lasts; "
                 f"got begin {self.begin}, end {self.end}"
             )
+
+    @classmethod
+    def between(cls, first: int, last: int, total_epochs: int) -> Window:
+        """Of the whole training, from epoch ``first`` to before ``last``, counted from 0.
+
+        Raises:
+            ValueError: for epochs that are not in order, or outside the training.
+        """
+        whole("total_epochs", total_epochs, least=1)
+        whole("first", first, least=0)
+        whole("last", last, least=first, most=total_epochs)
+        # Half an epoch less, lest rounding reaches the next one.
+        begin, end = (max(0.0, (epoch - 0.5) / total_epochs) for epoch in (first, last))
+        return cls(begin=begin, end=min(1.0, end))
 
     def amount(self, moment: Moment) -> float:
         """How much of the action applies: 0 outside the window, 1 in it, between them on a ramp."""

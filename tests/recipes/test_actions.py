@@ -11,6 +11,7 @@ from cpfast.recipes import (
     Batch,
     Cutmix,
     Freeze,
+    LearningRate,
     Length,
     Mixup,
     Resolution,
@@ -37,13 +38,14 @@ def over(actions, name, total=8, end=None):
         (Resolution(0.5, AFTER), "resolution", 0.5, 1.0),
         (Length(0.25, AFTER), "length", 0.25, 1.0),
         (Batch(4, AFTER), "batch", 4, 1),
+        (LearningRate(0.1, AFTER), "lr", 0.1, 1.0),
     ],
 )
 def test_it_changes_one_setting_within_its_window(action, name, on, off):
     assert over([action], name, end=3) == [off] * 3 + [on] * 5
     settings = Recipe(8, [action]).settings(Moment(5, 8, 3))
     assert settings._replace(**{name: off}) == EpochSettings()
-    is_shape = name not in ("mixup", "cutmix")
+    is_shape = name not in ("mixup", "cutmix", "lr")
     assert (getattr(settings.shape, name, None) == on) == is_shape
 
 
@@ -115,6 +117,7 @@ def test_a_restart_of_the_learning_rate_thaws():
     [
         (lambda: Augment(1.5), "factor: .* got 1.5"),
         (lambda: WeightDecay(-1.0), "factor: .* got -1"),
+        (lambda: LearningRate(-1.0), "factor: .* got -1"),
         (lambda: Mixup(-0.1), "alpha: .* got -0.1"),
         (lambda: Cutmix(float("nan")), "alpha: .* got nan"),
         (lambda: Resolution(0.0), "share: .* got 0"),
