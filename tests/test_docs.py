@@ -9,6 +9,7 @@ import pytest
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PRINTED = {
+    "layca.md": ["0.weight turned by 0.020 in one step, its norm is what it was: True"],
     "extending.md": [
         "30 of 100 samples",
         "[False, False, True, False]",
