@@ -9,11 +9,12 @@ import pytest
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PRINTED = {
+    "layca.md": ["0.weight turned by 0.020 in one step, its norm is what it was: True"],
     "extending.md": [
         "30 of 100 samples",
         "[False, False, True, False]",
         "3 1.0\n1 0.5",
-    ]
+    ],
 }
 SNIPPETS = [
     (page, number, code, PRINTED[page][number])

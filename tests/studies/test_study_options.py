@@ -63,7 +63,7 @@ def test_deficits():
     assert (made.config.repeats, made.config.schedule) == (1, "constant")
     longest = made.configured(7)
     assert (longest.epochs, longest.eval_every, longest.seed) == (43, 1, 7)
-    assert plan("deficit", epochs=None).config.epochs == 28
+    assert plan("deficit", epochs=None).config.epochs == 24
 
 
 def test_a_warm_start():
@@ -73,9 +73,23 @@ def test_a_warm_start():
     assert (made.config.repeats, made.config.epochs, len(made.seeds)) == (1, 48, 5)
 
 
+def test_windows_of_regularisation():
+    made = plan("window", epochs=None)
+    assert (made.config.epochs, made.config.weight_decay, made.config.repeats) == (48, 5e-4, 1)
+    assert (made.regularisers, made.switches) == (("decay", "augmentation"), (6, 12, 24, 36))
+    assert made.windows() == [(0, 12), (6, 18), (12, 24), (24, 36), (36, 48)]
+    made = plan("window", regularisers="decay", switches=[15, 5], window=4, weight_decay=0.1)
+    assert (made.switches, made.config.weight_decay) == ((5, 15), 0.1)
+    assert made.spans() == [(0, 0), (0, 4), (0, 5), (0, 15), (5, 9), (5, 20), (15, 19), (15, 20)]
+
+
 @pytest.mark.parametrize(
     ("study", "given", "message"),
     [
+        ("window", {"regularisers": "dropout"}, "must be of decay, augmentation; got 'dropout'"),
+        ("window", {"switches": [20]}, "--switches must be in 1 .. 19, got 20"),
+        ("window", {"window": 0}, "--window must be in 1 .. 19, got 0"),
+        ("window", {"epochs": 1}, "--epochs must be at least 2"),
         ("warm-start", {"shrinks": [0.0]}, "--shrinks must be in (0, 1], got 0.0"),
         ("warm-start", {"noise": math.nan}, "--noise must be in [0, 1], got nan"),
         ("warm-start", {"share": 1.0}, "--share must be in (0, 1), got 1.0"),

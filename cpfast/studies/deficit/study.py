@@ -47,7 +47,7 @@ from cpfast.train.runfolder import Change, RunFolder
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DIGITS_EPOCHS = 28
+DIGITS_EPOCHS = 24
 Key = dict[str, Any]  # what identifies an entry
 
 
