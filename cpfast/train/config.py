@@ -36,6 +36,9 @@ LEARNING_RATES = {
     "sgd": (0.01, 32), "adamw": (1e-3, None), "rmsprop": (1e-3, None), "adagrad": (1e-2, None)
 }  # fmt: skip
 
+# What was set in runs of before it could be.
+_SINCE: dict[str, Any] = {"watch": None, "patience": 1, "not_before": None}
+
 # By a setting's annotation, the types of what JSON makes of it.
 _TYPES = {
     "bool": ("bool",), "str": ("str",), "int": ("int",), "float": ("int", "float"),
@@ -64,6 +67,10 @@ class Config:
             (data). None: pruning stops at .875 of the training, as InfoBatch's does, and the
             repeats stay away.
         at: epoch at which criterion "fixed" ends the period.
+        watch: criteria that judge beside the driving one, without consequence: names with commas
+            between them, or "all" that go with the run; None: none.
+        patience: for how many judged epochs in a row a criterion's verdict must hold.
+        not_before: the first epoch that is judged; None: the criterion's own.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
         detect: measure the rotation; False only for arms that do without.
         labels: "random" draws the training labels anew, by the seed: a control in which there is
@@ -93,6 +100,9 @@ class Config:
     anneal: float | None = None
     criterion: str = "slope45"
     at: int | None = None
+    watch: str | None = None
+    patience: int = 1
+    not_before: int | None = None
     device: str = "cpu"
     precision: str = "fp32"
     threads: int | None = None
@@ -112,6 +122,8 @@ class Config:
         _choice("--schedule", self.schedule, SCHEDULES)
         _choice("--policy", self.policy, tuple(policies))
         _choice("--criterion", self.criterion, tuple(criteria))
+        for name in () if self.watch is None else self.watched or ("",):
+            _choice("--watch", name, ("all", *watchable()))
         _choice("--precision", self.precision, PRECISIONS)
         _choice("--step", self.step, STEPS)
         _choice("--labels", self.labels, LABELS)
@@ -128,6 +140,8 @@ class Config:
             ("--repeats", self.repeats),
             ("--eval-every", self.eval_every),
             ("--limit", self.limit),
+            ("--patience", self.patience),
+            ("--not-before", self.not_before),
         ):
             if value is not None and value < 1:
                 raise UserError(f"{option} must be at least 1, got {value}")
@@ -157,6 +171,9 @@ class Config:
                 raise UserError(f"--at must be in 1 .. {self.epochs} (--epochs), got {self.at}")
         elif self.at is not None:
             raise UserError("--at goes with --criterion fixed")
+        for option, epochs in (("--patience", self.patience), ("--not-before", self.not_before)):
+            if epochs is not None and epochs > self.epochs:
+                raise UserError(f"{option} must be at most {self.epochs} (--epochs), got {epochs}")
         if self.precision == "fp16" and self.device == "cpu":
             raise UserError("--precision fp16 needs a CUDA device; on the CPU use bf16 or fp32")
         if "graph" in self.step and self.precision == "fp16":
@@ -167,6 +184,12 @@ class Config:
             raise UserError(
                 f"--step {self.step} needs a CUDA device; on the CPU use eager or compile"
             )
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The names in ``watch``, each once."""
+        names = (name.strip() for name in (self.watch or "").split(","))
+        return tuple(dict.fromkeys(filter(None, names)))
 
     def recipe(self) -> Recipe:
         """That of the method, with those of these settings that it knows."""
@@ -213,6 +236,7 @@ class Config:
             UserError: the file at `source` does not hold a run of this version.
         """
         names = {field.name for field in dataclasses.fields(cls)}
+        values = {**_SINCE, **values}
         if set(values) != names:
             odd = sorted(set(values) ^ names)
             raise UserError(f"{source}: not a configuration of this version (fields {odd})")
@@ -227,6 +251,13 @@ class Config:
 
     def replace(self, **changes: Any) -> Config:
         return dataclasses.replace(self, **changes)
+
+
+def watchable() -> tuple[str, ...]:
+    """The criteria that need no option: "fixed" has nothing to watch."""
+    return tuple(
+        name for name, entry in criteria.items() if not any(options_of(entry.factory).values())
+    )
 
 
 def differences(options: dict[str, Any], stored: Config) -> list[str]:
