@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cpfast.detection import CriticalPeriodDetector
+from cpfast.detection import CriticalPeriodDetector, criteria
 from cpfast.detection.probe import ModelProbe, check_needs
+from cpfast.forms import shown
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config, watchable
 from cpfast.train.errors import UserError
@@ -20,7 +21,8 @@ class Watch:
     """The detectors of a run. Each judges for itself; the recipe listens to the driving one.
 
     What several of them measure is measured once, and charged to the first of them, of which the
-    driving one is the first of all.
+    driving one is the first of all. Who needs batches of its own is not asked any more once it has
+    decided: that would be paid for nothing.
 
     Attributes:
         driving: the detector of ``--criterion``.
@@ -47,13 +49,18 @@ class Watch:
         rules = [detector.rule for detector in self.detectors.values()]
         needs = {need for rule in rules for need in rule.needs}
         self.needs = tuple(sorted(needs)) if config.detect else ()
-        self._samples = dict.fromkeys(self.detectors, 0)
-        self._widths = dict.fromkeys(self.detectors, 0)
+        # of those that were asked in this epoch
+        self._samples: dict[str, int] = {}
+        self._widths: dict[str, int] = {}
 
     def measure(self, probe: ModelProbe, clock: Clock) -> list[Tensor]:
-        """What all of them measure after an epoch: [width] float64 each, not read yet."""
+        """What each measures after an epoch: [width] float64, not read yet."""
         measured = []
+        self._samples.clear()
+        self._widths.clear()
         for name, detector in self.detectors.items():
+            if detector.ended and "batches" in detector.rule.needs:
+                continue
             before = probe.measured_samples
             with clock.part(_part(name)):
                 values = detector.rule.measure(probe)
@@ -69,9 +76,9 @@ class Watch:
 
     def step(self, values: dict[str, list[float]], epoch: int, clock: Clock) -> None:
         """Judge after ``epoch`` epochs."""
-        for name, detector in self.detectors.items():
+        for name, numbers in values.items():
             with clock.part(_part(name)):
-                detector.step(values[name], epoch)
+                self.detectors[name].step(numbers, epoch)
 
     def lines(self, epoch: int, seconds: dict[str, float]) -> dict[str, CriterionMetrics]:
         """Of the epoch's metrics.
@@ -85,7 +92,7 @@ class Watch:
                 "censored": detector.censored,
                 "statistic": statistic_of(detector, epoch),
                 "seconds": seconds.get(_part(name), 0.0),
-                "samples": self._samples[name],
+                "samples": self._samples.get(name, 0),
             }
             for name, detector in self.detectors.items()
         }
@@ -101,19 +108,30 @@ class Watch:
     def load(self, watched: dict[str, Any], driving: dict[str, Any]) -> None:
         """Tell all what was measured so far: what they decided follows from it.
 
-        A fork may be driven by another criterion than the run that it comes from; one that was not
-        watched there begins anew.
+        A fork may be driven by another criterion than the run that it comes from: a given epoch, or
+        one that was watched there, or of the rotation, as was that run's. What nobody watched there
+        and only is watched here begins anew.
 
         Args:
             watched: `state_dict`.
             driving: the state of the driving detector.
+
+        Raises:
+            ValueError: it says nothing to the criterion that drives.
         """
         states = {driving["criterion"]: driving, **watched}
+        own, rule = self.driving.criterion, self.driving.rule
+        if rule.is_given or (rule.of_rotation and _is_of_rotation(driving["criterion"])):
+            states.setdefault(own, driving)
+        if own not in states:
+            raise ValueError(f"detector: it measured for {shown(driving['criterion'])}, not {own}")
         for name, detector in self.detectors.items():
-            # A given epoch needs no measurements of its own.
-            state = states.get(name, driving if detector is self.driving else None)
-            for epoch, values in [] if state is None else state["history"]:
+            for epoch, values in states[name]["history"] if name in states else ():
                 detector.step(values, epoch)
+
+
+def _is_of_rotation(name: str) -> bool:
+    return name in criteria and getattr(criteria[name].factory, "of_rotation", False)
 
 
 def statistic_of(detector: CriticalPeriodDetector, epoch: int) -> float | None:

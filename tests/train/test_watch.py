@@ -79,22 +79,37 @@ def test_each_finds_what_it_would_find_alone(tmp_path, name):
 def test_costs_are_of_each_and_add_up(tmp_path):
     config = config_of(watch="gradient_confusion,gradient_predictiveness,fisher,slope45")
     folder, _ = trained(tmp_path / "run", config)
+    size, total, ended = config.batch_size, 0, dict.fromkeys(config.watched, False)
     for line in folder.metrics():
-        found, size = line["criteria"], config.batch_size
+        found = line["criteria"]
         assert list(found) == ["fixed", *config.watched]
-        # the same batches: charged to the first who asks for them
-        assert found["gradient_confusion"]["samples"] == 4 * size
-        assert found["gradient_predictiveness"]["samples"] == 0
-        assert found["fisher"]["samples"] == 8 * size
+        # the same batches: charged to the first who asks for them; to nobody who has decided
+        confused, predicted = (ended[f"gradient_{x}"] for x in ("confusion", "predictiveness"))
+        assert found["gradient_confusion"]["samples"] == (0 if confused else 4 * size)
+        expected = 4 * size if confused and not predicted else 0
+        assert found["gradient_predictiveness"]["samples"] == expected
+        assert found["fisher"]["samples"] == (0 if ended["fisher"] else 8 * size)
         assert found["slope45"]["samples"] == found["fixed"]["samples"] == 0
         assert line["measured_samples"] == sum(x["samples"] for x in found.values())
-        assert found["fisher"]["seconds"] > found["slope45"]["seconds"] > 0
+        if not ended["fisher"]:
+            assert found["fisher"]["seconds"] > found["slope45"]["seconds"] > 0
         spent = sum(x["seconds"] for x in found.values())
         assert spent <= line["seconds"]["detection"] < line["seconds"]["train"]
+        total += line["measured_samples"]
+        ended = {name: found[name]["period_end"] is not None for name in ended}
+    assert ended["fisher"]
     table = report.run_table(report.summarise(folder))
-    assert f"; {6 * 12 * size:,} of them for the criteria" in table
+    assert f"; {total:,} of them for the criteria" in table
     assert "watched: fisher" in table and "watched: fixed" not in table
-    assert f"{6 * 8 * size:,} samples" in table
+
+
+def test_who_has_decided_is_asked_for_batches_no_more(tmp_path):
+    config = config_of(criterion="fisher", at=None, watch=None, epochs=8)
+    folder, training = trained(tmp_path / "run", config)
+    end = training.detector.end_epoch
+    assert 2 <= end < 8 and len(training.detector.history) == end
+    spent = [line["measured_samples"] for line in folder.metrics()]
+    assert spent == [8 * config.batch_size] * end + [0] * (8 - end)
 
 
 def test_the_table_says_what_was_found_and_whether_it_is_censored(tmp_path):
@@ -122,6 +137,9 @@ def test_a_fork_by_another_criterion_goes_on_with_what_was_watched(tmp_path):
         assert training.watch.detectors[name].state_dict() == old
     assert training.detector.criterion == "fisher"
     assert training.watch.detectors["accuracy50"].history == []  # nobody watched it
+    alien = config.replace(criterion="accordion")
+    with pytest.raises(ValueError, match="detector: it measured for 'slope45', not accordion"):
+        run.load_state_dict(loop.Training(alien, toy_data()), {**state, "config": alien.to_dict()})
 
 
 @pytest.mark.parametrize(
