@@ -9,6 +9,7 @@ import pytest
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PRINTED = {
+    "criteria.md": ["5 epochs, 32 samples each"],
     "extending.md": [
         "30 of 100 samples",
         "[False, False, True, False]",
