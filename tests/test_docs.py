@@ -15,7 +15,7 @@ PRINTED = {
         "[False, False, True, False]",
         "EpochSettings(repeats=3, prune=False, keep=None, lr=1.0, frozen=0)\n"
         "EpochSettings(repeats=1, prune=False, keep=None, lr=0.5, frozen=0)",
-    ]
+    ],
 }
 SNIPPETS = [
     (page, number, code, PRINTED[page][number])
