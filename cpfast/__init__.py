@@ -10,6 +10,7 @@ from importlib import metadata as _metadata
 from cpfast import ops, recipes, schedules
 from cpfast._backend import backend, build_info
 from cpfast.detection import CriticalPeriodDetector, criteria
+from cpfast.mixing import Mixer
 from cpfast.moment import Moment
 from cpfast.pruning import DataPruner, policies
 from cpfast.recipes import EpochSettings, Recipe, Window, actions
@@ -27,6 +28,7 @@ __all__ = [
     "EpochSettings",
     "IndexedDataset",
     "LayerRotation",
+    "Mixer",
     "Moment",
     "PrunedSampler",
     "Recipe",

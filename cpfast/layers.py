@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from cpfast.arguments import typed
+
 __all__ = ["Layer", "is_weight", "kernels", "layers_of", "unwrapped", "weight_of"]
 
 # Modules whose parameter "weight" is a kernel.
@@ -31,6 +33,7 @@ _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 _ROOT_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
+@typed
 def is_weight(name: str, parameter: Tensor, module: nn.Module | None = None) -> bool:
     """Whether a parameter is the kernel of a convolution, dense layer or embedding.
 

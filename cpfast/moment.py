@@ -22,6 +22,12 @@ class Moment(NamedTuple):
     it; None while it lasts."""
     rotations: tuple[tuple[float, ...], ...] = ()
     """The layers' rotation after each completed epoch, where it is measured."""
+    diffusion: tuple[float, ...] = ()
+    """By how much each completed epoch would turn a layer if its gradients were noise alone: the
+    growth of -ln(1 - rotation) in the equilibrium of a scale-invariant layer, the sum over the
+    steps of lr x weight decay / (1 - momentum). NaN where it is not known."""
+    lrs: tuple[float, ...] = ()
+    """The schedule's value at the beginning of each epoch, the coming one included."""
 
     @property
     def in_period(self) -> bool:

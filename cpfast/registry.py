@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
+from cpfast.arguments import check_given
+
 __all__ = ["Entry", "Registry", "UnknownName"]
 
 T = TypeVar("T")
@@ -46,6 +48,7 @@ class Entry(Generic[T]):
         """Call the factory.
 
         Raises:
+            TypeError: for an option of another type.
             ValueError: for an option that it does not have, and what it refuses itself.
         """
         known = options_of(self.factory)
@@ -58,6 +61,7 @@ class Entry(Generic[T]):
         for option, is_needed in known.items():
             if is_needed and option not in options:
                 raise ValueError(f"{option}: {self.name!r} needs one, got None")
+        check_given(self.factory, options)
         return self.factory(**options)
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cpfast import layers, ops
+from cpfast.arguments import allocating, check_tensors, typed
 from cpfast.forms import Maybe, Open, Several, check
 from cpfast.layers import is_weight
 
@@ -47,6 +48,7 @@ class LayerRotation:
         history: how many measurements of :meth:`record` to keep.
 
     Raises:
+        TypeError: for an argument of another type.
         ValueError: where no layer is chosen, for another ``snapshot_dtype``, or for a negative
             ``history``.
         RuntimeError: for a model on the meta device.
@@ -54,6 +56,7 @@ class LayerRotation:
     Source: arXiv 1806.01603; used as a signal in arXiv 2506.15954.
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,
@@ -171,7 +174,8 @@ class LayerRotation:
         ):
             self._refs = _arena(snapshots, device)
             self._sq_norms = torch.empty(number, dtype=torch.float64, device=device)
-            self._ring = torch.zeros(self._rows, number, dtype=torch.float32, device=device)
+            with allocating("history", self._rows, device):
+                self._ring = torch.zeros(self._rows, number, dtype=torch.float32, device=device)
             self._cursor = torch.zeros((), dtype=torch.int64, device=device)
             self._replan(params)
         elif not self._plan.is_current(params):
@@ -277,6 +281,7 @@ class LayerRotation:
     def of_live(self, values: Tensor) -> Tensor:
         """Those of the layers that had a gradient at the last :meth:`update`, of [L] values: all
         where none has."""
+        check_tensors(values=values)
         if len(self._live) in (0, len(values)):
             return values
         return values[torch.tensor(self._live, device=values.device)]

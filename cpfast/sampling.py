@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from torch.utils.data import Dataset, DistributedSampler, IterableDataset
 
+from cpfast.arguments import typed
 from cpfast.detection import CriticalPeriodDetector
 from cpfast.forms import Open, check
 from cpfast.moment import Moment
@@ -90,12 +91,14 @@ class PrunedSampler(DistributedSampler):
         dataset: the loader's, whose size is compared with the pruner's.
 
     Raises:
+        TypeError: for an argument of another type.
         ValueError: for a data set of another size than the pruner's, a detector without a recipe,
             or a wrong ``shard`` or rank.
         RuntimeError: when it is used in one of several processes (WORLD_SIZE) before they have
             found each other: each would see everything.
     """
 
+    @typed
     def __init__(
         self,
         pruner: DataPruner,
@@ -167,6 +170,7 @@ class PrunedSampler(DistributedSampler):
             raise ValueError(f"rank: expected one of 0..{replicas - 1}, got {rank}")
         return replicas, rank
 
+    @typed
     def set_epoch(
         self, epoch: int, *, repeats: int | None = None, prune: bool | None = None
     ) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from cpfast.arguments import fraction as check_fraction
+from cpfast.arguments import real, typed
 from cpfast.forms import Finite, Open, Several, check
 
 __all__ = [
@@ -31,14 +33,9 @@ __all__ = [
 Schedule = Callable[[float], float]
 
 
-def _check_fraction(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
-
-
 def _warmed_up(warmup: float, decay: Schedule) -> Schedule:
     """Rises linearly to 1 over the first ``warmup`` of training, then follows ``decay``."""
-    _check_fraction("warmup", warmup)
+    check_fraction("warmup", warmup)
 
     def schedule(fraction: float) -> float:
         if fraction < warmup:
@@ -48,34 +45,39 @@ def _warmed_up(warmup: float, decay: Schedule) -> Schedule:
     return schedule
 
 
+@typed
 def constant(warmup: float = 0.0) -> Schedule:
     """1 after the warm-up."""
     return _warmed_up(warmup, lambda fraction: 1.0)
 
 
+@typed
 def cosine(warmup: float = 0.0, floor: float = 0.0) -> Schedule:
     """Half a cosine from 1 to ``floor`` (arXiv 1608.03983, equation 5, without restarts)."""
-    _check_fraction("floor", floor)
+    check_fraction("floor", floor)
     return _warmed_up(warmup, lambda f: floor + (1 - floor) * (1 + math.cos(math.pi * f)) / 2)
 
 
+@typed
 def linear(warmup: float = 0.0, floor: float = 0.0) -> Schedule:
     """A straight line from 1 to ``floor``."""
-    _check_fraction("floor", floor)
+    check_fraction("floor", floor)
     return _warmed_up(warmup, lambda f: 1 - (1 - floor) * f)
 
 
+@typed
 def step(milestones: tuple[float, ...] = (0.5, 0.75), factor: float = 0.1) -> Schedule:
     """Multiplied by ``factor`` at each milestone; (1/2, 3/4) are epochs 100 and 150 of 200."""
     for milestone in milestones:
-        _check_fraction("milestones", milestone)
+        check_fraction("milestones", milestone)
     return lambda fraction: factor ** sum(fraction >= m for m in milestones)
 
 
+@typed
 def one_cycle(peak: float = 0.3, start: float = 0.04, floor: float = 0.0) -> Schedule:
     """Cosine from ``start`` to 1 at fraction ``peak``, then to ``floor`` (arXiv 1708.07120)."""
     for name, value in (("peak", peak), ("start", start), ("floor", floor)):
-        _check_fraction(name, value)
+        check_fraction(name, value)
 
     def schedule(fraction: float) -> float:
         if fraction < peak:
@@ -93,6 +95,7 @@ class FractionSchedule:
     tensor is written in place, so that captured CUDA graphs see it.
     """
 
+    @typed
     def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
         self.optimizer = optimizer
         self.schedule = schedule
@@ -107,8 +110,8 @@ class FractionSchedule:
         Raises:
             ValueError: where the fraction is outside [0, 1].
         """
-        _check_fraction("fraction", fraction)
-        multiplier = self.schedule(fraction) * factor
+        check_fraction("fraction", fraction)
+        multiplier = self.schedule(fraction) * real("factor", factor)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(base * multiplier)
@@ -154,6 +157,7 @@ class FractionLR(LRScheduler):
         fraction: of training done, in [0, 1].
     """
 
+    @typed
     def __init__(self, optimizer: Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
         self.schedule = schedule
         self.fraction = 0.0
@@ -166,8 +170,8 @@ class FractionLR(LRScheduler):
             ValueError: where the fraction is outside [0, 1].
         """
         if fraction is not None:
-            self.fraction = float(fraction)
-        _check_fraction("fraction", self.fraction)
+            self.fraction = real("fraction", fraction)
+        check_fraction("fraction", self.fraction)
         super().step()
 
     def get_lr(self) -> list[float | Tensor]:
@@ -189,5 +193,5 @@ class FractionLR(LRScheduler):
         rates = [float if isinstance(rate, float) else object for rate in self.base_lrs]
         form = Open({"fraction": Finite, "last_epoch": int, "base_lrs": rates})
         check(state_dict, form, "state_dict")
-        _check_fraction("state_dict['fraction']", state_dict["fraction"])
+        check_fraction("state_dict['fraction']", state_dict["fraction"])
         super().load_state_dict(state_dict)

@@ -13,8 +13,7 @@ PRINTED = {
     "extending.md": [
         "30 of 100 samples",
         "[False, False, True, False]",
-        "EpochSettings(repeats=3, prune=False, keep=None, lr=1.0, frozen=0)\n"
-        "EpochSettings(repeats=1, prune=False, keep=None, lr=0.5, frozen=0)",
+        "3 1.0\n1 0.5",
     ],
 }
 SNIPPETS = [

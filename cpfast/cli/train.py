@@ -12,7 +12,7 @@ from cpfast.cli.options import add_run_options, device_of
 from cpfast.cli.report import show_run
 from cpfast.cli.start import Interrupted, header, prepare
 from cpfast.pruning import policies
-from cpfast.recipes import recipes
+from cpfast.recipes import RecipeFile, recipes
 from cpfast.train import data, models, report, run
 from cpfast.train.config import ENVIRONMENT, Config, differences
 from cpfast.train.errors import UserError
@@ -24,7 +24,11 @@ from cpfast.train.runfolder import RunFolder, new_folder
 def add(commands: Any) -> None:
     parser = commands.add_parser("train", help="train one model; with no option, on digits")
     parser.set_defaults(run=_run)
-    parser.add_argument("--method", choices=tuple(recipes), help="default: detector+prune")
+    method = parser.add_mutually_exclusive_group()
+    method.add_argument(
+        "--method", choices=tuple(recipes), help="a named recipe; default: detector+prune"
+    )
+    method.add_argument("--recipe", metavar="FILE", help="a recipe of your own, in TOML")
     add_run_options(parser)
     parser.add_argument("--at", type=int, help="epoch of --criterion fixed")
     parser.add_argument(
@@ -63,6 +67,7 @@ def add(commands: Any) -> None:
 def _run(options: dict[str, Any], arguments: list[str]) -> None:
     out, resume = options.pop("out"), options.pop("resume")
     download = options.pop("download")
+    options.update(_of_file(options.pop("recipe")))
     folder = None if out is None else RunFolder(out)
     if resume:
         if folder is None:
@@ -95,6 +100,24 @@ def _run(options: dict[str, Any], arguments: list[str]) -> None:
             ) from None
         print()
         show_run(folder, config.plot)
+
+
+def _of_file(path: str | None) -> dict[str, Any]:
+    """What a recipe's file sets.
+
+    Raises:
+        UserError: it cannot be read, or is no recipe.
+    """
+    if path is None:
+        return {}
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        RecipeFile.parse(text, path, Path(path).stem)
+    except OSError as error:
+        raise UserError(f"--recipe {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--recipe {error}") from error
+    return {"recipe_text": text, "method": Path(path).stem}
 
 
 def _resumed_config(folder: RunFolder, options: dict[str, Any]) -> Config:

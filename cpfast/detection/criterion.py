@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -109,6 +109,7 @@ class Probe(Protocol):
         ...
 
 
+@runtime_checkable
 class Criterion(Protocol):
     """Measures something after an epoch, and judges from all that it has measured.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cpfast.arguments import real, typed, whole
 from cpfast.detection.criterion import Criterion, Measured, criteria
 from cpfast.forms import Maybe, Open, Plain, Several, Table, check
 from cpfast.moment import Moment
@@ -59,9 +60,11 @@ class CriticalPeriodDetector:
         statistics: the (epoch, number) pairs so far of what decides: the slopes of slope45.
 
     Raises:
+        TypeError: for an argument of another type.
         ValueError: for an unknown criterion, or numbers out of range.
     """
 
+    @typed
     def __init__(
         self,
         criterion: str | Criterion = "slope45",
@@ -131,7 +134,7 @@ class CriticalPeriodDetector:
             ValueError: where a single value is not finite or the epochs do not increase; nothing
                 is recorded then.
         """
-        values = _numbers(value)
+        epoch, values = whole("epoch", epoch), _numbers(value)
         if len(values) == 1 and not math.isfinite(values[0]):
             raise ValueError(
                 f"value: expected a finite number after epoch {epoch}, got {values[0]}"
@@ -139,7 +142,7 @@ class CriticalPeriodDetector:
         last = self._measured[-1].epoch if self._measured else 0
         if epoch <= last:
             raise ValueError(f"epoch: expected more than {last}, got {epoch}")
-        self._measured.append(Measured(int(epoch), values))
+        self._measured.append(Measured(epoch, values))
         moment = Moment(epoch, self.total_epochs, self.end_epoch)
         statistic = self.rule.statistic(self._measured, moment)
         if statistic is not None:
@@ -213,6 +216,5 @@ class CriticalPeriodDetector:
 def _numbers(value: float | Sequence[float] | Tensor) -> tuple[float, ...]:
     if isinstance(value, Tensor):
         value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return tuple(float(v) for v in value)
-    return (float(value),)  # type: ignore[arg-type]
+    several = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(real("value", one) for one in several)

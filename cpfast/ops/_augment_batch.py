@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from cpfast import _backend, reference
+from cpfast.forms import shown
+from cpfast.ops._area import area_averaged
 from cpfast.ops._common import OPS, REFERENCE, check_devices, check_tensors, real, whole
 
 __all__ = ["augment_batch"]
@@ -30,11 +32,12 @@ def augment_batch(
     mean: Sequence[float] | Tensor | None = None,
     std: Sequence[float] | Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Gathers samples, augments each by draws of its own, and normalises them: in one pass.
 
     In this order, all off unless asked for: random crop, rotation and shift (bilinear, with the
-    nearest edge pixel outside), flip, (image / 255 - mean) / std, cutout.
+    nearest edge pixel outside), flip, (image / 255 - mean) / std, cutout, averaging to ``size``.
 
     The draws are a function of (seed, epoch, sample, repeat) alone: the same on every device and
     rank, in whatever batch the sample comes, and nothing needs saving to repeat them. Not
@@ -55,6 +58,8 @@ def augment_batch(
         mean, std: C numbers each, for images in [0, 1]: a sequence, or a tensor on the CPU. The
             mean may also be an image: [H, W, C] float32, on the device of the images.
         dtype: torch.float32, torch.bfloat16 or torch.float16.
+        size: height and width, at most those of the images, to whose pixels their areas are
+            averaged, in float32; None: as the images..
 
     Returns:
         [B, C, H, W] in ``dtype``, channels last in memory.
@@ -78,8 +83,9 @@ def augment_batch(
     shift, rotation = real(op, "shift", shift), real(op, "rotation", rotation)
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"cpfast::{op}: dtype: expected a floating dtype, got {dtype!r}")
+    made, size = (dtype, None) if size is None else (torch.float32, _checked_size(size, images))
     if REFERENCE:
-        return reference.augment_batch(
+        full = reference.augment_batch(
             images,
             index,
             seed=seed,
@@ -92,8 +98,9 @@ def augment_batch(
             cutout=cutout,
             mean=mean,
             std=std,
-            dtype=dtype,
+            dtype=made,
         )
+        return full if size is None else area_averaged(full, size).to(dtype)
     _backend.require_kernels("augment_batch", "images", images.device)
     is_image = isinstance(mean, Tensor) and mean.dim() != 1
     repeats, repeat = (repeat.contiguous(), 0) if isinstance(repeat, Tensor) else (None, repeat)
@@ -112,9 +119,22 @@ def augment_batch(
         rotation,
         crop,
         cutout,
-        dtype,
+        made,
     )
-    return out.permute(0, 3, 1, 2)
+    full = out.permute(0, 3, 1, 2)
+    return full if size is None else area_averaged(full, size).to(dtype)
+
+
+def _checked_size(size: tuple[int, int], images: Tensor) -> tuple[int, int]:
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise TypeError(f"cpfast::augment_batch: size: expected two integers, got {shown(size)}")
+    height, width = (whole("augment_batch", f"size[{i}]", side) for i, side in enumerate(size))
+    if images.dim() == 4 and not (1 <= height <= images.shape[1] and 1 <= width <= images.shape[2]):
+        raise RuntimeError(
+            f"cpfast::augment_batch: size: expected 1 to {images.shape[1]}, 1 to "
+            f"{images.shape[2]}, got {height}, {width}"
+        )
+    return height, width
 
 
 def _numbers(name: str, values: Sequence[float] | Tensor | None) -> list[float]:

@@ -61,7 +61,7 @@ def real(op: str, name: str, value: Any) -> float:
         TypeError: for another type.
     """
     try:
-        return float(value)
+        return float(value if not isinstance(value, (str, bytes)) else ())  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
         raise TypeError(f"cpfast::{op}: {name}: expected a number, got {_shown(value)}") from None
 

@@ -12,8 +12,8 @@ from cpfast.results import LayerStatistics
 __all__ = ["ratio_of_sums", "rotation_of_sums", "statistics_of_sums"]
 
 
-def _check(op: str, sums: Tensor, **columns: Tensor | None) -> None:
-    given = {name: tensor for name, tensor in columns.items() if tensor is not None}
+def _check(op: str, sums: Tensor, ratio: Tensor | None = None, **columns: Tensor) -> None:
+    given = columns if ratio is None else {**columns, "ratio": ratio}
     check_tensors(op, sums=sums, **given)
     if sums.dim() != 2 or sums.shape[0] != 6 or sums.dtype != torch.float64:
         dtype = str(sums.dtype).removeprefix("torch.")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cpfast import ops
+from cpfast.arguments import whole
 
 __all__ = ["LazyPlan", "Shuffled"]
 
@@ -51,11 +52,10 @@ class LazyPlan:
         """``plan(epoch)[start : start + size]``: [size] int64 on the device, fewer at the end.
 
         Raises:
+            TypeError: for one that is no integer.
             ValueError: for a negative number.
         """
-        for name, value in (("start", start), ("size", size)):
-            if value < 0:
-                raise ValueError(f"{name}: expected a number from 0 on, got {value}")
+        start, size = whole("start", start, least=0), whole("size", size, least=0)
         slices, first = [], 0
         for one in self._passes:
             begin, end = max(start, first), min(start + size, first + one.length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -139,6 +139,7 @@ class BatchFilter(Protocol):
         ...
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Chooses which samples an epoch trains on. It holds its settings alone; what it remembers of
     the samples are tensors of :meth:`state`, which the pruner keeps, saves and moves."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from typing import Any, NamedTuple
 
@@ -12,6 +11,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cpfast import ops
+from cpfast.arguments import (
+    allocating,
+    check_tensors,
+    check_type,
+    fraction,
+    real,
+    typed,
+    whole,
+)
 from cpfast.forms import Finite, Open, Plain, Table, check
 from cpfast.moment import Moment
 from cpfast.pruning.plan import LazyPlan, Shuffled
@@ -43,9 +51,11 @@ _STATE = Open(
         "earlier": {"planned": int, "seen": int, "full": int},
     }
 )
+_NUM_TOKENS = int | Tensor | None
 _ASKED = {"repeats": 1, "prune": True, "keep": None, "period_end": None}
 # An ignored sample would be recorded as one of loss 0.
 _NONE_IGNORED = torch.iinfo(torch.int64).min
+_MOST_REPEATS = 2**16  # each is a selection, and an order of its own
 _BIAS_UNITS = 2**40  # a share, read among integers
 _CAUSES = (
     "Usual causes: a loader that asked for the sampler's length once (call set_epoch, and let it "
@@ -111,10 +121,12 @@ class DataPruner:
             where the policy knows.
 
     Raises:
-        ValueError: for an unknown policy, numbers out of range, or labels that are missing or of
-            another shape.
+        TypeError: for an argument of another type.
+        ValueError: for an unknown policy, numbers out of range, more samples than fit, or labels
+            that are missing or of another shape.
     """
 
+    @typed
     @torch.inference_mode(False)  # what it makes is written to in training
     def __init__(
         self,
@@ -131,17 +143,10 @@ class DataPruner:
         labels: Tensor | None = None,
         **options: Any,
     ) -> None:
-        self.num_samples = _whole("num_samples", num_samples)
-        self.num_epochs = _whole("num_epochs", num_epochs)
-        self.seed = _whole("seed", seed)
-        self.anneal = float(anneal)
-        if not -(2**63) <= self.seed < 2**63:
-            raise ValueError(f"seed: expected an integer of 64 bits, got {seed}")
-        for name in ("num_samples", "num_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 <= self.anneal <= 1:
-            raise ValueError(f"anneal: expected a fraction in [0, 1], got {anneal}")
+        self.num_samples = whole("num_samples", num_samples, least=1)
+        self.num_epochs = whole("num_epochs", num_epochs, least=1)
+        self.seed = whole("seed", seed)
+        self.anneal = fraction("anneal", anneal)
         if nan not in ("raise", "keep"):
             raise ValueError(f"nan: expected 'raise' or 'keep', got {nan!r}")
         self.nan, self.strict = nan, strict
@@ -162,17 +167,18 @@ class DataPruner:
                 )
         self._options = dict(options)
         self._follows_logits = device is None
-        at = torch.device(device or "cpu")
+        at = _device(device)
         self._labels, self._classes = self._checked_labels(labels, at)
-        self._columns = {
-            name: torch.full((self.num_samples,), COLUMNS[name], dtype=torch.float32, device=at)
-            for name in columns
-        }
-        self._state = self.rule.state(self.num_samples, self.device)
-        # As they were when the current epoch was planned: from them, and the policy's state, the
-        # plan can be made again.
-        self._columns_then = {name: value.clone() for name, value in self._columns.items()}
-        self._weights = torch.ones_like(self.scores)
+        with allocating("num_samples", num_samples, at):
+            self._columns = {
+                name: torch.full((self.num_samples,), COLUMNS[name], dtype=torch.float32, device=at)
+                for name in columns
+            }
+            self._state = self.rule.state(self.num_samples, self.device)
+            # As they were when the current epoch was planned: from them, and the policy's state,
+            # the plan can be made again.
+            self._columns_then = {name: value.clone() for name, value in self._columns.items()}
+            self._weights = torch.ones_like(self.scores)
         # Only under torch.distributed: which scores this rank has written since the last sync.
         self._touched: Tensor | None = None
         self._unsynced = False
@@ -193,7 +199,6 @@ class DataPruner:
             if self.rule.needs_labels:
                 raise ValueError(f"labels: the policy {self.policy!r} needs them, got None")
             return None, 0
-        labels = torch.as_tensor(labels)
         if labels.shape != (self.num_samples,) or labels.is_floating_point():
             raise ValueError(
                 f"labels: expected [{self.num_samples}] integers, got {list(labels.shape)} "
@@ -258,6 +263,7 @@ class DataPruner:
 
     def is_full(self, epoch: int) -> bool:
         """Whether the policy leaves nothing out in ``epoch`` (from 0)."""
+        epoch = whole("epoch", epoch, least=0)
         annealing = epoch >= math.ceil(self.anneal * self.num_epochs)
         return annealing or self.rule.is_full(Moment(epoch, self.num_epochs))
 
@@ -326,14 +332,15 @@ class DataPruner:
     def _asked(
         self, epoch: int, repeats: int, prune: bool, keep: float | None, period_end: int | None
     ) -> _Planned:
-        epoch, repeats = _whole("epoch", epoch), _whole("repeats", repeats)
-        if epoch < 0:
-            raise ValueError(f"epoch: expected one from 0 on, got {epoch}")
-        if repeats < 1:
-            raise ValueError(f"repeats: expected at least 1, got {repeats}")
         share = self.keep if keep is None else _share("keep", keep)
-        end = None if period_end is None else _whole("period_end", period_end)
-        return _Planned(epoch, repeats, bool(prune), share, end)
+        end = None if period_end is None else whole("period_end", period_end)
+        return _Planned(
+            whole("epoch", epoch, least=0),
+            whole("repeats", repeats, least=1, most=_MOST_REPEATS),
+            bool(prune),
+            share,
+            end,
+        )
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -437,7 +444,7 @@ class DataPruner:
         if self.strict:
             raise RuntimeError(message)
         self._has_warned = True
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=6)  # of plan(): two are torch's decorators
 
     def _current_length(self) -> int:
         if self._planned is None:
@@ -446,6 +453,7 @@ class DataPruner:
 
     def weights(self, index: Tensor) -> Tensor:
         """What the losses of samples ``index`` ([B] int64) are multiplied by: [B] float32."""
+        check_tensors(index=index)
         self._restore_plan()
         return self._weights[index.to(self.device, non_blocking=True)]
 
@@ -497,6 +505,9 @@ class DataPruner:
         Raises:
             ValueError: for an index of another shape, or num_tokens without "mean".
         """
+        check_tensors(logits=logits, target=target, index=index)
+        check_type("num_tokens", num_tokens, _NUM_TOKENS)
+        ignore_index = whole("ignore_index", ignore_index)
         if num_tokens is not None and reduction != "mean":
             raise ValueError(f"num_tokens: goes with reduction='mean', got {reduction!r}")
         trains = torch.is_grad_enabled() if training is None else training
@@ -512,6 +523,8 @@ class DataPruner:
             self._move_to(logits.device)
             index = index.to(self.device, non_blocking=True)
             weight = self.weights(index) if weight is None else weight
+        if weight is not None:
+            check_tensors(weight=weight)
         if weight is not None and weight.dim() == 1:
             weight = weight[:, None]  # one a sample, whatever the number of classes
         scored = self._scored(
@@ -535,6 +548,8 @@ class DataPruner:
 
         They do not count as trained on. Arguments as those of :meth:`loss`.
         """
+        check_tensors(logits=logits, target=target, index=index)
+        ignore_index = whole("ignore_index", ignore_index)
         self._move_to(logits.device)
         with torch.no_grad():
             self._scored(
@@ -575,6 +590,7 @@ class DataPruner:
         Raises:
             ValueError: for an index of another shape, or a policy that needs more than losses.
         """
+        check_tensors(losses=losses, index=index)
         if index.shape != losses.shape[:1]:
             raise ValueError(
                 f"index: expected shape {tuple(losses.shape[:1])}, one a sample of losses "
@@ -604,6 +620,7 @@ class DataPruner:
         Raises:
             ValueError: where one of the policy's columns is missing.
         """
+        check_tensors(index=index, score=score, **columns)
         first, *others = self._columns
         if set(columns) != set(others):
             raise ValueError(
@@ -764,15 +781,15 @@ def _mean_over_tokens(values: Tensor, counts: Tensor) -> Tensor:
     return (values * counts).sum(1) / counts.sum(1)
 
 
-def _whole(name: str, value: int) -> int:
+def _device(device: torch.device | str | None) -> torch.device:
     try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name}: expected an integer, got {value!r}") from None
+        return torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise ValueError(f"device: expected one of torch's, got {device!r}") from error
 
 
 def _share(name: str, value: float) -> float:
-    share = float(value)
+    share = real(name, value)
     if not 0 < share <= 1:
         raise ValueError(f"{name}: expected a share in (0, 1], got {value}")
     return share

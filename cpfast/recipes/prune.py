@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cpfast.arguments import check_fields
 from cpfast.moment import Moment
 from cpfast.recipes.action import ALWAYS, EpochSettings, Window, actions
 
@@ -20,6 +21,7 @@ class Prune:
             ramp.
 
     Raises:
+        TypeError: for a field of another type.
         ValueError: for a share out of range, or a ramp without one.
     """
 
@@ -27,6 +29,7 @@ class Prune:
     window: Window = ALWAYS
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.keep is not None and not 0 < self.keep <= 1:
             raise ValueError(f"keep: expected a share in (0, 1], got {self.keep}")
         if self.keep is None and self.window.ramp:

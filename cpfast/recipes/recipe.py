@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from cpfast.arguments import check_fields, check_type, typed
 from cpfast.moment import Moment
 from cpfast.recipes.action import Action, EpochSettings
-from cpfast.registry import Registry
+from cpfast.registry import Entry, Registry
 
 __all__ = ["Recipe", "recipes"]
 
@@ -23,18 +26,29 @@ class Recipe:
             learning rate.
 
     Raises:
-        ValueError: for less than one epoch.
+        TypeError: for something that is no action.
+        ValueError: for less than one epoch, or actions that contradict each other: two of a kind
+            in the same window, or both ways of mixing in an epoch.
     """
 
     total_epochs: int
     actions: Sequence[Action] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        _check_contradictions(self.actions)
         if self.total_epochs < 1:
             raise ValueError(f"total_epochs: expected at least 1, got {self.total_epochs}")
         object.__setattr__(self, "actions", tuple(self.actions))
+        for settings in self.possible():
+            if settings.mixup > 0 and settings.cutmix > 0:
+                raise ValueError(
+                    "actions: mixup and cutmix contradict each other, got alpha "
+                    f"{settings.mixup:g} and {settings.cutmix:g} in one epoch"
+                )
 
     @classmethod
+    @typed
     def named(cls, name: str, total_epochs: int, **options: Any) -> Recipe:
         """The recipe of a name in :data:`recipes`.
 
@@ -42,6 +56,22 @@ class Recipe:
             ValueError: for an unknown name, or an option that it does not have.
         """
         return recipes.make(name, total_epochs=total_epochs, **options)
+
+    @classmethod
+    @typed
+    def read(cls, path: str | os.PathLike[str], total_epochs: int, **options: Any) -> Recipe:
+        """The recipe of a TOML file, see :class:`cpfast.recipes.RecipeFile`.
+
+        Raises:
+            OSError: it cannot be read.
+            TypeError, ValueError: it is no recipe, or what its actions refuse; names the place.
+        """
+        from cpfast.recipes.file import RecipeFile  # which makes recipes
+
+        file = RecipeFile.read(Path(path))
+        return Entry(file.name, file.factory(), file.source, file.summary).make(
+            total_epochs=total_epochs, **options
+        )
 
     @property
     def uses_detector(self) -> bool:
@@ -54,6 +84,7 @@ class Recipe:
         Raises:
             ValueError: for an epoch, or a length of the training, that is not this recipe's.
         """
+        check_type("moment", moment, Moment)
         if moment.total_epochs != self.total_epochs:
             raise ValueError(
                 f"moment: expected one of {self.total_epochs} epochs, got {moment.total_epochs}"
@@ -68,6 +99,25 @@ class Recipe:
             if amount > 0:
                 settings = action.apply(settings, amount, moment)
         return settings
+
+    def possible(self) -> frozenset[EpochSettings]:
+        """The settings that epochs may have, whenever the period ends, as far as they do not depend
+        on measurements: of each epoch, for nine ends and none."""
+        total = self.total_epochs
+        ends = {None, *(1 + (total - 1) * eighth // 8 for eighth in range(9))}
+        return frozenset(
+            self.settings(Moment(epoch, total, end)) for end in ends for epoch in range(total)
+        )
+
+
+def _check_contradictions(actions: Sequence[Action]) -> None:
+    for number, action in enumerate(actions):
+        for earlier, other in enumerate(actions[:number]):
+            if type(action) is type(other) and action.window == other.window:
+                raise ValueError(
+                    f"actions[{number}]: contradicts actions[{earlier}], of the same kind in the "
+                    f"same window, got {action} after {other}"
+                )
 
 
 recipes: Registry[Recipe] = Registry("recipe", "cpfast.recipes", "cpfast.recipes")

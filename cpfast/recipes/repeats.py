@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cpfast.arguments import check_fields
 from cpfast.moment import Moment
 from cpfast.recipes.action import ALWAYS, EpochSettings, Window, actions
 
@@ -18,6 +19,7 @@ class Repeats:
     On a ramp, the nearest whole number on the way from what was set before.
 
     Raises:
+        TypeError: for a field of another type.
         ValueError: for less than one.
     """
 
@@ -25,6 +27,7 @@ class Repeats:
     window: Window = ALWAYS
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.repeats < 1:
             raise ValueError(f"repeats: expected at least 1, got {self.repeats}")
 

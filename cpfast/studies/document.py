@@ -85,12 +85,34 @@ def seeds_note(results: Results, counts: Mapping[str, int] | None = None) -> str
     )
 
 
+def diverged_notes(study: Study, results: Results) -> list[str]:
+    """Which runs did not reach their end, and why."""
+    return [
+        f"{' '.join(study.label(e).split())}, seed {e['seed']}: {e['diverged']}."
+        for e in results["runs"]
+        if e["diverged"] is not None
+    ]
+
+
 def last_notes(results: Results, config: Config) -> list[str]:
     """Where it ran, and what digits are good for."""
     notes = environment.notes(results["environments"])
     if config.data == "digits":
         notes.append("On digits this shows the mechanism, not a benefit.")
     return notes
+
+
+def finding(what: str, estimate: Estimate | None) -> list[str]:
+    """A note that says of a difference in points whether it was seen; none of no difference."""
+    if estimate is None:
+        return []
+    if estimate.half is None:
+        said = "one seed, from which nothing follows"
+    elif estimate.is_told_from_zero:
+        said = "seen"
+    else:
+        said = "not seen, for the interval contains 0"
+    return [f"{what}: {estimate.text(sign=True)} points ({said})."]
 
 
 def shown(estimate: Estimate | None, digits: int, sign: bool = False) -> str:

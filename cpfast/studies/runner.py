@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cpfast.recipes import Action
 from cpfast.studies import store
 from cpfast.studies.store import RESULTS, Entry
 from cpfast.studies.study import Study
@@ -15,17 +16,22 @@ from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.loop import Progress, Training
-from cpfast.train.runfolder import RunFolder, write_json
+from cpfast.train.runfolder import Change, Fork, RunFolder, write_json
 
 MakeProgress = Callable[[int, int, str], AbstractContextManager[Progress]]
 
 
 class Branch(NamedTuple):
-    """A run that begins as another one, and is copied from it once `is_due` of that one."""
+    """A run that begins as another one, and is copied from it once `is_due` of that one.
+
+    Attributes:
+        change: what is another in it than the settings, as `RunFolder.fork` takes it.
+    """
 
     folder: RunFolder
     config: Config
     is_due: Callable[[Training], bool]
+    change: Change | None = None
 
 
 class Runner:
@@ -85,17 +91,22 @@ class Runner:
         *,
         branches: Sequence[Branch] = (),
         until: Callable[[Training], bool] | None = None,
+        data: ImageData | TextData | None = None,
+        actions: Sequence[Action] = (),
+        begin: Callable[[Training], None] | None = None,
     ) -> str | None:
         """Begin or continue a run; why it diverged, or None.
 
         Args:
             branches: runs that begin with this one.
             until: stop once it says so of an epoch that is stored.
+            data: in place of the study's.
+            actions, begin: as of `cpfast.train.run.train`.
         """
 
-        def forks(training: Training) -> list[tuple[RunFolder, Config]]:
+        def forks(training: Training) -> list[Fork]:
             due = [b for b in branches if b.is_due(training) and not b.folder.is_run()]
-            return [(branch.folder, branch.config) for branch in due]
+            return [Fork(branch.folder, branch.config, branch.change) for branch in due]
 
         with folder.locked():
             if not folder.is_run():
@@ -106,8 +117,9 @@ class Runner:
             try:
                 with bar as shown:
                     run_module.train(
-                        config, self.data, folder, progress=shown, forks=forks, until=until
-                    )
+                        config, self.data if data is None else data, folder, progress=shown,
+                        forks=forks, until=until, actions=actions, begin=begin,
+                    )  # fmt: skip
             except Diverged as error:
                 return str(error)
             return None

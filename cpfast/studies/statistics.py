@@ -17,6 +17,11 @@ class Estimate(NamedTuple):
     half: float | None
 
     @property
+    def is_told_from_zero(self) -> bool:
+        """Whether the interval leaves 0 out; of one seed there is none."""
+        return self.half is not None and abs(self.mean) > self.half
+
+    @property
     def low(self) -> float:
         return self.mean - (self.half or 0.0)
 
@@ -43,6 +48,11 @@ def estimate(values: Iterable[float]) -> Estimate | None:
 def percent(entry: Mapping[str, Any]) -> float:
     """A run's accuracy."""
     return 100 * entry["test_accuracy"]
+
+
+def difference(values: Mapping[int, float], others: Mapping[int, float]) -> dict[int, float]:
+    """By seed, over those that both have."""
+    return {seed: value - others[seed] for seed, value in values.items() if seed in others}
 
 
 def paired(

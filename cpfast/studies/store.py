@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cpfast.studies import environment
+from cpfast.studies.statistics import percent
 from cpfast.studies.study import Study, name_of, studies
 from cpfast.train import report
 from cpfast.train.config import ENVIRONMENT, Config, changes
@@ -62,6 +63,15 @@ def find(results: Results, **key: Any) -> Entry | None:
         if all(entry[name] == value for name, value in key.items()):
             return entry
     return None
+
+
+def accuracies(results: Results, **key: Any) -> dict[int, float]:
+    """In percent, by seed, of the runs of which all that is given holds and that ended."""
+    return {
+        entry["seed"]: percent(entry)
+        for entry in results["runs"]
+        if entry["diverged"] is None and all(entry[name] == value for name, value in key.items())
+    }
 
 
 def begun_seeds(results: Results) -> list[int]:

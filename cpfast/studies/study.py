@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cpfast.detection import criteria
 from cpfast.registry import Registry
 from cpfast.train.config import Config
+from cpfast.train.data import is_text
 from cpfast.train.errors import UserError
 
 if TYPE_CHECKING:
@@ -137,6 +138,26 @@ def configured(options: Mapping[str, Any], **settings: Any) -> tuple[Config, tup
     if config.seed + count > SEEDS:
         raise UserError(f"--seeds {count}: from --seed {config.seed} on they leave 0 .. 2**32 - 1")
     return config, tuple(range(config.seed, config.seed + count))
+
+
+def filled(options: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    """With defaults of the study's own for what is left open."""
+    return {**options, **{k: v for k, v in defaults.items() if options.get(k) is None}}
+
+
+def of_digits(options: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    """As `filled`, where it is digits that are trained on."""
+    return filled(options, **(defaults if options.get("data") in (None, "digits") else {}))
+
+
+def needs_images(options: Mapping[str, Any]) -> None:
+    """Refuse text.
+
+    Raises:
+        UserError: the data are text.
+    """
+    if options.get("data") is not None and is_text(options["data"]):
+        raise UserError(f"--data {options['data']}: this study is of images")
 
 
 def needs_rotation(options: Mapping[str, Any]) -> None:

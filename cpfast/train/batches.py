@@ -8,19 +8,22 @@ from torch import Tensor, nn
 import cpfast
 from cpfast.detection.extra import Batches
 from cpfast.pruning import Draw
+from cpfast.recipes import StepShape
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
 
 # The paper's augmentation (2506.15954).
 ROTATION = 15.0  # degrees
 SHIFT = 0.1  # of the height and of the width
+FULL = StepShape()
+_LENGTH_STREAM = 3  # of the draws; those within batches and those of the passes have others
 _PROBE_STREAM = 2**20  # of the draws, beyond any number of passes
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def of(config: Config, data: ImageData | TextData) -> ImageBatches | TextBatches:
     """The batches of a data set."""
-    return ImageBatches(config, data) if isinstance(data, ImageData) else TextBatches(data)
+    return ImageBatches(config, data) if isinstance(data, ImageData) else TextBatches(config, data)
 
 
 def fixed(
@@ -52,12 +55,13 @@ class ImageBatches:
         self._mean = data.mean()
         self._dtype = AUTOCAST[config.precision]
 
-    def train(self, index: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+    def train(self, index: Tensor, draw: Tensor, shape: StepShape = FULL) -> tuple[Tensor, Tensor]:
         """Augmented by draws of (seed, sample, draw) alone.
 
         Args:
             index, draw: [B] int64; `draw` counts the passes over the data from the training's
                 beginning.
+            shape: how strongly, and at what resolution.
         """
         images = cpfast.ops.augment_batch(
             self._data.train_images,
@@ -65,13 +69,21 @@ class ImageBatches:
             seed=self._config.seed,
             epoch=0,
             repeat=draw,
-            flip=self._config.flip,
-            shift=SHIFT,
-            rotation=ROTATION,
+            flip=self._config.flip and shape.augment > 0,
+            shift=min(1.0, SHIFT * shape.augment),
+            rotation=min(180.0, ROTATION * shape.augment),
             mean=self._mean,
             dtype=self._dtype,
+            size=self.size(shape),
         )
         return images, self._data.train_labels[index]
+
+    def size(self, shape: StepShape) -> tuple[int, int] | None:
+        """Height and width that the model sees; None: those of the images."""
+        if shape.resolution == 1:
+            return None
+        height, width, _ = self._data.shape
+        return tuple(max(1, round(shape.resolution * side)) for side in (height, width))  # type: ignore[return-value]
 
     def plain(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Those of training, not augmented, in float32."""
@@ -91,11 +103,23 @@ class ImageBatches:
 class TextBatches:
     """Tokens [B, T] int64, and at each position the one that follows. Nothing is augmented."""
 
-    def __init__(self, data: TextData) -> None:
-        self._data = data
+    def __init__(self, config: Config, data: TextData) -> None:
+        self._config, self._data = config, data
 
-    def train(self, index: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
-        return self._next_tokens(self._data.train_tokens[index])
+    def train(self, index: Tensor, draw: Tensor, shape: StepShape = FULL) -> tuple[Tensor, Tensor]:
+        """A sequence's tokens, of a share of its length from a place that (seed, sample, draw)
+        gives."""
+        tokens = self._data.train_tokens[index]
+        if shape.length < 1:
+            whole = tokens.shape[1] - 1
+            length = max(1, round(shape.length * whole))
+            number = draw * self._data.train_size + index
+            random = Draw(self._config.seed, 0, _LENGTH_STREAM).uniform(number)
+            begin = (random * (whole - length + 1)).long()
+            tokens = tokens.gather(
+                1, begin[:, None] + torch.arange(length + 1, device=index.device)
+            )
+        return self._next_tokens(tokens)
 
     def plain(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self.train(index, index)

@@ -12,8 +12,8 @@ from typing import Any
 
 from cpfast.detection import criteria
 from cpfast.pruning import policies
-from cpfast.recipes import Recipe, recipes
-from cpfast.registry import options_of
+from cpfast.recipes import Recipe, RecipeFile, recipes
+from cpfast.registry import Entry, options_of
 from cpfast.train.data import datasets, is_text
 from cpfast.train.errors import UserError
 from cpfast.train.models import models
@@ -36,15 +36,17 @@ LEARNING_RATES = {
     "sgd": (0.01, 32), "adamw": (1e-3, None), "rmsprop": (1e-3, None), "adagrad": (1e-2, None)
 }  # fmt: skip
 
-# What was set in runs of before it could be.
-_SINCE: dict[str, Any] = {"watch": None, "patience": 1, "not_before": None}
-
 # By a setting's annotation, the types of what JSON makes of it.
 _TYPES = {
     "bool": ("bool",), "str": ("str",), "int": ("int",), "float": ("int", "float"),
     "str | None": ("str", "NoneType"), "int | None": ("int", "NoneType"),
     "float | None": ("int", "float", "NoneType"),
 }  # fmt: skip
+
+# Settings that are also a recipe's, where it has an option of that name.
+_OF_RECIPES = ("repeats", "keep", "anneal")
+# What runs of version 0.1.0 lack, and what holds for them.
+_SINCE: dict[str, Any] = {"recipe_text": None, "watch": None, "patience": 1, "not_before": None}
 
 # Where and how a run is executed or shown; these may change when it is resumed.
 ENVIRONMENT = (
@@ -78,6 +80,8 @@ class Config:
         step: how a training step is executed; "graph" replays it as a CUDA graph.
         country: ISO 3166-1 alpha-3 code whose electricity the CO2e is counted by; None: the
             world's mean.
+        recipe_text: the recipe's file, word for word, where it is none of the named ones: `method`
+            is its name then.
         price_kwh, price_hour: what a kWh and what an hour of the machine costs, in any currency.
     """
 
@@ -114,10 +118,14 @@ class Config:
     price_kwh: float | None = None
     price_hour: float | None = None
     plot: bool = True
+    recipe_text: str | None = None
 
     def __post_init__(self) -> None:
         _choice("--model", self.model, tuple(models))
-        _choice("--method", self.method, tuple(recipes))
+        if self.recipe_text is None:
+            _choice("--method", self.method, tuple(recipes))
+        else:
+            self.recipe()
         _choice("--optimizer", self.optimizer, OPTIMIZERS)
         _choice("--schedule", self.schedule, SCHEDULES)
         _choice("--policy", self.policy, tuple(policies))
@@ -191,11 +199,32 @@ class Config:
         names = (name.strip() for name in (self.watch or "").split(","))
         return tuple(dict.fromkeys(filter(None, names)))
 
+    @property
+    def passes(self) -> int:
+        """k, the most passes of any epoch."""
+        return max(settings.repeats for settings in self.recipe().possible())
+
     def recipe(self) -> Recipe:
-        """That of the method, with those of these settings that it knows."""
-        known = options_of(recipes[self.method].factory)
-        options = {name: getattr(self, name) for name in known if name != "total_epochs"}
-        return Recipe.named(self.method, self.epochs, **options)
+        """That of the method or of the file, with those of these settings that it knows.
+
+        Raises:
+            UserError: what the file says makes no recipe.
+        """
+        if self.recipe_text is None:
+            entry = recipes[self.method]
+        else:
+            try:
+                file = RecipeFile.parse(self.recipe_text, f"--recipe {self.method}", self.method)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            entry = Entry(file.name, file.factory(), file.source, file.summary)
+        given = [name for name in _OF_RECIPES if name in options_of(entry.factory)]
+        try:
+            return entry.make(
+                total_epochs=self.epochs, **{name: getattr(self, name) for name in given}
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--method {self.method}: {error}") from error
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Config:
@@ -273,6 +302,8 @@ def changes(settings: dict[str, Any], stored: Config) -> list[str]:
     values = stored.to_dict()
     return [
         f"--{key.replace('_', '-')} {value} (the run has {values[key]})"
+        if key != "recipe_text"
+        else "--recipe (the run has another)"
         for key, value in settings.items()
         if key not in ENVIRONMENT and values[key] != value
     ]

@@ -14,9 +14,10 @@ whose kernels are chosen by their time.
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -28,20 +29,22 @@ import cpfast
 from cpfast.detection.probe import ModelProbe
 from cpfast.moment import Moment
 from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
-from cpfast.recipes import EpochSettings
+from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
 from cpfast.train import batches, models, optimizers, process
-from cpfast.train.batches import AUTOCAST
+from cpfast.train.batches import AUTOCAST, FULL, ImageBatches
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.energy import EnergyMeter
-from cpfast.train.errors import Diverged, UserError
+from cpfast.train.errors import Diverged, UserError, first_line
 from cpfast.train.metrics import EpochMetrics, Seconds
 from cpfast.train.step import Step
 from cpfast.train.stream import SampleStream
 from cpfast.train.watch import Watch, statistic_of
 
 EVALUATION_BATCH = 512
+_UNCHANGED = EpochSettings()
+_OF_IMAGES = ("augment", "mixup", "cutmix", "resolution")
 _FILTER_STREAM = 1  # of the draws within batches; those of the passes have others
 
 
@@ -58,13 +61,16 @@ class Training:
     Args:
         config: settings; `config.device` must exist.
         data: on that device.
+        actions: beyond those of the method's recipe.
 
     Attributes:
         epoch: number of epochs completed.
         meter: of its energy, where one runs.
     """
 
-    def __init__(self, config: Config, data: ImageData | TextData) -> None:
+    def __init__(
+        self, config: Config, data: ImageData | TextData, actions: Sequence[Action] = ()
+    ) -> None:
         check(config, data)
         self.config = config
         self.device = torch.device(config.device)
@@ -90,6 +96,7 @@ class Training:
         self.watch = Watch(config, self.model)
         self.detector = self.watch.driving
         self.rotations: list[tuple[float, ...]] = []  # after each epoch
+        self.diffusion: list[float] = []  # of each epoch, see Moment
         # The recipe says when nothing is left out; a remainder is carried into the next epoch, so
         # that what an epoch delivers is not what it planned.
         self.pruner = pruner = cpfast.DataPruner(
@@ -103,20 +110,24 @@ class Training:
             strict=None,
             labels=data.train_labels if isinstance(data, ImageData) else None,
         )
-        self.recipe = config.recipe()
-        needs_batches = "batches" in self.watch.needs
+        self.recipe = Recipe(config.epochs, [*config.recipe().actions, *actions])
+        fixed = batches.fixed(config, data, self.batches, self.model)
         self.probe = ModelProbe(
             self.rotation,
             losses=lambda: pruner.scores,
             optimizer=self.optimizer,
             needs=self.watch.needs,
-            batches=batches.fixed(config, data, self.batches, self.model)
-            if needs_batches
-            else None,
+            batches=fixed if "batches" in self.watch.needs else None,
             seed=config.seed,
             scaled=self.scaler.is_enabled(),
         )
-        self.stream = SampleStream(config.repeats * data.train_size, config.batch_size, self.device)
+        possible = self.recipe.possible()
+        self.passes = max(settings.repeats for settings in possible)
+        most = max(settings.batch for settings in possible)
+        capacity = self.passes * data.train_size
+        self.stream = SampleStream(capacity, config.batch_size, self.device, most=most)
+        self.mixer = cpfast.Mixer(config.seed, capacity // config.batch_size + most, self.device)
+        _try_sizes(self, {settings.shape for settings in possible})
         self.clock = Clock(self.device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         compiled, self.captured = "compile" in config.step, "graph" in config.step
@@ -136,34 +147,36 @@ class Training:
 
     def step_of(self, settings: EpochSettings, batch_filter: BatchFilter | None) -> Step:
         """The step of an epoch: one for each shape of it, which is compiled and captured once."""
-        kept = None if batch_filter is None else batch_filter.kept(self.config.batch_size)
+        size = settings.batch * self.config.batch_size
+        kept = None if batch_filter is None else batch_filter.kept(size)
         key = (settings.shape, kept)
         if key not in self._steps:
             # Held as it is, the method would keep this object, and its memory, alive.
             step = weakref.WeakMethod(self.step)
             self._steps[key] = Step(
-                lambda: step()(batch_filter),  # type: ignore[misc]
+                lambda: step()(settings.shape, batch_filter),  # type: ignore[misc]
                 self.device,
                 graph=self.captured,
                 compiled="compile" in self.config.step,
             )
         return self._steps[key]
 
-    def step(self, batch_filter: BatchFilter | None = None) -> None:
+    def step(self, shape: StepShape = FULL, batch_filter: BatchFilter | None = None) -> None:
         """One batch, forward and backward, and the update of the weights."""
-        index, draw, weight = self.stream.next()
-        inputs, targets = self.batches.train(index, draw)
+        index, draw, weight = self.stream.next(shape.batch)
+        inputs, targets = self.batches.train(index, draw, shape)
         if batch_filter is not None:
             chosen = self._choose(batch_filter, inputs, targets, index, draw)
             index, weight = index[chosen], weight[chosen]
             inputs, targets = inputs[chosen], targets[chosen]
+        inputs, share = self.mixer.mix(shape.mixing, inputs)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             logits = self.forward(inputs)
         self.probe.after_forward(logits, targets)
         # The parts of a replayed graph cannot be timed.
         with nullcontext() if self.captured else self.clock.part("scoring"):
-            loss = self.pruner.loss(logits, targets, index, weight=weight)
+            loss = self.mixer.loss(self.pruner, logits, targets, index, share, weight=weight)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -196,7 +209,10 @@ class Training:
     def moment(self) -> Moment:
         """That of the next epoch."""
         rotations = tuple(self.rotations)
-        return Moment(self.epoch, self.config.epochs, self.detector.end_epoch, rotations)
+        total, schedule = self.config.epochs, self.schedule.schedule
+        lrs = tuple(schedule(epoch / total) for epoch in range(min(self.epoch + 1, total)))
+        end = self.detector.end_epoch
+        return Moment(self.epoch, total, end, rotations, tuple(self.diffusion), lrs)
 
     def freeze(self, layers: int) -> None:
         """No gradient for what comes before the first layer that is trained on.
@@ -234,6 +250,7 @@ def check(config: Config, data: ImageData | TextData) -> None:
             f"--batch-size {config.batch_size}: there are only {data.train_size} samples to train "
             "on"
         )
+    _check_recipe(config, data)
     rule = policies.make(config.policy)
     if rule.needs_labels and not isinstance(data, ImageData):
         raise UserError(f"--policy {config.policy} looks at classes, and {config.data} has none")
@@ -246,6 +263,43 @@ def check(config: Config, data: ImageData | TextData) -> None:
             )
 
 
+def _check_recipe(config: Config, data: ImageData | TextData) -> None:
+    foreign = ("length",) if isinstance(data, ImageData) else _OF_IMAGES
+    for settings in config.recipe().possible():
+        for name in foreign:
+            if getattr(settings, name) != getattr(_UNCHANGED, name):
+                reads = "text" if name == "length" else "images"
+                raise UserError(
+                    f"--method {config.method} changes the {name}, of {reads} alone, and "
+                    f"{config.data} has none"
+                )
+        size, samples = settings.batch * config.batch_size, settings.repeats * data.train_size
+        if settings.batch > 1 and size > samples:
+            raise UserError(
+                f"--method {config.method}: {settings.batch} batches of {config.batch_size} in one "
+                f"are more than an epoch's {samples} samples"
+            )
+
+
+def _try_sizes(t: Training, shapes: set[StepShape]) -> None:
+    """Whether the model runs at each of them, without computing anything.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not isinstance(t.batches, ImageBatches):
+        return
+    for size in sorted({size for shape in shapes if (size := t.batches.size(shape))}):
+        model = copy.deepcopy(t.model).to("meta").eval()
+        try:
+            model(torch.empty(2, t.data.shape[-1], *size, device="meta"))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"--method {t.config.method}: {t.config.model} cannot run at "
+                f"{size[0]}x{size[1]} ({first_line(error)})"
+            ) from error
+
+
 def train_epoch(training: Training, progress: Progress | None = None) -> EpochMetrics:
     """One epoch and what it reports."""
     t, config = training, training.config
@@ -254,11 +308,12 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
     with t.clock.whole("train"):
         with t.clock.part("selection"):
             plan, steps = _plan(t, settings, moment)
-        filtered = _run_steps(t, settings, steps, progress)
-        rescored = _rescore(t, plan)
+        with optimizers.decayed(t.optimizer, settings.weight_decay):
+            filtered = _run_steps(t, settings, steps, progress)
+        rescored = _rescore(t, plan, settings)
         # Of a batch's mean and its size, over the weights, which stand for the samples left out
         # too: it estimates the mean over all.
-        summary = [config.batch_size * t.loss_sum / t.stream.weight_sum()]
+        summary = [settings.batch * config.batch_size * t.loss_sum / t.stream.weight_sum()]
         layers = len(t.rotation.names) if config.detect else 0
         if config.detect:
             with t.clock.part("detection"):
@@ -289,7 +344,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
             test_loss, test_accuracy = evaluate(t, progress)
         # What the last step spoilt shows in no later loss.
         _check_finite("test loss", test_loss, t.epoch)
-    trained, scored = _counted(t, steps, filtered, rescored)
+    trained, scored = _counted(t, settings, steps, filtered, rescored)
     parts = t.clock.read()
     return {
         "epoch": t.epoch,
@@ -305,7 +360,8 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         "criteria": t.watch.lines(t.epoch, parts) if config.detect else {},
         "repeats": settings.repeats,
         "prune": settings.prune,
-        "frozen": settings.frozen,
+        "settings": settings._asdict(),
+        "bias": t.pruner.bias,
         "planned_samples": len(plan),
         "forward_samples": trained + scored,
         "backward_samples": trained,
@@ -335,9 +391,11 @@ def _run_steps(t: Training, settings: EpochSettings, steps: int, progress: Progr
     t.loss_sum.zero_()
     t.probe.begin(steps)
     batch_filter, lr = t.pruner.batch_filter, settings.lr * t.pruner.lr
-    filtered = 0
+    t.mixer.begin(settings.shape.mixing, settings.mixup or settings.cutmix, t.epoch, steps)
+    filtered, diffused = 0, 0.0
     for step in range(steps):
-        t.schedule.step((t.epoch + step / steps) / t.config.epochs, lr)
+        multiplier = t.schedule.step((t.epoch + step / steps) / t.config.epochs, lr)
+        diffused += optimizers.diffusion(t.optimizer, t.schedule.base_lrs[0] * multiplier)
         is_filtered = batch_filter is not None and step % batch_filter.every != 0
         filtered += is_filtered
         run_step = t.step_of(settings, batch_filter if is_filtered else None)
@@ -345,11 +403,12 @@ def _run_steps(t: Training, settings: EpochSettings, steps: int, progress: Progr
             run_step()
         if progress is not None:
             progress.step(1 / steps)
+    t.diffusion.append(diffused)
     return filtered
 
 
 @torch.no_grad()
-def _rescore(t: Training, plan: LazyPlan) -> int:
+def _rescore(t: Training, plan: LazyPlan, settings: EpochSettings) -> int:
     """Score again what the plan has hidden, in batches of one size; returns the forward samples.
 
     The last batch is filled up with samples that stand in it already.
@@ -358,12 +417,12 @@ def _rescore(t: Training, plan: LazyPlan) -> int:
     if len(hidden) == 0:
         return 0
     t.model.eval()
-    draw = torch.full_like(hidden, t.epoch * t.config.repeats)
+    draw = torch.full_like(hidden, t.epoch * t.passes)
     positions = torch.arange(-(-len(hidden) // size) * size, device=t.device) % len(hidden)
     with t.clock.part("selection"):
         for batch in positions.split(size):
             index = hidden[batch]
-            inputs, targets = t.batches.train(index, draw[batch])
+            inputs, targets = t.batches.train(index, draw[batch], settings.shape)
             with t.autocast():
                 logits = t.forward(inputs)
             t.pruner.score(logits, targets, index)
@@ -371,9 +430,11 @@ def _rescore(t: Training, plan: LazyPlan) -> int:
     return len(positions)
 
 
-def _counted(t: Training, steps: int, filtered: int, rescored: int) -> tuple[int, int]:
+def _counted(
+    t: Training, settings: EpochSettings, steps: int, filtered: int, rescored: int
+) -> tuple[int, int]:
     """How many samples were trained on, and how many were only scored."""
-    batch, batch_filter = t.config.batch_size, t.pruner.batch_filter
+    batch, batch_filter = settings.batch * t.config.batch_size, t.pruner.batch_filter
     kept = batch if batch_filter is None else batch_filter.kept(batch)
     return (steps - filtered) * batch + filtered * kept, filtered * batch + rescored
 
@@ -381,7 +442,7 @@ def _counted(t: Training, steps: int, filtered: int, rescored: int) -> tuple[int
 def _full_samples(t: Training, epochs: int) -> int:
     """What k repeats throughout take in so many epochs: whole batches, the rest carried over."""
     batch = t.config.batch_size
-    return t.config.repeats * t.data.train_size * epochs // batch * batch
+    return t.passes * t.data.train_size * epochs // batch * batch
 
 
 def _plan(t: Training, settings: EpochSettings, moment: Moment) -> tuple[LazyPlan, int]:
@@ -394,9 +455,9 @@ def _plan(t: Training, settings: EpochSettings, moment: Moment) -> tuple[LazyPla
     }
     order = t.pruner.plan(t.epoch, **options)
     # All passes choose by the same scores, and are of one length.
-    passes = torch.arange(settings.repeats, device=t.device) + t.epoch * t.config.repeats
+    passes = torch.arange(settings.repeats, device=t.device) + t.epoch * t.passes
     draw = passes.repeat_interleave(len(order) // settings.repeats)
-    steps = t.stream.extend(order, draw, t.pruner.weights(order))
+    steps = t.stream.extend(order, draw, t.pruner.weights(order), settings.batch)
     return t.pruner.prepare(t.epoch, **options), steps
 
 

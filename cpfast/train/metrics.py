@@ -72,8 +72,11 @@ class EpochMetrics(TypedDict):
     """Passes over the data."""
     prune: bool
     """Whether samples may be left out of them."""
-    frozen: int
-    """Layers without a gradient, from the input side."""
+    settings: dict[str, Any]
+    """All that the recipe set, as EpochSettings has it; empty in lines of version 0.1.0."""
+    bias: float | None
+    """The share of all samples' losses that the weights of the plan miss in expectation; None where
+    the policy does not know."""
     planned_samples: int
     """In all passes together."""
     forward_samples: int
@@ -93,7 +96,8 @@ class EpochMetrics(TypedDict):
 
 # What lines of version 0.1.0 lack, and what holds for them.
 _SINCE: dict[str, Any] = {
-    "frozen": 0, "scored_samples": 0, "measured_samples": 0, "censored": False, "criteria": {},
+    "settings": {}, "bias": None, "scored_samples": 0, "measured_samples": 0, "censored": False,
+    "criteria": {},
 }  # fmt: skip
 
 # What tables and pictures are made of: only that is looked at in a file.

@@ -74,7 +74,7 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     rows.append(
         (
             "samples processed",
-            f"{used:,} of the full recipe's {full:,} (k = {config.repeats}): "
+            f"{used:,} of the full recipe's {full:,} (k = {config.passes}): "
             f"{100 * (1 - used / full):.1f} % saved"
             + f"; {measured:,} of them for the criteria"
             * (measured > 0),
@@ -105,9 +105,9 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     )
     width = max(len(name) for name, _ in rows)
     lines = [title, "-" * len(title), *(f"{name:<{width}}  {value}" for name, value in rows)]
-    if config.repeats > 1:
+    if config.passes > 1:
         lines.append(
-            f"The saving is against k = {config.repeats} throughout; "
+            f"The saving is against k = {config.passes} throughout; "
             "`cpfast compare` measures it against k = 1."
         )
     return "\n".join(lines)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 import cpfast
-from cpfast.forms import Open, check, shown
+from cpfast.forms import Open, Plain, Table, check, shown
+from cpfast.recipes import Action
 from cpfast.train import energy, loop
 from cpfast.train.config import ENVIRONMENT, Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import UserError, first_line
 from cpfast.train.loop import Progress, Training
-from cpfast.train.runfolder import CHECKPOINT, METRICS, RunFolder
+from cpfast.train.runfolder import CHECKPOINT, METRICS, Fork, RunFolder
 from cpfast.train.state import check_state
 
 ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the counters is not free
@@ -41,9 +42,11 @@ def train(
     folder: RunFolder,
     *,
     progress: Progress | None = None,
-    forks: Callable[[Training], Iterable[tuple[RunFolder, Config]]] | None = None,
+    forks: Callable[[Training], Iterable[Fork | tuple[RunFolder, Config]]] | None = None,
     until: Callable[[Training], bool] | None = None,
     epochs: int | None = None,
+    actions: Sequence[Action] = (),
+    begin: Callable[[Training], None] | None = None,
 ) -> Training:
     """Train until `config.epochs` are completed, from the folder's checkpoint if it has one.
 
@@ -53,16 +56,21 @@ def train(
             epoch, and the energy used.
         forks: asked once an epoch is stored, and again for that epoch where a run continues: the
             folders that do not exist yet, with their settings, into which what was done so far is
-            to be copied.
+            to be copied; plain pairs will do.
         until: stop once it says so of an epoch that is stored.
         epochs: stop once this many are completed; None for all.
+        actions: beyond those of the method's recipe; a run is to be continued with the same.
+        begin: called before the first epoch, and once only; it may change the weights, from which
+            rotations are measured then.
 
     Raises:
         Diverged: a loss or a rotation is not finite. The last finite epoch stays stored.
         UserError: the checkpoint does not fit, or is missing though epochs are done.
     """
-    training = Training(config, data.to(torch.device(config.device)))
-    return advance(training, folder, progress=progress, forks=forks, until=until, epochs=epochs)
+    training = Training(config, data.to(torch.device(config.device)), actions)
+    return advance(
+        training, folder, progress=progress, forks=forks, until=until, epochs=epochs, begin=begin
+    )
 
 
 def advance(
@@ -70,9 +78,10 @@ def advance(
     folder: RunFolder,
     *,
     progress: Progress | None = None,
-    forks: Callable[[Training], Iterable[tuple[RunFolder, Config]]] | None = None,
+    forks: Callable[[Training], Iterable[Fork | tuple[RunFolder, Config]]] | None = None,
     until: Callable[[Training], bool] | None = None,
     epochs: int | None = None,
+    begin: Callable[[Training], None] | None = None,
 ) -> Training:
     """As `train`, of what is built already."""
     config = training.config
@@ -90,6 +99,9 @@ def advance(
             "done; put it back, or train into another folder"
         )
     else:
+        if begin is not None:
+            begin(training)
+            training.rotation.reset()
         # So that lines never stand without one.
         folder.save_checkpoint({**state_dict(training), "metrics": lines})
     if folder.restore_metrics(lines):
@@ -102,10 +114,10 @@ def advance(
 
     def stored() -> bool:
         """What follows an epoch once it is stored; whether to go on."""
-        for into, settings in forks(training) if forks is not None else ():
+        for fork in forks(training) if forks is not None else ():
             if training.meter is not None:
                 folder.save_energy(training.meter.read())
-            folder.fork(into, settings)
+            folder.fork(*fork)
         return until is None or not until(training)
 
     # A stop may have come between storing an epoch and what follows it.
@@ -141,6 +153,7 @@ def state_dict(training: Training) -> dict[str, Any]:
         "config": t.config.to_dict(),
         "data": t.fingerprint,
         "rotations": list(t.rotations),
+        "diffusion": list(t.diffusion),
         **{name: getattr(t, name).state_dict() for name in _STATEFUL},
     }
 
@@ -153,7 +166,7 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
     """
     t = training
     try:
-        check(state, Open({"config": dict, "data": str}), "checkpoint")
+        check(state, Open({"config": Table(Plain), "data": str}), "checkpoint")
         other = _differences(state["config"], t.config.to_dict())
         if other:
             raise _Unfit(f"of another run (it differs in {', '.join(other)})")
@@ -173,6 +186,7 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
         # What has been decided follows from the values: a fork may decide by other rules.
         t.watch.load(state["watch"], state["detector"])
         t.rotations = [tuple(float(r) for r in rotation) for rotation in state["rotations"]]
+        t.diffusion = list(state["diffusion"])
         t.epoch = state["epoch"]
     except _Unfit:
         raise

@@ -11,10 +11,10 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cpfast.forms import Finite, Maybe, Open, Table, check
 from cpfast.train import checkpoint
@@ -57,6 +57,18 @@ _ENERGY = Open(
         ),
     },
 )  # fmt: skip
+
+
+# What a fork changes in the state that it begins with: weights, or the data's fingerprint.
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Fork(NamedTuple):
+    """Where a run is to be copied, and how it goes on there: arguments of `RunFolder.fork`."""
+
+    into: RunFolder
+    config: Config
+    change: Change | None = None
 
 
 class RunFolder:
@@ -229,9 +241,10 @@ class RunFolder:
             ) from error
         return energy
 
-    def fork(self, into: RunFolder, config: Config) -> None:
+    def fork(self, into: RunFolder, config: Config, change: Change | None = None) -> None:
         """Copy what was done so far into another folder, to be continued with `config`.
 
+        `change` makes the state that is continued from the one that is copied, as it pleases.
         config.json comes last: a folder without it is no run, and is written anew.
         """
         state = self.checkpoint()
@@ -242,7 +255,8 @@ class RunFolder:
         energy = self.energy()
         if energy is not None:
             into.save_energy(energy)
-        into.save_checkpoint({**state, "config": config.to_dict()})
+        state = {**state, "config": config.to_dict()}
+        into.save_checkpoint(state if change is None else change(state))
         into._write_config(config)
 
     @contextmanager

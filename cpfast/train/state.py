@@ -29,6 +29,8 @@ def check_state(t: Training, own: dict[str, Any], state: dict[str, Any]) -> None
     epoch = state["epoch"]
     if len(state["rotations"]) != epoch:
         raise ValueError(f"rotations: {len(state['rotations'])} after epoch {epoch}")
+    if len(state["diffusion"]) != epoch:
+        raise ValueError(f"diffusion: {len(state['diffusion'])} after epoch {epoch}")
     for detector in (state["detector"], *state["watch"].values()):
         for measured, _ in detector["history"]:
             _within(f"history of {shown(detector['criterion'])}", measured, 1, epoch)
@@ -47,6 +49,7 @@ def _form(t: Training, own: dict[str, Any]) -> dict[str, Any]:
         "optimizer": dict,  # it looks itself
         "schedule": {"base_lrs": [Finite] * len(own["schedule"]["base_lrs"])},
         "rotation": {**own["rotation"], "latest": Maybe(layers)},
+        "diffusion": Several(float),
         "rotations": Several([Finite] * (len(layers) if t.config.detect else 0)),
         "detector": STATE,
         "watch": Table(STATE),
@@ -76,7 +79,7 @@ def _check_pruner(t: Training, own: dict[str, Any], state: dict[str, Any], epoch
             raise ValueError(f"pruner[{name!r}]: expected {own[name]}, got {state[name]}")
     planned = state["planned"]
     _within("pruner['planned']['epoch']", planned["epoch"], -1, epoch - 1)
-    _within("pruner['planned']['repeats']", planned["repeats"], 1, t.config.repeats)
+    _within("pruner['planned']['repeats']", planned["repeats"], 1, t.passes)
     _within("pruner['planned']['period_end']", planned["period_end"], -1, epoch)
     _within("pruner['planned']['keep']", planned["keep"], 0, 1)
     for key in ("columns", "columns_then"):
@@ -87,7 +90,7 @@ def _check_pruner(t: Training, own: dict[str, Any], state: dict[str, Any], epoch
 
 def _check_stream(t: Training, state: dict[str, Tensor], epoch: int) -> None:
     left = len(state["index"])
-    for name, end in (("index", t.data.train_size), ("draw", epoch * t.config.repeats)):
+    for name, end in (("index", t.data.train_size), ("draw", epoch * t.passes)):
         values = state[name]
         if len(values) != left or len(state["weight"]) != left:
             raise ValueError(f"stream: {len(values)} of {name}, {left} samples")

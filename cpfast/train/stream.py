@@ -11,6 +11,8 @@ from torch import Tensor
 class SampleStream:
     """What is planned for an epoch, behind what the last one left over: fewer samples than a batch.
 
+    An epoch may take several batches as one; all of its batches are then of that size.
+
     Every batch therefore has the same size, and no planned sample is lost before the training's
     end. A sample keeps the draw and the weight of the epoch that planned it. The buffers stay
     where they are, and `next` advances a cursor on the device: a captured CUDA graph that calls it
@@ -19,26 +21,28 @@ class SampleStream:
     Args:
         capacity: the most samples that an epoch plans.
         batch_size: B.
+        most: the most batches that are taken as one.
         device: of the buffers.
     """
 
-    def __init__(self, capacity: int, batch_size: int, device: torch.device) -> None:
-        size = capacity + batch_size
-        self.batch_size = batch_size
+    def __init__(self, capacity: int, batch_size: int, device: torch.device, most: int = 1) -> None:
+        self.batch_size, self.largest = batch_size, batch_size * most
+        size = capacity + self.largest
         self._index = torch.zeros(size, dtype=torch.int64, device=device)
         self._draw = torch.zeros(size, dtype=torch.int64, device=device)
         self._weight = torch.ones(size, device=device)
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)
-        self._positions = torch.arange(batch_size, device=device)
+        self._positions = torch.arange(self.largest, device=device)
         self._begin = self._end = 0  # of what is left over
 
-    def extend(self, index: Tensor, draw: Tensor, weight: Tensor) -> int:
+    def extend(self, index: Tensor, draw: Tensor, weight: Tensor, times: int = 1) -> int:
         """Append an epoch; returns how many batches can be taken now, all of which must be.
 
         Args:
             index: [n] int64, n at most the capacity.
             draw: [n] int64, which passes over the data these are.
             weight: [n] float32, of the losses.
+            times: how many batches are taken as one in this epoch.
         """
         left = self._end - self._begin
         for buffer, new in self._pairs(index, draw, weight):
@@ -46,14 +50,17 @@ class SampleStream:
             buffer[left : left + len(new)] = new
         self._cursor.zero_()
         self._end = left + len(index)
-        batches = self._end // self.batch_size
-        self._begin = batches * self.batch_size
+        size = times * self.batch_size
+        batches = self._end // size
+        self._begin = batches * size
         return batches
 
-    def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The next batch's indices, draws and weights: [B] each."""
-        positions = self._cursor + self._positions
-        self._cursor += self.batch_size
+    def next(self, times: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """The next batch's indices, draws and weights: [times x B] each, ``times`` as the epoch
+        was appended with."""
+        size = times * self.batch_size
+        positions = self._cursor + self._positions[:size]
+        self._cursor += size
         return self._index[positions], self._draw[positions], self._weight[positions]
 
     def weight_sum(self) -> Tensor:
@@ -76,8 +83,8 @@ class SampleStream:
             ValueError: it is that of another batch size.
         """
         left = len(state["index"])
-        if left >= self.batch_size:
-            raise ValueError(f"{left} samples left over, a batch has {self.batch_size}")
+        if left >= self.largest:
+            raise ValueError(f"{left} samples left over, a batch has at most {self.largest}")
         for buffer, kept in self._pairs(state["index"], state["draw"], state["weight"]):
             buffer[:left] = kept
         self._begin, self._end = 0, left

@@ -44,13 +44,14 @@ def arguments():
         "augment_batch": {
             "images": images, "index": index, **key, "repeat": 0, "shift": 0.1, "rotation": 5.0,
             "crop": 0, "cutout": 0, "mean": None, "std": None, "dtype": torch.float32,
+            "size": (4, 3),
         },
     }  # fmt: skip
 
 
 # Any value is true or false, and these may be None.
 ANY = {"flip", "shuffle"}
-OPTIONAL = {"ref_sq_norms", "weight", "subset", "mean", "std"}
+OPTIONAL = {"ref_sq_norms", "weight", "subset", "mean", "std", "size"}
 CASES = [
     (op, name, kind)
     for op, good in arguments().items()

@@ -81,7 +81,9 @@ def test_a_ramp_rises_to_one():
 
 
 def test_an_empty_recipe_is_one_full_pass():
-    assert settings([]) == EpochSettings(repeats=1, prune=False, keep=None, lr=1.0, frozen=0)
+    assert settings([]) == EpochSettings(
+        repeats=1, prune=False, keep=None, lr=1.0, frozen=0, weight_decay=1.0, augment=1.0
+    )
 
 
 def test_freeze_counts_the_first_layers_that_stopped():
@@ -128,3 +130,13 @@ def test_freeze_counts_the_first_layers_that_stopped():
 def test_what_is_wrong_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_window_between_epochs_is_exact_at_every_length():
+    for total in (1, 2, 3, 7, 49, 120, 200, 333):
+        for first in {0, 1, total // 3, total - 1, total}:
+            for last in {first, total // 2, total - 1, total}:
+                if first <= last:
+                    window = Window.between(first, last, total)
+                    amounts = [window.amount(Moment(epoch, total)) for epoch in range(total)]
+                    assert amounts == [float(first <= e < last) for e in range(total)]

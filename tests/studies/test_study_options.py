@@ -55,9 +55,35 @@ def test_only_a_comparison_is_metered():
     assert not plan("oracle").config.energy and not plan("falsify").config.energy
 
 
+def test_deficits():
+    made = plan("deficit", deficits="blur,noise", window=3)
+    assert made.deficits == ("blur", "noise")
+    assert (made.removals, made.onsets) == ((5, 10, 20), (0, 10, 20))
+    assert made.spans() == [(0, 3), (0, 5), (0, 10), (0, 20), (10, 13), (20, 23)]
+    assert (made.config.repeats, made.config.schedule) == (1, "constant")
+    longest = made.configured(7)
+    assert (longest.epochs, longest.eval_every, longest.seed) == (43, 1, 7)
+    assert plan("deficit", epochs=None).config.epochs == 28
+
+
+def test_a_warm_start():
+    made = plan("warm-start", shrinks=[0.5, 0.1], epochs=None)
+    assert (made.shrinks, made.noise, made.share, made.augment) == ((0.1, 0.5), 0.1, 0.5, False)
+    assert made.arms() == ["first", "scratch", "warm", "shrink0.1", "shrink0.5"]
+    assert (made.config.repeats, made.config.epochs, len(made.seeds)) == (1, 48, 5)
+
+
 @pytest.mark.parametrize(
     ("study", "given", "message"),
     [
+        ("warm-start", {"shrinks": [0.0]}, "--shrinks must be in (0, 1], got 0.0"),
+        ("warm-start", {"noise": math.nan}, "--noise must be in [0, 1], got nan"),
+        ("warm-start", {"share": 1.0}, "--share must be in (0, 1), got 1.0"),
+        ("deficit", {"deficits": "fog"}, "--deficits: must be of blur, flip, permutation, noise"),
+        ("deficit", {"removals": [0]}, "--removals must be at least 1, got 0"),
+        ("deficit", {"window": 0}, "--window must be at least 1, got 0"),
+        ("deficit", {"removals": [], "onsets": []}, "--removals, --onsets: no epoch at all"),
+        ("deficit", {"data": "python-docs"}, "--data python-docs: this study is of images"),
         ("compare", {"seeds": 0}, "--seeds must be at least 1, got 0"),
         ("compare", {"arms": "k3"}, "--arms: no arm 'k3'; there are full,"),
         ("compare", {"arms": " , "}, "--arms: no name in ' , '"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cpfast import studies
+from cpfast.studies import store
 from cpfast.studies.store import study_of
 from cpfast.train import run
 from cpfast.train.config import Config
@@ -66,6 +67,17 @@ def assert_same_run(a, b):
     assert all(torch.equal(w, second["model"][name]) for name, w in first["model"].items())
     columns, others = (state["pruner"]["columns"] for state in (first, second))
     assert all(torch.equal(column, others[name]) for name, column in columns.items())
+
+
+def made_up(study, runs):
+    """Results of a study in which runs, by what identifies them, came to these accuracies."""
+    entries = []
+    for key, accuracy in runs:
+        entry = store.entry_of(None, key["seed"], None)
+        entries.append({**entry, "test_accuracy": accuracy, "epochs": 1, "seconds": 1.0, **key})
+    head = {"kind": study.KIND, "config": study.config.to_dict(), "seeds": list(study.seeds)}
+    head |= {"train_size": TRAIN, "environments": [ENVIRONMENT]}
+    return {**head, **study.settings(), "runs": entries}
 
 
 def told(results):

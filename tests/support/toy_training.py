@@ -4,26 +4,49 @@ import json
 
 import torch
 
+import cpfast
 from cpfast.train.config import Config
-from cpfast.train.data import ImageData
+from cpfast.train.data import ImageData, TextData
 from cpfast.train.runfolder import RunFolder
 
 CLASSES = 3
 TRAIN = 30
 
 
-def toy_data(seed=0):
+def toy_data(seed=0, side=6):
     """Three classes told apart by which rows are bright."""
     generator = torch.Generator().manual_seed(seed)
 
     def make(count):
         labels = torch.arange(count) % CLASSES
-        images = torch.randint(0, 90, (count, 6, 6, 1), generator=generator, dtype=torch.uint8)
+        images = torch.randint(
+            0, 90, (count, side, side, 1), generator=generator, dtype=torch.uint8
+        )
         for label in range(CLASSES):
             images[labels == label, 2 * label : 2 * label + 2] += 120
         return images, labels
 
     return ImageData(*make(TRAIN), *make(15), ("a", "b", "c"), "toy")
+
+
+def toy_text():
+    """Sequences that count on, from anywhere, in a circle of five characters."""
+
+    def make(count):
+        return ((torch.arange(count)[:, None] + torch.arange(9)) % 5).to(torch.uint8)
+
+    return TextData(make(TRAIN), make(10), "abcde", "toy")
+
+
+def toy_run(method, **options):
+    """Settings of a named recipe, and data that it goes with."""
+    possible = cpfast.Recipe.named(method, 8).possible()
+    if any(settings.length < 1 for settings in possible):
+        return make_config(
+            method=method, data="python-docs", model="transformer", repeats=3, **options
+        ), toy_text()
+    is_small = any(settings.resolution < 1 for settings in possible)
+    return make_config(method=method, **options), toy_data(side=12 if is_small else 6)
 
 
 def make_config(**options):

@@ -15,18 +15,19 @@ from support.toy_training import (
     make_config,
     start,
     toy_data,
+    toy_run,
+    toy_text,
     without_times,
 )
 
 from cpfast import ops
 from cpfast.pruning import policies
-from cpfast.recipes import EpochSettings, recipes
+from cpfast.recipes import Augment, EpochSettings, StepShape, WeightDecay, Window, recipes
 from cpfast.train import loop, report, run
 from cpfast.train.config import Config
-from cpfast.train.data import TextData
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
-from cpfast.train.runfolder import RunFolder
+from cpfast.train.runfolder import Fork, RunFolder
 from cpfast.train.step import WARM_UP
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("method", recipes)
 @pytest.mark.parametrize("stop", [1, 2, 4])
 def test_resume_equals_no_stop_to_the_bit(tmp_path, method, stop):
-    config, data = make_config(method=method), toy_data()
+    config, data = toy_run(method)
     whole = start(tmp_path / "whole", config)
     run.train(config, data, whole)
     parts = start(tmp_path / "parts", config)
@@ -95,10 +96,9 @@ def test_an_epoch_that_was_not_stored_is_done_again(tmp_path):
 
 
 def test_what_each_method_spends(tmp_path):
-    data = toy_data()
     spent = {}
     for method in recipes:
-        config = make_config(method=method, epochs=8, at=3)
+        config, data = toy_run(method, epochs=8, at=3)
         folder = start(tmp_path / method, config)
         run.train(config, data, folder)
         lines = folder.metrics()
@@ -123,7 +123,7 @@ def test_what_each_method_spends(tmp_path):
 
 def test_every_arm_scores_and_times_its_parts():
     for method in recipes:
-        training = loop.Training(make_config(method=method), toy_data())
+        training = loop.Training(*toy_run(method))
         seconds = loop.train_epoch(training)["seconds"]
         assert 0 < seconds["scoring"] < seconds["train"] and seconds["detection"] > 0
         assert seconds["scoring"] + seconds["selection"] + seconds["detection"] < seconds["train"]
@@ -383,6 +383,85 @@ def test_a_fork_is_made_up_for_after_a_stop(tmp_path, epoch):
     assert fork.checkpoint()["epoch"] == epoch
 
 
+def test_a_fork_may_change_the_state_and_go_on_with_other_data(tmp_path):
+    config, data = make_config(epochs=4, at=2), toy_data()
+    other = dataclasses.replace(data, train_labels=data.train_labels.flip(0))
+    whole, fork = start(tmp_path / "run", config), RunFolder(tmp_path / "fork")
+
+    def change(state):
+        model = {name: torch.zeros_like(value) for name, value in state["model"].items()}
+        return {**state, "model": model, "data": other.fingerprint()}
+
+    def forks(training):
+        return [Fork(fork, config, change)] if training.epoch == 2 else []
+
+    run.train(config, data, whole, forks=forks)
+    assert not any(value.any() for value in fork.checkpoint()["model"].values())
+    assert whole.checkpoint()["model"]["head.weight"].any()
+    with pytest.raises(UserError, match="of other data"):
+        run.train(config, data, fork)
+    assert run.train(config, other, fork).epoch == 4
+
+
+def test_weights_to_begin_with_are_set_once_and_rotations_are_from_them(tmp_path):
+    config, data = make_config(epochs=3), toy_data()
+    calls = []
+
+    def begin(training):
+        calls.append(training.epoch)
+        with torch.no_grad():
+            for parameter in training.model.parameters():
+                parameter.neg_()
+
+    folders = [start(tmp_path / name, config) for name in ("whole", "parts", "plain")]
+    for folder in folders[:2]:
+        run.train(config, data, folder, begin=begin, epochs=0)
+    zero = folders[0].checkpoint()["model"]
+    run.train(config, data, folders[0], begin=begin)
+    run.train(config, data, folders[1], begin=begin, epochs=1)
+    run.train(config, data, folders[1], begin=begin)
+    assert calls == [0, 0]
+    run.train(config, data, folders[2], epochs=0)
+    plain = folders[2].checkpoint()["model"]
+    for name, value in zero.items():
+        assert torch.equal(value, plain[name] if "running" in name or "num_" in name
+                           else -plain[name]), name  # fmt: skip
+    assert_same_checkpoint(*folders[:2])
+    # a half turn away from what was there before
+    assert folders[0].metrics()[0]["rotation_mean"] < 1
+
+
+def test_actions_beyond_the_recipe_turn_decay_and_augmentation_off(tmp_path):
+    """The half without equals the half of a run that has none, to the bit."""
+    config, data = make_config(epochs=4, weight_decay=0.1, at=2, flip=True), toy_data()
+    off = [WeightDecay(window=Window(end=0.5)), Augment(window=Window(end=0.5))]
+    windowed, resumed = start(tmp_path / "windowed", config), start(tmp_path / "resumed", config)
+    run.train(config, data, windowed, actions=off)
+    for epochs in (1, 3, None):
+        run.train(config, data, resumed, actions=off, epochs=epochs)
+    assert_same_checkpoint(windowed, resumed)
+    never = start(tmp_path / "never", config.replace(weight_decay=0.0))
+    run.train(never.config(), data, never, actions=[Augment()], epochs=2)
+    always = start(tmp_path / "always", config)
+    run.train(config, data, always, epochs=2)
+
+    def beginning(folder):
+        return [(line["train_loss"], line["rotation"]) for line in folder.metrics()[:2]]
+
+    assert beginning(windowed) == beginning(never) != beginning(always)
+
+
+def test_no_augmentation_is_the_image_as_it_is():
+    training = loop.Training(make_config(flip=True), toy_data())
+    index = torch.arange(6)
+    images, _ = training.batches.train(index, index, StepShape(augment=0.0))
+    expected = training.data.train_images[index].float() / 255 - training.data.mean()
+    assert torch.allclose(images, expected.permute(0, 3, 1, 2), atol=1e-6)
+    assert not torch.allclose(
+        training.batches.train(index, index, StepShape(augment=0.5))[0], images, atol=1e-3
+    )
+
+
 def test_a_fork_decides_by_its_own_criterion(tmp_path):
     config, data = make_config(criterion="slope45", at=None, epochs=6), toy_data()
     folder, fork = start(tmp_path / "run", config), RunFolder(tmp_path / "fork")
@@ -403,15 +482,6 @@ def test_until_stops_at_a_stored_epoch_and_stays_stopped(tmp_path):
     assert folder.checkpoint()["epoch"] == 4
 
 
-def toy_text():
-    """Sequences that count on, from anywhere, in a circle of five characters."""
-
-    def make(count):
-        return ((torch.arange(count)[:, None] + torch.arange(9)) % 5).to(torch.uint8)
-
-    return TextData(make(20), make(10), "abcde", "toy")
-
-
 def text_config(**options):
     base = {
         "data": "python-docs", "epochs": 3, "batch_size": 8, "method": "prune", "energy": False
@@ -423,7 +493,7 @@ def test_text_is_learned_scored_by_sequence_and_resumed_to_the_bit(tmp_path):
     config, data = text_config(), toy_text()
     whole, parts = start(tmp_path / "whole", config), start(tmp_path / "parts", config)
     training = run.train(config, data, whole)
-    assert training.pruner.scores.shape == (20,) and training.pruner.scores.isfinite().all()
+    assert training.pruner.scores.shape == (TRAIN,) and training.pruner.scores.isfinite().all()
     lines = whole.metrics()
     assert lines[-1]["test_loss"] < lines[0]["train_loss"]
     for epochs in (1, 2, 3):

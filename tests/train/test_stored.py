@@ -17,7 +17,10 @@ from cpfast.train.runfolder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # since version 0.1.0
-NEW = {"frozen": 0, "scored_samples": 0, "measured_samples": 0, "censored": False, "criteria": {}}
+NEW = {
+    "settings": {}, "bias": None, "scored_samples": 0, "measured_samples": 0, "censored": False,
+    "criteria": {},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

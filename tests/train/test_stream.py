@@ -55,5 +55,5 @@ def test_buffers_stay_where_they_are():
 def test_the_state_of_another_batch_size():
     stream = SampleStream(10, 8, CPU)
     stream.extend(*epoch_of(0, 7))
-    with pytest.raises(ValueError, match="7 samples left over, a batch has 4"):
+    with pytest.raises(ValueError, match="7 samples left over, a batch has at most 4"):
         SampleStream(10, 4, CPU).load_state_dict(stream.state_dict())

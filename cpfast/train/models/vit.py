@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cpfast.ops._area import area_averaged
 from cpfast.train.errors import UserError
 from cpfast.train.models import Model, models
 from cpfast.train.models.attention import Block, init_transformer
@@ -19,11 +20,13 @@ class ViTTiny(nn.Module):
     """Patches and a class token through 12 blocks, with learned positions.
 
     Args:
-        shape: (height, width, channels) of the images; no other size fits the positions.
+        shape: (height, width, channels) of the images. Smaller ones take the means of the
+            positions that their patches cover.
         patch: side of a patch in pixels.
 
     Raises:
         UserError: the images cannot be cut into whole patches.
+        ValueError: in a forward pass, smaller images cannot.
     """
 
     def __init__(self, shape: tuple[int, ...], outputs: int, patch: int) -> None:
@@ -34,7 +37,8 @@ class ViTTiny(nn.Module):
                 f"--model vit-tiny cuts images into patches of {patch}x{patch}, which do not fill "
                 f"{height}x{width}; use images of a multiple of {patch} pixels or another --model"
             )
-        tokens = 1 + (height // patch) * (width // patch)
+        self.grid = (height // patch, width // patch)
+        tokens = 1 + self.grid[0] * self.grid[1]
         self.patches = nn.Conv2d(channels, WIDTH, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
         self.positions = nn.Parameter(torch.zeros(1, tokens, WIDTH))
@@ -47,9 +51,20 @@ class ViTTiny(nn.Module):
         nn.init.normal_(self.patches.weight, std=1 / math.sqrt(channels * patch * patch))
 
     def forward(self, x: Tensor) -> Tensor:
+        (patch, _), (height, width) = self.patches.kernel_size, x.shape[-2:]
+        if height % patch or width % patch:
+            raise ValueError(f"patches of {patch}x{patch} do not fill {height}x{width}")
+        positions = self._positions(height // patch, width // patch)
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat((self.class_token.expand(len(x), -1, -1), x), 1) + self.positions
+        x = torch.cat((self.class_token.expand(len(x), -1, -1), x), 1) + positions
         return self.head(self.norm(self.blocks(x))[:, 0])
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        if (rows, columns) == self.grid:
+            return self.positions
+        of_class, of_patches = self.positions[:, :1], self.positions[:, 1:]
+        full = of_patches.transpose(1, 2).unflatten(2, self.grid)
+        return torch.cat((of_class, area_averaged(full, (rows, columns)).flatten(2).mT), 1)
 
 
 @models.register("vit-tiny", source="arXiv 2012.12877")
