@@ -32,6 +32,22 @@ def add(commands: Any) -> None:
     add_run_options(parser)
     parser.add_argument("--at", type=int, help="epoch of --criterion fixed")
     parser.add_argument(
+        "--watch",
+        metavar="all|NAME[,NAME]",
+        help="criteria that judge beside --criterion, without consequence; what they find and cost "
+        "goes to metrics.jsonl",
+    )
+    parser.add_argument(
+        "--patience",
+        type=int,
+        help="judged epochs in a row for which a verdict must hold; default: 1",
+    )
+    parser.add_argument(
+        "--not-before",
+        type=int,
+        help="the first epoch that is judged; default: the criterion's own",
+    )
+    parser.add_argument(
         "--policy", choices=tuple(policies), help="data pruning; default: infobatch"
     )
     parser.add_argument(

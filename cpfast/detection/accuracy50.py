@@ -35,6 +35,5 @@ class Accuracy50(Criterion):
         return history[-1].values[0]
 
     def judge(self, history: Sequence[Measured], moment: Moment) -> str | None:
-        accuracy = history[-1].values[0]
-        reached = f"accuracy50: training accuracy {accuracy:.3f} >= {self.threshold:g}"
-        return reached if accuracy >= self.threshold else None
+        accuracy, least = history[-1].values[0], self.threshold
+        return f"accuracy50: {accuracy:.3f} >= {least:g}" if accuracy >= least else None

@@ -43,6 +43,7 @@ class CriticalPeriodDetector:
         total_epochs: T, the length of the training in epochs.
         patience: hysteresis: for how many judged epochs in a row the criterion's verdict must hold.
         not_before: the first epoch (from 1) that is judged; None: the criterion's ``earliest``.
+            Neither changes a given epoch.
         options: the criterion's own, such as ``window`` of slope45 and ``at`` of fixed; None is
             as if not given.
 
@@ -146,15 +147,18 @@ class CriticalPeriodDetector:
         statistic = self.rule.statistic(self._measured, moment)
         if statistic is not None:
             self.statistics.append((epoch, statistic))
-        if self.ended or epoch < (self.not_before or 1) or not self.rule.is_judged(epoch):
+        is_given = self.rule.is_given
+        if self.ended or not self.rule.is_judged(epoch):
+            return False
+        if self.not_before is not None and epoch < self.not_before and not is_given:
             return False
         self._judged.append(epoch)
         reason = self.rule.judge(self._measured, moment)
         self._held = 0 if reason is None else self._held + 1
-        if reason is None or self._held < self.patience:
+        if reason is None or (self._held < self.patience and not is_given):
             return False
         self.end_epoch = epoch
-        if self.patience > 1:
+        if self.patience > 1 and not is_given:
             reason += f"; so for {self.patience} judged epochs in a row"
         if self.censored:
             reason += "; censored: no earlier epoch could have been found"

@@ -320,6 +320,7 @@ def entry_of(
     parts = ("evaluation", "detection", "preparation")
     seconds = dict.fromkeys(parts, 0.0) if summary is None else summary["seconds"]
     watched = summary is not None and summary["config"].detect
+    measured = sum(line["measured_samples"] for line in lines) if charged else 0
     return {
         "seed": seed,
         "diverged": diverged,
@@ -327,8 +328,8 @@ def entry_of(
         "test_loss": last.get("test_loss") if diverged is None else None,
         "train_loss": last.get("train_loss") if diverged is None else None,
         "epochs": len(lines),
-        "forward_samples": sum(line["forward_samples"] for line in lines),
-        "backward_samples": sum(line["backward_samples"] for line in lines),
+        "forward_samples": sum(line["forward_samples"] for line in lines) + measured,
+        "backward_samples": sum(line["backward_samples"] for line in lines) + measured,
         "seconds": clock,
         "evaluation_seconds": seconds["evaluation"],
         "detection_seconds": seconds["detection"] if charged else 0.0,

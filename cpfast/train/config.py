@@ -46,7 +46,7 @@ _TYPES = {
 # Settings that are also a recipe's, where it has an option of that name.
 _OF_RECIPES = ("repeats", "keep", "anneal")
 # What runs of version 0.1.0 lack, and what holds for them.
-_SINCE: dict[str, Any] = {"recipe_text": None}
+_SINCE: dict[str, Any] = {"recipe_text": None, "watch": None, "patience": 1, "not_before": None}
 
 # Where and how a run is executed or shown; these may change when it is resumed.
 ENVIRONMENT = (
@@ -69,6 +69,10 @@ class Config:
             (data). None: pruning stops at .875 of the training, as InfoBatch's does, and the
             repeats stay away.
         at: epoch at which criterion "fixed" ends the period.
+        watch: criteria that judge beside the driving one, without consequence: names with commas
+            between them, or "all" that go with the run; None: none.
+        patience: for how many judged epochs in a row a criterion's verdict must hold.
+        not_before: the first epoch that is judged; None: the criterion's own.
         eval_every: epochs between two evaluations; the last epoch is always evaluated.
         detect: measure the rotation; False only for arms that do without.
         labels: "random" draws the training labels anew, by the seed: a control in which there is
@@ -100,6 +104,9 @@ class Config:
     anneal: float | None = None
     criterion: str = "slope45"
     at: int | None = None
+    watch: str | None = None
+    patience: int = 1
+    not_before: int | None = None
     device: str = "cpu"
     precision: str = "fp32"
     threads: int | None = None
@@ -123,6 +130,8 @@ class Config:
         _choice("--schedule", self.schedule, SCHEDULES)
         _choice("--policy", self.policy, tuple(policies))
         _choice("--criterion", self.criterion, tuple(criteria))
+        for name in () if self.watch is None else self.watched or ("",):
+            _choice("--watch", name, ("all", *watchable()))
         _choice("--precision", self.precision, PRECISIONS)
         _choice("--step", self.step, STEPS)
         _choice("--labels", self.labels, LABELS)
@@ -139,6 +148,8 @@ class Config:
             ("--repeats", self.repeats),
             ("--eval-every", self.eval_every),
             ("--limit", self.limit),
+            ("--patience", self.patience),
+            ("--not-before", self.not_before),
         ):
             if value is not None and value < 1:
                 raise UserError(f"{option} must be at least 1, got {value}")
@@ -168,6 +179,9 @@ class Config:
                 raise UserError(f"--at must be in 1 .. {self.epochs} (--epochs), got {self.at}")
         elif self.at is not None:
             raise UserError("--at goes with --criterion fixed")
+        for option, epochs in (("--patience", self.patience), ("--not-before", self.not_before)):
+            if epochs is not None and epochs > self.epochs:
+                raise UserError(f"{option} must be at most {self.epochs} (--epochs), got {epochs}")
         if self.precision == "fp16" and self.device == "cpu":
             raise UserError("--precision fp16 needs a CUDA device; on the CPU use bf16 or fp32")
         if "graph" in self.step and self.precision == "fp16":
@@ -178,6 +192,12 @@ class Config:
             raise UserError(
                 f"--step {self.step} needs a CUDA device; on the CPU use eager or compile"
             )
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """The names in ``watch``, each once."""
+        names = (name.strip() for name in (self.watch or "").split(","))
+        return tuple(dict.fromkeys(filter(None, names)))
 
     @property
     def passes(self) -> int:
@@ -260,6 +280,13 @@ class Config:
 
     def replace(self, **changes: Any) -> Config:
         return dataclasses.replace(self, **changes)
+
+
+def watchable() -> tuple[str, ...]:
+    """The criteria that need no option: "fixed" has nothing to watch."""
+    return tuple(
+        name for name, entry in criteria.items() if not any(options_of(entry.factory).values())
+    )
 
 
 def differences(options: dict[str, Any], stored: Config) -> list[str]:

@@ -40,6 +40,7 @@ from cpfast.train.errors import Diverged, UserError, first_line
 from cpfast.train.metrics import EpochMetrics, Seconds
 from cpfast.train.step import Step
 from cpfast.train.stream import SampleStream
+from cpfast.train.watch import Watch, statistic_of
 
 EVALUATION_BATCH = 512
 _UNCHANGED = EpochSettings()
@@ -92,7 +93,8 @@ class Training:
         )
         self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
         self.rotation = cpfast.LayerRotation(self.model)
-        self.detector = cpfast.CriticalPeriodDetector(config.criterion, config.epochs, at=config.at)
+        self.watch = Watch(config, self.model)
+        self.detector = self.watch.driving
         self.rotations: list[tuple[float, ...]] = []  # after each epoch
         self.diffusion: list[float] = []  # of each epoch, see Moment
         # The recipe says when nothing is left out; a remainder is carried into the next epoch, so
@@ -109,20 +111,16 @@ class Training:
             labels=data.train_labels if isinstance(data, ImageData) else None,
         )
         self.recipe = Recipe(config.epochs, [*config.recipe().actions, *actions])
-        needs = self.detector.rule.needs if config.detect else ()
         fixed = batches.fixed(config, data, self.batches, self.model)
-        try:
-            self.probe = ModelProbe(
-                self.rotation,
-                losses=lambda: pruner.scores,
-                optimizer=self.optimizer,
-                needs=needs,
-                batches=fixed if "batches" in needs else None,
-                seed=config.seed,
-                scaled=self.scaler.is_enabled(),
-            )
-        except ValueError as error:
-            raise UserError(f"--criterion {config.criterion}: {error}") from error
+        self.probe = ModelProbe(
+            self.rotation,
+            losses=lambda: pruner.scores,
+            optimizer=self.optimizer,
+            needs=self.watch.needs,
+            batches=fixed if "batches" in self.watch.needs else None,
+            seed=config.seed,
+            scaled=self.scaler.is_enabled(),
+        )
         possible = self.recipe.possible()
         self.passes = max(settings.repeats for settings in possible)
         most = max(settings.batch for settings in possible)
@@ -320,9 +318,10 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         if config.detect:
             with t.clock.part("detection"):
                 summary += t.probe.all_rotations().double().unbind()
-                summary += t.detector.rule.measure(t.probe).to(t.device, torch.float64).unbind()
+                for values in t.watch.measure(t.probe, t.clock):
+                    summary += values.to(t.device).unbind()
         train_loss, *measured = torch.stack(summary).tolist()
-        rotation, values = measured[:layers], measured[layers:]
+        rotation = measured[:layers]
         mean_rotation = None
         if steps:
             _check_finite("training loss", train_loss, t.epoch + 1)
@@ -331,10 +330,12 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
             turning = rotation[settings.frozen :]
             mean_rotation = math.fsum(turning) / len(turning)
             _check_finite("layer rotation", mean_rotation, t.epoch + 1)
-            if len(values) == 1:
-                _check_finite(f"measure of {config.criterion}", values[0], t.epoch + 1)
+            of_criteria = t.watch.split(measured[layers:])
+            for name, numbers in of_criteria.items():
+                if len(numbers) == 1:  # of several, one may not be there yet
+                    _check_finite(f"measure of {name}", numbers[0], t.epoch + 1)
             with t.clock.part("detection"):
-                t.detector.step(values, t.epoch + 1)
+                t.watch.step(of_criteria, t.epoch + 1, t.clock)
     t.rotations.append(tuple(rotation))
     t.epoch += 1
     test_loss = test_accuracy = None
@@ -344,6 +345,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         # What the last step spoilt shows in no later loss.
         _check_finite("test loss", test_loss, t.epoch)
     trained, scored = _counted(t, settings, steps, filtered, rescored)
+    parts = t.clock.read()
     return {
         "epoch": t.epoch,
         "train_loss": train_loss if steps else None,
@@ -351,9 +353,11 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         "test_accuracy": test_accuracy,
         "rotation_mean": mean_rotation,
         "rotation": dict(zip(t.rotation.names, rotation, strict=False)),
-        "slope": _slope(t),
+        "slope": statistic_of(t.detector, t.epoch),
         "period_end": t.detector.end_epoch,
         "period_end_reason": t.detector.reason,
+        "censored": t.detector.censored,
+        "criteria": t.watch.lines(t.epoch, parts) if config.detect else {},
         "repeats": settings.repeats,
         "prune": settings.prune,
         "settings": settings._asdict(),
@@ -362,19 +366,14 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         "forward_samples": trained + scored,
         "backward_samples": trained,
         "scored_samples": scored,
+        "measured_samples": t.probe.measured_samples,
         "full_samples": _full_samples(t, t.epoch) - _full_samples(t, t.epoch - 1),
         "lr": float(t.optimizer.param_groups[0]["lr"]),
-        "seconds": _seconds(t),
+        "seconds": _seconds(t, parts),
     }
 
 
-def _slope(t: Training) -> float | None:
-    slopes = t.detector.slopes
-    return slopes[-1][1] if slopes and slopes[-1][0] == t.epoch else None
-
-
-def _seconds(t: Training) -> Seconds:
-    parts = t.clock.read()
+def _seconds(t: Training, parts: dict[str, float]) -> Seconds:
     return {
         "train": parts["train"],
         "evaluation": parts.get("evaluation", 0.0),

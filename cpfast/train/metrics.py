@@ -6,7 +6,7 @@ from typing import Any, TypedDict, cast
 
 from cpfast.forms import Finite, Maybe, Open, Table, check
 
-__all__ = ["EpochMetrics", "Seconds", "read"]
+__all__ = ["CriterionMetrics", "EpochMetrics", "Seconds", "read"]
 
 
 class Seconds(TypedDict):
@@ -25,6 +25,22 @@ class Seconds(TypedDict):
     step is a CUDA graph, whose parts cannot be timed."""
     selection: float
     """Choosing the epoch's samples, and scoring again those that were hidden."""
+
+
+class CriterionMetrics(TypedDict):
+    """What a criterion found and cost in an epoch, whether it drives or is watched."""
+
+    period_end: int | None
+    """Epochs completed when the period had ended by this criterion; None while it lasts."""
+    censored: bool
+    """As the line's own."""
+    statistic: float | None
+    """What it decides by, where it has such a number after this epoch."""
+    seconds: float
+    """Of ``detection``: measuring after the epoch's steps, and judging. What several criteria
+    measure is charged to the first; what is added up within the steps is part of them."""
+    samples: int
+    """Of ``measured_samples``, likewise."""
 
 
 class EpochMetrics(TypedDict):
@@ -47,6 +63,11 @@ class EpochMetrics(TypedDict):
     period_end: int | None
     """Epochs completed when the critical period ended; None while it lasts."""
     period_end_reason: str | None
+    censored: bool
+    """Whether the period's end was found at the first epoch at which it could have been found: then
+    the true one may have been earlier."""
+    criteria: dict[str, CriterionMetrics]
+    """By name, the driving one first; empty where nothing is measured."""
     repeats: int
     """Passes over the data."""
     prune: bool
@@ -64,6 +85,8 @@ class EpochMetrics(TypedDict):
     """Those that were trained on."""
     scored_samples: int
     """Those of forward_samples that were only scored."""
+    measured_samples: int
+    """Those that went forward and backward for the criteria alone, beside the others."""
     full_samples: int
     """What k passes throughout would have trained on in this epoch."""
     lr: float
@@ -72,7 +95,10 @@ class EpochMetrics(TypedDict):
 
 
 # What lines of version 0.1.0 lack, and what holds for them.
-_SINCE: dict[str, Any] = {"settings": {}, "bias": None, "scored_samples": 0}
+_SINCE: dict[str, Any] = {
+    "settings": {}, "bias": None, "scored_samples": 0, "measured_samples": 0, "censored": False,
+    "criteria": {},
+}  # fmt: skip
 
 # What tables and pictures are made of: only that is looked at in a file.
 _FORM = Open(
@@ -94,7 +120,21 @@ _FORM = Open(
             }
         ),
     },
-    {"train_loss": Maybe(Finite), "test_loss": Maybe(Finite)},
+    {
+        "train_loss": Maybe(Finite),
+        "test_loss": Maybe(Finite),
+        "censored": bool,
+        "measured_samples": int,
+        "criteria": Table(
+            {
+                "period_end": Maybe(int),
+                "censored": bool,
+                "statistic": Maybe(float),
+                "seconds": Finite,
+                "samples": int,
+            }
+        ),
+    },
 )
 
 

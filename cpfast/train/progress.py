@@ -106,7 +106,8 @@ class ProgressBar:
             shown.append(f"test {100 * self._accuracy:.1f} %")
         shown.append(f"k {metrics['repeats']}")
         if metrics["period_end"] is not None:
-            shown.append(f"period ended at {metrics['period_end']}")
+            censored = " (censored)" * metrics["censored"]
+            shown.append(f"period ended at {metrics['period_end']}{censored}")
         self._bar.set_postfix_str(", ".join(shown))
 
     def __enter__(self) -> ProgressBar:

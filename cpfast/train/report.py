@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from cpfast.train import data, metrics
 from cpfast.train.config import Config
 from cpfast.train.energy import source_of_sum
 from cpfast.train.errors import UserError
-from cpfast.train.metrics import EpochMetrics, Seconds
+from cpfast.train.metrics import CriterionMetrics, EpochMetrics, Seconds
 from cpfast.train.runfolder import METRICS, RunFolder
 
 PARTS = ("detection", "scoring", "selection")
@@ -21,9 +22,10 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
 
     Returns:
         "config" and "metrics" (the lines), "epochs", "test_accuracy" (of the last epoch that was
-        evaluated: in a finished run the last), "forward_samples", "backward_samples" and
-        "full_samples", "seconds" by part (None: not timed), "energy" (of energy.json, or None),
-        "period_end" and "period_end_reason".
+        evaluated: in a finished run the last), "forward_samples", "backward_samples",
+        "full_samples" and "measured_samples", "criteria" (as in a line, with the sums of their
+        seconds and samples), "seconds" by part (None: not timed), "energy" (of energy.json, or
+        None), "period_end" and "period_end_reason".
 
     Raises:
         UserError: no run, or none of its epochs is completed, or a line is damaged.
@@ -51,6 +53,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "forward_samples": sum(line["forward_samples"] for line in lines),
         "backward_samples": sum(line["backward_samples"] for line in lines),
         "full_samples": sum(line["full_samples"] for line in lines),
+        "measured_samples": sum(line["measured_samples"] for line in lines),
+        "criteria": _criteria(lines),
         "seconds": _seconds(lines),
         "energy": folder.energy(),
         "period_end": last["period_end"],
@@ -65,12 +69,15 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     done, total = summary["epochs"], config.epochs
     rows = [("test accuracy", _accuracy_text(summary))]
     rows.append(("critical period", _period_text(summary)))
-    used, full = summary["backward_samples"], summary["full_samples"]
+    measured = summary["measured_samples"]
+    used, full = summary["backward_samples"] + measured, summary["full_samples"]
     rows.append(
         (
             "samples processed",
             f"{used:,} of the full recipe's {full:,} (k = {config.passes}): "
-            f"{100 * (1 - used / full):.1f} % saved",
+            f"{100 * (1 - used / full):.1f} % saved"
+            + f"; {measured:,} of them for the criteria"
+            * (measured > 0),
         )
     )
     rows.append(
@@ -88,6 +95,9 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
             if part == "scoring":
                 share += " (upper bound: it contains the loss itself)"
         rows.append((part, share))
+    for name, found in summary["criteria"].items():
+        if name != config.criterion:
+            rows.append((f"watched: {name}", _watched_text(found)))
     if picture is not None:
         rows.append(("picture", str(picture)))
     title = f"{data_name(config)}, {config.model}, {config.method}, seed {config.seed}: " + (
@@ -157,6 +167,13 @@ def _period_text(summary: dict[str, Any]) -> str:
     return f"ended after epoch {summary['period_end']} ({summary['period_end_reason']}){acted}"
 
 
+def _watched_text(found: CriterionMetrics) -> str:
+    end = found["period_end"]
+    ended = "did not end" if end is None else f"ended after epoch {end}"
+    censored = " (censored: it could not have been found earlier)" * found["censored"]
+    return f"{ended}{censored}; {_time(found['seconds'])}, {found['samples']:,} samples"
+
+
 def _energy_rows(energy: dict[str, Any] | None) -> list[tuple[str, str]]:
     """Energy, and CO2e and cost where they are known: an earlier version counted neither."""
     if energy is None:
@@ -186,6 +203,16 @@ def _energy_rows(energy: dict[str, Any] | None) -> list[tuple[str, str]]:
         shown = f"{cost['source']} {cost['value']:.3g}, evaluation included"
         rows.append(("cost", f"{shown} ({', '.join(prices)})"))
     return rows
+
+
+def _criteria(lines: Sequence[EpochMetrics]) -> dict[str, CriterionMetrics]:
+    """As the last epoch has them, with the sums of what they cost."""
+    summed: dict[str, CriterionMetrics] = {}
+    for name, last in lines[-1]["criteria"].items():
+        own = [line["criteria"][name] for line in lines if name in line["criteria"]]
+        seconds, samples = math.fsum(x["seconds"] for x in own), sum(x["samples"] for x in own)
+        summed[name] = {**last, "seconds": seconds, "samples": samples}
+    return summed
 
 
 def _seconds(lines: Sequence[EpochMetrics]) -> dict[str, float | None]:

@@ -27,7 +27,7 @@ ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the cou
 
 # Of a Training: what has a state that a checkpoint holds.
 _STATEFUL = (
-    "model", "optimizer", "schedule", "scaler", "rotation", "detector", "pruner", "probe",
+    "model", "optimizer", "schedule", "scaler", "rotation", "detector", "watch", "pruner", "probe",
     "stream",
 )  # fmt: skip
 
@@ -179,13 +179,12 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
         # Without what torch notes beside the weights.
         t.model.load_state_dict(dict(state["model"]))
         for name in _STATEFUL:
-            if name not in ("model", "detector", "pruner"):
+            if name not in ("model", "detector", "watch", "pruner"):
                 getattr(t, name).load_state_dict(state[name])
         # A fork may prune by other rules than the run that it comes from.
         t.pruner.load_state_dict(_under_rules_of(t.pruner, state["pruner"]))
         # What has been decided follows from the values: a fork may decide by other rules.
-        for epoch, value in state["detector"]["history"]:
-            t.detector.step(value, epoch)
+        t.watch.load(state["watch"], state["detector"])
         t.rotations = [tuple(float(r) for r in rotation) for rotation in state["rotations"]]
         t.diffusion = list(state["diffusion"])
         t.epoch = state["epoch"]
@@ -204,7 +203,7 @@ def _under_rules_of(pruner: cpfast.DataPruner, state: dict[str, Any]) -> dict[st
     own = pruner.state_dict()
     rules = {name: own[name] for name in ("policy", "options", "keep", "anneal", "state")}
     if (state["policy"], state["options"]) == (own["policy"], own["options"]):
-        rules["state"] = state["state"]
+        return {**state, **rules, "state": state["state"]}
     columns = {
         key: {name: state[key].get(name, new) for name, new in own[key].items()}
         for key in ("columns", "columns_then")

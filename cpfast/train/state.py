@@ -31,8 +31,9 @@ def check_state(t: Training, own: dict[str, Any], state: dict[str, Any]) -> None
         raise ValueError(f"rotations: {len(state['rotations'])} after epoch {epoch}")
     if len(state["diffusion"]) != epoch:
         raise ValueError(f"diffusion: {len(state['diffusion'])} after epoch {epoch}")
-    for measured, _ in state["detector"]["history"]:
-        _within("detector['history']", measured, 1, epoch)
+    for detector in (state["detector"], *state["watch"].values()):
+        for measured, _ in detector["history"]:
+            _within(f"history of {shown(detector['criterion'])}", measured, 1, epoch)
     _check_scaler(own["scaler"], state["scaler"])
     _check_pruner(t, own["pruner"], state["pruner"], epoch)
     _check_stream(t, state["stream"], epoch)
@@ -51,6 +52,7 @@ def _form(t: Training, own: dict[str, Any]) -> dict[str, Any]:
         "diffusion": Several(float),
         "rotations": Several([Finite] * (len(layers) if t.config.detect else 0)),
         "detector": STATE,
+        "watch": Table(STATE),
         "pruner": {
             **own["pruner"],
             "keep": Finite, "anneal": Maybe(Finite), "policy": str, "options": dict,

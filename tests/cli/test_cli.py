@@ -138,6 +138,25 @@ def test_kill_loses_the_epoch_under_way_only(npz, tmp_path):
     assert same_models(killed, whole)
 
 
+def test_criteria_are_watched_beside_the_one_that_drives(npz, tmp_path, capsys):
+    out = tmp_path / "watched"
+    options = ["--epochs", "6", "--criterion", "slope45", "--watch", "fisher,accuracy50",
+               "--patience", "2", "--not-before", "3", "--out", str(out)]  # fmt: skip
+    assert cli.main(["train", "--data", npz, *QUICK, "--no-plot", *options]) == 0
+    table = capsys.readouterr().out
+    for name in ("fisher", "accuracy50"):
+        assert re.search(rf"watched: {name} +(did not end|ended after epoch [4-6])", table)
+    lines = RunFolder(out).metrics()
+    assert [list(line["criteria"]) for line in lines] == [["slope45", "fisher", "accuracy50"]] * 6
+    spent = [line["measured_samples"] for line in lines]
+    assert all(spent[:4]) and sum(spent) % spent[0] == 0
+    ends = [found["period_end"] for found in lines[-1]["criteria"].values()]
+    assert all(end is None or end >= 4 for end in ends) and any(ends)
+    message = fails(capsys, "train", "--resume", "--watch", "all", "--out", str(out))
+    assert message.endswith("cannot change --watch all (the run has fisher,accuracy50)")
+    assert cli.main(["train", "--resume", "--out", str(out)]) == 0
+
+
 def test_interrupt_says_how_to_go_on(npz, tmp_path, capsys):
     out = tmp_path / "a run"
     process = spawn("train", "--data", npz, *QUICK, "--epochs", "50000", "--out", str(out))
@@ -413,6 +432,10 @@ def test_env(capsys):
         (["train", "--price-hour", "inf"], "--price-hour must be finite and not negative, got inf"),
         (["train", "--price-kwh", "-1"], "--price-kwh must be finite and not negative, got -1.0"),
         (["train", "--resume"], "--resume needs --out RUN"),
+        (["train", "--watch", "fisher,metals"], "--watch must be one of all, accordion, "),
+        (["train", "--patience", "0"], "--patience must be at least 1, got 0"),
+        (["train", "--data", "python-docs", "--criterion", "early_bird"],
+         "--criterion early_bird: needs batch normalisation with scales, and "),
         (["train", "--resume", "--out", "/nowhere"], "/nowhere: no run here"),
         (["train", "--device", "tpu"], "--device must be cpu, cuda or cuda:N; got 'tpu'"),
         (["train", "--precision", "fp16", "--device", "cpu"], "use bf16 or fp32"),

@@ -87,10 +87,11 @@ def test_the_verdict_must_hold_and_cannot_come_before_its_time(patience, not_bef
     assert "censored" in (detector.reason or "") or not detector.censored
 
 
-def test_a_given_epoch_is_never_censored():
-    detector = CriticalPeriodDetector("fixed", 20, at=1)
+def test_a_given_epoch_stays_as_it_is_and_is_never_censored():
+    detector = CriticalPeriodDetector("fixed", 20, at=1, patience=2, not_before=3)
     fire(detector, [9.0] * 3)
     assert detector.end_epoch == 1 and not detector.censored
+    assert detector.reason == "fixed: epoch 1"
 
 
 class EveryThird(Criterion):

@@ -68,8 +68,9 @@ def test_labels_are_drawn_by_their_probability():
 def test_it_is_measured_in_evaluation_mode_and_leaves_frozen_parameters_out():
     torch.manual_seed(0)
     model = torch.nn.Sequential(
-        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Tanh(), torch.nn.Linear(6, 3)
-    )
+        torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Tanh(), torch.nn.Linear(6, 3),
+        torch.nn.BatchNorm1d(3),
+    )  # fmt: skip
     model(torch.randn(30, 4))  # running statistics of its own
     model[0].requires_grad_(False)
     x, y = torch.randn(8, 4), torch.arange(8) % 3
@@ -79,7 +80,7 @@ def test_it_is_measured_in_evaluation_mode_and_leaves_frozen_parameters_out():
     model[1].eval()  # stays so
     probe.begin(1)
     gradient = probe._gradient(0)
-    assert [module.training for module in model] == [True, False, True, True]
+    assert [module.training for module in model] == [True, False, True, True, True]
     model.eval()
     torch.nn.functional.cross_entropy(model(x), y).backward()
     expected = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]

@@ -89,4 +89,11 @@ def assert_same_checkpoint(a, b):
 
 
 def without_times(lines):
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    def without(line):
+        return {
+            key: without(value) if isinstance(value, dict) else value
+            for key, value in line.items()
+            if key != "seconds"
+        }
+
+    return [without(line) for line in lines]

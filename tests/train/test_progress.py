@@ -101,8 +101,11 @@ def test_what_runs_in_the_background_goes_on_ignoring_it():
         signal.signal(signal.SIGINT, before)
 
 
-def test_an_epoch_without_a_step_is_shown():
+def test_an_epoch_without_a_step_is_shown(monkeypatch):
+    line = {"epoch": 1, "train_loss": None, "test_accuracy": None, "repeats": 1, "period_end": 1}
     with ProgressBar(2) as bar:
-        bar.epoch(
-            {"epoch": 1, "train_loss": None, "test_accuracy": None, "repeats": 1, "period_end": 1}
-        )
+        shown = []
+        monkeypatch.setattr(bar._bar, "set_postfix_str", shown.append)
+        for censored in (False, True):
+            bar.epoch({**line, "censored": censored})
+    assert shown == ["k 1, period ended at 1", "k 1, period ended at 1 (censored)"]

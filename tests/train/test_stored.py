@@ -16,7 +16,11 @@ from cpfast.train.metrics import EpochMetrics
 from cpfast.train.runfolder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-NEW = {"settings": {}, "bias": None, "scored_samples": 0}  # since version 0.1.0
+# since version 0.1.0
+NEW = {
+    "settings": {}, "bias": None, "scored_samples": 0, "measured_samples": 0, "censored": False,
+    "criteria": {},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
