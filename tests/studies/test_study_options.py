@@ -75,9 +75,9 @@ def test_a_warm_start():
 
 def test_windows_of_regularisation():
     made = plan("window", epochs=None)
-    assert (made.config.epochs, made.config.weight_decay, made.config.repeats) == (48, 5e-4, 1)
-    assert (made.regularisers, made.switches) == (("decay", "augmentation"), (6, 12, 24, 36))
-    assert made.windows() == [(0, 12), (6, 18), (12, 24), (24, 36), (36, 48)]
+    assert (made.config.epochs, made.config.weight_decay, made.config.repeats) == (40, 5e-4, 1)
+    assert (made.regularisers, made.switches) == (("decay", "augmentation"), (5, 10, 20, 30))
+    assert made.windows() == [(0, 10), (5, 15), (10, 20), (20, 30), (30, 40)]
     made = plan("window", regularisers="decay", switches=[15, 5], window=4, weight_decay=0.1)
     assert (made.switches, made.config.weight_decay) == ((5, 15), 0.1)
     assert made.spans() == [(0, 0), (0, 4), (0, 5), (0, 15), (5, 9), (5, 20), (15, 19), (15, 20)]

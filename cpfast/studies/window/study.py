@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 OFF: dict[str, Callable[..., Action]] = {"decay": WeightDecay, "augmentation": Augment}
 ALWAYS = "always"
 DECAY = 5e-4  # the source's
-DIGITS_EPOCHS = 48
+DIGITS_EPOCHS = 40
 Span = tuple[int, int]  # the epochs at which it is turned on and off
 
 
