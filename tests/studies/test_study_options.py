@@ -83,9 +83,20 @@ def test_windows_of_regularisation():
     assert made.spans() == [(0, 0), (0, 4), (0, 5), (0, 15), (5, 9), (5, 20), (15, 19), (15, 20)]
 
 
+def test_an_early_phase():
+    made = plan("early-phase", epochs=None)
+    assert (made.config.epochs, made.rewinds, made.iterations) == (40, (1, 3, 10), 80)
+    assert made.perturbations == ("magnitudes", "layer", "filter", "noise")
+    made = plan("early-phase", perturbations="noise", rewinds=[4, 2, 4], iterations=3)
+    assert (made.perturbations, made.rewinds, made.iterations) == (("noise",), (2, 4), 3)
+
+
 @pytest.mark.parametrize(
     ("study", "given", "message"),
     [
+        ("early-phase", {"perturbations": "zero"}, "--perturbations: must be of magnitudes, layer"),
+        ("early-phase", {"rewinds": [20]}, "--rewinds must be in 1 .. 19, got 20"),
+        ("early-phase", {"iterations": 0}, "--iterations must be at least 1, got 0"),
         ("window", {"regularisers": "dropout"}, "must be of decay, augmentation; got 'dropout'"),
         ("window", {"switches": [20]}, "--switches must be in 1 .. 19, got 20"),
         ("window", {"window": 0}, "--window must be in 1 .. 19, got 0"),

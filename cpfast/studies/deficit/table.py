@@ -15,6 +15,7 @@ from cpfast.studies.document import (
     last_notes,
     seeds_note,
     shown,
+    statistics_note,
     title_of,
 )
 from cpfast.studies.store import Results
@@ -79,11 +80,8 @@ def _notes(study: Deficit, results: Results) -> list[str]:
         "negative where the deficit has cost points. A critical period would show as damage that "
         "grows with a later removal, and shrinks with a later onset."
     )
-    steps = after * results["train_size"] // study.config.batch_size
-    notes.append(
-        f"{steps:,} steps follow the deficit. A model whose BatchNorm averages over 100 steps, as "
-        f"cnn's, is tested with {100 * 0.99**steps:.0f} % of the statistics of what was before."
-    )
+    steps = after * study.config.repeats * results["train_size"] // study.config.batch_size
+    notes.append(statistics_note(steps, "the deficit"))
     if study.config.schedule != "constant":
         notes.append(
             f"The rate follows the schedule {study.config.schedule} from the beginning, so what "

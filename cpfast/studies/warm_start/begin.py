@@ -21,7 +21,7 @@ BATCH = 512
 class Begin(NamedTuple):
     """An arm: `shrink` times what the first training ended with, plus `noise` times fresh weights.
 
-    The noise of Ash & Adams (arXiv 1910.08475, section 4.1) has one variance for all layers; that
+    The noise of Ash & Adams (arXiv 1910.08475) has one variance for all layers; that
     of a fresh initialisation is each layer's own, and (0, 1) is then training from scratch.
     """
 
