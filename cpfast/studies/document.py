@@ -94,14 +94,6 @@ def diverged_notes(study: Study, results: Results) -> list[str]:
     ]
 
 
-def statistics_note(steps: int, what: str) -> str:
-    """How far a test after so many steps still sees the statistics of what was before."""
-    return (
-        f"{steps:,} steps follow {what}. A model whose BatchNorm averages over 100 steps, as "
-        f"cnn's, is tested with {100 * 0.99**steps:.0f} % of the statistics of what was before."
-    )
-
-
 def last_notes(results: Results, config: Config) -> list[str]:
     """Where it ran, and what digits are good for."""
     notes = environment.notes(results["environments"])

@@ -19,7 +19,7 @@ from support.toy_comparison import (
 )
 
 from cpfast import studies
-from cpfast.studies import store
+from cpfast.studies import normalisation, store
 from cpfast.studies.deficit import Deficit
 from cpfast.studies.deficit import damage as left
 from cpfast.studies.deficit.deficits import DEFICITS, blur
@@ -119,6 +119,8 @@ def test_a_run_is_what_swapping_the_data_by_hand_makes_it(finished, begin, end):
     for epoch in range(end + 2):
         shown = data[begin <= epoch < end]
         training.data, training.batches = shown, batches.of(config, shown)
+        if epoch == end and begin < end:
+            normalisation.measure(training)
         training.schedule.base_lrs = [rate * (0.1 if epoch == end + 1 else 1.0) for rate in base]
         loop.train_epoch(training)
     name = "none-2" if begin == end else f"flip-{begin}-{end}"

@@ -63,7 +63,7 @@ def test_deficits():
     assert (made.config.repeats, made.config.schedule) == (1, "constant")
     longest = made.configured(7)
     assert (longest.epochs, longest.eval_every, longest.seed) == (43, 1, 7)
-    assert plan("deficit", epochs=None).config.epochs == 24
+    assert plan("deficit", epochs=None).config.epochs == 28
 
 
 def test_a_warm_start():

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cpfast.recipes import LearningRate, Window
+from cpfast.studies import normalisation
 from cpfast.studies.deficit import picture, table
 from cpfast.studies.deficit.damage import CLEAN
 from cpfast.studies.deficit.deficits import DEFICITS
@@ -47,7 +48,7 @@ from cpfast.train.runfolder import Change, RunFolder
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DIGITS_EPOCHS = 24
+DIGITS_EPOCHS = 28
 Key = dict[str, Any]  # what identifies an entry
 
 
@@ -190,11 +191,17 @@ class Deficit(Study):
         keys = [{"deficit": name, "begin": begin, "end": end, "seed": seed} for end in ends]
         if all(runner.find(**key) for key in keys):
             return
+        assert isinstance(runner.data, ImageData)
         parent, config = runner.out / f"seed{seed}", self.configured(seed)
         segment, diverged = _segment(parent, name, begin), None
         if begin == 0 or segment.is_run():
             branches = [
-                Branch(_folder(parent, key), config, _at(key["end"]), _shown(runner.data))
+                Branch(
+                    _folder(parent, key),
+                    config,
+                    _at(key["end"]),
+                    partial(_healed, config, runner.data),
+                )
                 for key in keys
             ]
             label = f"seed {seed}, {name} from epoch {begin}"
@@ -254,6 +261,11 @@ def _at(epoch: int) -> Callable[[Training], bool]:
     return lambda training: training.epoch == epoch
 
 
-def _shown(data: ImageData | Any) -> Change:
+def _shown(data: ImageData) -> Change:
     """Has a fork go on with these data."""
     return lambda state: {**state, "data": data.fingerprint()}
+
+
+def _healed(config: Config, data: ImageData, state: dict[str, Any]) -> dict[str, Any]:
+    """Clean data again, and the statistics of normalisation are those of clean data at once."""
+    return normalisation.measured({**state, "data": data.fingerprint()}, config, data)

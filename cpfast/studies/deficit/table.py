@@ -15,7 +15,6 @@ from cpfast.studies.document import (
     last_notes,
     seeds_note,
     shown,
-    statistics_note,
     title_of,
 )
 from cpfast.studies.store import Results
@@ -80,8 +79,10 @@ def _notes(study: Deficit, results: Results) -> list[str]:
         "negative where the deficit has cost points. A critical period would show as damage that "
         "grows with a later removal, and shrinks with a later onset."
     )
-    steps = after * study.config.repeats * results["train_size"] // study.config.batch_size
-    notes.append(statistics_note(steps, "the deficit"))
+    notes.append(
+        "Where the deficit ends, the running statistics of normalisation are measured anew, over "
+        "the clean data: what is left after it is in the weights."
+    )
     if study.config.schedule != "constant":
         notes.append(
             f"The rate follows the schedule {study.config.schedule} from the beginning, so what "

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cpfast
+from cpfast.studies import normalisation
 from cpfast.studies.document import Document
 from cpfast.studies.early_phase import picture, table
 from cpfast.studies.early_phase.perturb import PERTURBATIONS, perturbed
@@ -140,7 +141,7 @@ class EarlyPhase(Study):
         branches = [
             Branch(
                 RunFolder(parent / f"{name}-{epoch}"), config, partial(_is_at, epoch),
-                partial(perturbed, name=name, weights=weights, seed=seed),
+                partial(_perturbed, config, runner.data, name, weights),
             )
             for name in self.perturbations
             for epoch in self.rewinds
@@ -183,6 +184,13 @@ def _weights(config: Config, data: ImageData) -> list[str]:
     """The names of what is perturbed: the weights of layers."""
     model = models.build(config.model, data.shape, data.outputs, config.seed)
     return list(cpfast.LayerRotation(model).names)
+
+
+def _perturbed(
+    config: Config, data: ImageData, name: str, weights: list[str], state: dict[str, Any]
+) -> dict[str, Any]:
+    changed = perturbed(state, name, weights, config.seed)
+    return normalisation.measured(changed, config, data)
 
 
 def _is_at(epoch: int, training: Training) -> bool:

@@ -12,7 +12,6 @@ from cpfast.studies.document import (
     last_notes,
     seeds_note,
     shown,
-    statistics_note,
     title_of,
 )
 from cpfast.studies.early_phase.trace import NAMES
@@ -85,10 +84,10 @@ def _notes(study: EarlyPhase, results: Results) -> list[str]:
         "make again; what costs none, within its interval, need not have been there."
     )
     steps = results["train_size"] * study.config.repeats // study.config.batch_size
-    notes.append(f"An epoch has {steps} steps. The optimizer keeps its momentum where weights are "
-                 "perturbed; biases and normalisation stay.")  # fmt: skip
-    left = study.config.epochs - max(study.rewinds)
-    notes.append(statistics_note(left * steps, "the last perturbing"))
+    notes.append(
+        f"An epoch has {steps} steps. Where weights are perturbed the optimizer keeps its momentum; "
+        "biases and normalisation stay, but its running statistics are measured anew."
+    )
     notes.append(
         "Before a step: accuracy and loss are of the test data by the statistics of each batch, "
         "since BatchNorm's running ones lag behind; the gradient norm is of the step's own batch; "
