@@ -1,19 +1,18 @@
 """The running statistics of normalisation, measured anew where a network has been changed.
 
-They average over the last hundred steps or so. After other weights, or other data, a test would see
-those of another network for as long, and take that for damage. Training itself never uses them.
+They average over a hundred steps or more. For so long after other weights, or other data, a test
+would see those of another network, and take that for damage. Training itself never uses them.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
-from cpfast.train.config import Config
+from cpfast.studies.store import Entry
 from cpfast.train.data import ImageData, TextData
-from cpfast.train.loop import Training
+from cpfast.train.loop import Training, evaluate
+from cpfast.train.runfolder import RunFolder
 
 BATCH = 512
 
@@ -35,10 +34,18 @@ def measure(training: Training) -> None:
         norm.momentum = momentum
 
 
-def measured(state: dict[str, Any], config: Config, data: ImageData | TextData) -> dict[str, Any]:
-    """The state of a run, with the statistics of its weights on these data."""
+def tested(entry: Entry, folder: RunFolder, data: ImageData | TextData) -> Entry:
+    """The entry of a run that has ended, with the test's results by statistics measured anew.
+
+    Args:
+        data: what it was trained on last, and is tested on.
+    """
+    state = folder.checkpoint()
+    if entry["diverged"] is not None or state is None:
+        return entry
+    config = folder.config()
     training = Training(config, data.to(torch.device(config.device)))
     training.model.load_state_dict(dict(state["model"]))
     measure(training)
-    model = {name: value.detach().cpu() for name, value in training.model.state_dict().items()}
-    return {**state, "model": model}
+    loss, accuracy = evaluate(training)
+    return {**entry, "test_loss": loss, "test_accuracy": accuracy}

@@ -119,14 +119,23 @@ def test_a_run_is_what_swapping_the_data_by_hand_makes_it(finished, begin, end):
     for epoch in range(end + 2):
         shown = data[begin <= epoch < end]
         training.data, training.batches = shown, batches.of(config, shown)
-        if epoch == end and begin < end:
-            normalisation.measure(training)
         training.schedule.base_lrs = [rate * (0.1 if epoch == end + 1 else 1.0) for rate in base]
         loop.train_epoch(training)
     name = "none-2" if begin == end else f"flip-{begin}-{end}"
     stored = RunFolder(finished[0] / "seed0" / name).checkpoint()["model"]
     for key, value in training.model.state_dict().items():
         assert torch.allclose(value, stored[key], rtol=1e-5, atol=1e-7), key
+
+
+def test_accuracy_is_by_the_statistics_of_the_weights_that_are_tested(finished):
+    out, results = finished
+    entry = studies.find(results, deficit="flip", begin=0, end=2, seed=0)
+    training = Training(make_plan().configured(0), toy_data())
+    state = RunFolder(out / "seed0/flip-0-2").checkpoint()["model"]
+    training.model.load_state_dict(dict(state))
+    stale = loop.evaluate(training)
+    normalisation.measure(training)
+    assert (entry["test_loss"], entry["test_accuracy"]) == loop.evaluate(training) != stale
 
 
 def test_a_stop_after_each_run_loses_nothing(finished, tmp_path):

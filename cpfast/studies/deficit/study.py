@@ -200,7 +200,7 @@ class Deficit(Study):
                     _folder(parent, key),
                     config,
                     _at(key["end"]),
-                    partial(_healed, config, runner.data),
+                    _shown(runner.data),
                 )
                 for key in keys
             ]
@@ -230,7 +230,8 @@ class Deficit(Study):
             config, folder, label, until=_at(end + self.config.epochs),
             actions=[LearningRate(window=window)],
         )  # fmt: skip
-        runner.store({**key, **entry_of(folder, seed, diverged)})
+        entry = normalisation.tested(entry_of(folder, seed, diverged), folder, runner.data)
+        runner.store({**key, **entry})
 
     # --- what is shown ----------------------------------------------------------------------
 
@@ -264,8 +265,3 @@ def _at(epoch: int) -> Callable[[Training], bool]:
 def _shown(data: ImageData) -> Change:
     """Has a fork go on with these data."""
     return lambda state: {**state, "data": data.fingerprint()}
-
-
-def _healed(config: Config, data: ImageData, state: dict[str, Any]) -> dict[str, Any]:
-    """Clean data again, and the statistics of normalisation are those of clean data at once."""
-    return normalisation.measured({**state, "data": data.fingerprint()}, config, data)

@@ -80,8 +80,8 @@ def _notes(study: Deficit, results: Results) -> list[str]:
         "grows with a later removal, and shrinks with a later onset."
     )
     notes.append(
-        "Where the deficit ends, the running statistics of normalisation are measured anew, over "
-        "the clean data: what is left after it is in the weights."
+        "Before the test the running statistics of normalisation are measured anew, over the clean "
+        "data: what is left of a deficit is in the weights."
     )
     if study.config.schedule != "constant":
         notes.append(

@@ -141,7 +141,7 @@ class EarlyPhase(Study):
         branches = [
             Branch(
                 RunFolder(parent / f"{name}-{epoch}"), config, partial(_is_at, epoch),
-                partial(_perturbed, config, runner.data, name, weights),
+                partial(perturbed, name=name, weights=weights, seed=seed),
             )
             for name in self.perturbations
             for epoch in self.rewinds
@@ -153,7 +153,7 @@ class EarlyPhase(Study):
             state = folder.checkpoint()
             assert state is not None
             found = trace(config, runner.data, state["model"], self.iterations)
-        runner.store({**key, "trace": found, **entry_of(folder, seed, diverged)})
+        self._store(runner, {**key, "trace": found}, folder, diverged)
 
     def _run_perturbed(self, runner: Runner, seed: int, name: str, epoch: int) -> None:
         key = {"perturbation": name, "epoch": epoch, "seed": seed}
@@ -168,7 +168,13 @@ class EarlyPhase(Study):
             return
         label = f"seed {seed}, {name} after epoch {epoch}"
         diverged = runner.train(self.config.replace(seed=seed), folder, label)
-        runner.store({**key, "trace": None, **entry_of(folder, seed, diverged)})
+        self._store(runner, {**key, "trace": None}, folder, diverged)
+
+    def _store(
+        self, runner: Runner, own: dict[str, Any], folder: RunFolder, diverged: str | None
+    ) -> None:
+        entry = entry_of(folder, own["seed"], diverged)
+        runner.store({**own, **normalisation.tested(entry, folder, runner.data)})
 
     def label(self, entry: Entry) -> str:
         return f"{entry['perturbation']:<10} after epoch {entry['epoch']:>3}"
@@ -184,13 +190,6 @@ def _weights(config: Config, data: ImageData) -> list[str]:
     """The names of what is perturbed: the weights of layers."""
     model = models.build(config.model, data.shape, data.outputs, config.seed)
     return list(cpfast.LayerRotation(model).names)
-
-
-def _perturbed(
-    config: Config, data: ImageData, name: str, weights: list[str], state: dict[str, Any]
-) -> dict[str, Any]:
-    changed = perturbed(state, name, weights, config.seed)
-    return normalisation.measured(changed, config, data)
 
 
 def _is_at(epoch: int, training: Training) -> bool:

@@ -86,7 +86,8 @@ def _notes(study: EarlyPhase, results: Results) -> list[str]:
     steps = results["train_size"] * study.config.repeats // study.config.batch_size
     notes.append(
         f"An epoch has {steps} steps. Where weights are perturbed, the optimizer keeps its "
-        "momentum; biases and normalisation stay, but its running statistics are measured anew."
+        "momentum, and biases and normalisation stay; its running statistics are measured anew "
+        "before the last test, in all runs."
     )
     notes.append(
         "Before a step: accuracy and loss are of the test data by the statistics of each batch, "
