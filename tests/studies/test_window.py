@@ -17,7 +17,7 @@ from support.toy_comparison import (
 )
 
 from cpfast import studies
-from cpfast.studies import store
+from cpfast.studies import normalisation, store
 from cpfast.studies.window import RegularisationWindow, effect
 from cpfast.train import loop
 from cpfast.train.errors import Diverged, UserError
@@ -74,6 +74,15 @@ def test_it_is_on_in_its_epochs_alone(finished, name, span):
     stored = folder.checkpoint()["model"]
     for key, value in training.model.state_dict().items():
         assert torch.equal(value, stored[key]), key
+
+
+def test_accuracy_is_by_the_statistics_of_the_weights_that_are_tested(finished):
+    training = Training(make_plan().config, toy_data())
+    state = RunFolder(finished[0] / "seed0/decay-2-4").checkpoint()["model"]
+    training.model.load_state_dict(dict(state))
+    normalisation.measure(training)
+    entry = studies.find(finished[1], regulariser="decay", begin=2, end=4, seed=0)
+    assert (entry["test_loss"], entry["test_accuracy"]) == loop.evaluate(training)
 
 
 def test_a_stop_after_each_run_loses_nothing(finished, tmp_path):

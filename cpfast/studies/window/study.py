@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cpfast.recipes import Action, Augment, WeightDecay, Window
+from cpfast.studies import normalisation
 from cpfast.studies.document import Document
 from cpfast.studies.runner import Branch, Runner, check_branched
 from cpfast.studies.store import Entry, Results, entry_of
@@ -168,7 +169,8 @@ class RegularisationWindow(Study):
             config, folder, f"seed {seed}, {name} in epochs {span[0]} to {span[1]}",
             branches=branches, actions=self.off(name, span),
         )  # fmt: skip
-        runner.store({**key, **entry_of(folder, seed, diverged)})
+        entry = normalisation.tested(entry_of(folder, seed, diverged), folder, runner.data)
+        runner.store({**key, **entry})
 
     def off(self, name: str, span: Span) -> list[Action]:
         """What turns it off outside of its epochs."""
