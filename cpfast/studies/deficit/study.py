@@ -196,12 +196,7 @@ class Deficit(Study):
         segment, diverged = _segment(parent, name, begin), None
         if begin == 0 or segment.is_run():
             branches = [
-                Branch(
-                    _folder(parent, key),
-                    config,
-                    _at(key["end"]),
-                    _shown(runner.data),
-                )
+                Branch(_folder(parent, key), config, _at(key["end"]), _shown(runner.data))
                 for key in keys
             ]
             label = f"seed {seed}, {name} from epoch {begin}"
