@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cpfast import layers
+from cpfast.arguments import check_type, typed
 from cpfast.forms import Open, check
 
 __all__ = ["Layca"]
+
+_CLOSURE = Callable[..., Any] | None
 
 
 class Layca:
@@ -50,6 +53,7 @@ class Layca:
     Source: Carbonnelle & De Vleeschouwer, "Layer rotation" (arXiv 1806.01603), algorithm 1.
     """
 
+    @typed
     def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
         self.optimizer = optimizer
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -79,6 +83,7 @@ class Layca:
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, without waiting for the device; returns what the optimizer's returns."""
+        check_type("closure", closure, _CLOSURE)
         before = [weight.detach().clone() for weight in self._weights]
         result = self.optimizer.step(closure)
         rates = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -88,6 +88,14 @@ def one_cycle(peak: float = 0.3, start: float = 0.04, floor: float = 0.0) -> Sch
     return schedule
 
 
+@runtime_checkable
+class Rated(Protocol):
+    """An optimizer, or what wraps one, such as :class:`cpfast.Layca`."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+
 class FractionSchedule:
     """Sets an optimizer's learning rates to their base values times ``schedule(fraction)``.
 
@@ -96,7 +104,7 @@ class FractionSchedule:
     """
 
     @typed
-    def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
+    def __init__(self, optimizer: Rated, schedule: Schedule) -> None:
         self.optimizer = optimizer
         self.schedule = schedule
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]

@@ -29,6 +29,9 @@ def model():
     return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
 
 
+MODEL = model()
+
+
 def detector():
     return cpfast.CriticalPeriodDetector("slope45", EPOCHS)
 
@@ -37,6 +40,10 @@ def pruner():
     made = cpfast.DataPruner(N, EPOCHS, strict=None)
     made.plan(0)
     return made
+
+
+def layca():
+    return cpfast.Layca(torch.optim.SGD(MODEL.parameters(), 0.1), MODEL)
 
 
 def mixer():
@@ -114,6 +121,15 @@ GOOD = {
     ),
     "is_weight": (
         lambda: cpfast.is_weight, {"name": "weight", "parameter": torch.ones(2, 2), "module": None},
+    ),
+    "Layca": (
+        lambda: cpfast.Layca,
+        {"optimizer": torch.optim.SGD(MODEL.parameters(), 0.1), "model": MODEL},
+    ),
+    "Layca.zero_grad": (lambda: layca().zero_grad, {"set_to_none": True}),
+    "Layca.step": (lambda: layca().step, {"closure": None}),
+    "Layca.load_state_dict": (
+        lambda: layca().load_state_dict, {"state": layca().state_dict()},
     ),
     "Mixer": (lambda: cpfast.Mixer, {"seed": 1, "steps": 3, "device": "cpu"}),
     "Mixer.begin": (
@@ -246,7 +262,7 @@ OPS_TRIED = {
     "select_samples", "shuffled_slice",
 }  # fmt: skip
 # Whatever is given to these is true or false.
-FLAGS = {"training", "prune", "trainable_only", "drop_last", "strict"}
+FLAGS = {"set_to_none", "training", "prune", "trainable_only", "drop_last", "strict"}
 # What is right of its type, whatever else it is.
 RIGHT = {
     ("is_weight", "name", "a text"),

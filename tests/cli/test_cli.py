@@ -339,6 +339,12 @@ def test_compare_end_to_end(npz, tmp_path, capsys):
         ("falsify", ["--batch-factors", "1", "--decay-factors", "1", "--epoch-factors", "1", "2"],
          4, "falsify.png"),
         ("oracle", ["--oracle-settings", "base", "--switch-epochs", "2"], 3, "oracle.png"),
+        ("deficit", ["--deficits", "blur", "--removals", "2", "--onsets", "1", "--window", "1"], 3,
+         "deficit.png"),
+        ("warm-start", ["--shrinks", "0.4"], 4, "warm-start.png"),
+        ("window", ["--regularisers", "decay", "--switches", "2"], 6, "window.png"),
+        ("early-phase", ["--perturbations", "layer", "--rewinds", "1", "--iterations", "3"], 2,
+         "early-phase.png"),
     ],
 )  # fmt: skip
 def test_studies_end_to_end(npz, tmp_path, capsys, kind, options, runs, picture):

@@ -262,7 +262,7 @@ def test_a_stop_within_the_full_arm(finished, tmp_path, monkeypatch, epoch):
 def test_a_stop_between_an_epoch_and_its_forks(finished, tmp_path, monkeypatch, at):
     real = RunFolder.fork
 
-    def killed(self, into, config, change=None):
+    def killed(self, *fork):
         raise KeyboardInterrupt
 
     plan = make_plan(["detector"], at=at)

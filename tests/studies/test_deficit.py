@@ -19,7 +19,7 @@ from support.toy_comparison import (
 )
 
 from cpfast import studies
-from cpfast.studies import store
+from cpfast.studies import normalisation, store
 from cpfast.studies.deficit import Deficit
 from cpfast.studies.deficit import damage as left
 from cpfast.studies.deficit.deficits import DEFICITS, blur
@@ -125,6 +125,17 @@ def test_a_run_is_what_swapping_the_data_by_hand_makes_it(finished, begin, end):
     stored = RunFolder(finished[0] / "seed0" / name).checkpoint()["model"]
     for key, value in training.model.state_dict().items():
         assert torch.allclose(value, stored[key], rtol=1e-5, atol=1e-7), key
+
+
+def test_accuracy_is_by_the_statistics_of_the_weights_that_are_tested(finished):
+    out, results = finished
+    entry = studies.find(results, deficit="flip", begin=0, end=2, seed=0)
+    training = Training(make_plan().configured(0), toy_data())
+    state = RunFolder(out / "seed0/flip-0-2").checkpoint()["model"]
+    training.model.load_state_dict(dict(state))
+    stale = loop.evaluate(training)
+    normalisation.measure(training)
+    assert (entry["test_loss"], entry["test_accuracy"]) == loop.evaluate(training) != stale
 
 
 def test_a_stop_after_each_run_loses_nothing(finished, tmp_path):

@@ -63,7 +63,7 @@ def test_deficits():
     assert (made.config.repeats, made.config.schedule) == (1, "constant")
     longest = made.configured(7)
     assert (longest.epochs, longest.eval_every, longest.seed) == (43, 1, 7)
-    assert plan("deficit", epochs=None).config.epochs == 24
+    assert plan("deficit", epochs=None).config.epochs == 28
 
 
 def test_a_warm_start():
@@ -75,17 +75,28 @@ def test_a_warm_start():
 
 def test_windows_of_regularisation():
     made = plan("window", epochs=None)
-    assert (made.config.epochs, made.config.weight_decay, made.config.repeats) == (48, 5e-4, 1)
-    assert (made.regularisers, made.switches) == (("decay", "augmentation"), (6, 12, 24, 36))
-    assert made.windows() == [(0, 12), (6, 18), (12, 24), (24, 36), (36, 48)]
+    assert (made.config.epochs, made.config.weight_decay, made.config.repeats) == (40, 5e-4, 1)
+    assert (made.regularisers, made.switches) == (("decay", "augmentation"), (5, 10, 20, 30))
+    assert made.windows() == [(0, 10), (5, 15), (10, 20), (20, 30), (30, 40)]
     made = plan("window", regularisers="decay", switches=[15, 5], window=4, weight_decay=0.1)
     assert (made.switches, made.config.weight_decay) == ((5, 15), 0.1)
     assert made.spans() == [(0, 0), (0, 4), (0, 5), (0, 15), (5, 9), (5, 20), (15, 19), (15, 20)]
 
 
+def test_an_early_phase():
+    made = plan("early-phase", epochs=None)
+    assert (made.config.epochs, made.rewinds, made.iterations) == (40, (1, 3, 10), 80)
+    assert made.perturbations == ("magnitudes", "layer", "filter", "noise")
+    made = plan("early-phase", perturbations="noise", rewinds=[4, 2, 4], iterations=3)
+    assert (made.perturbations, made.rewinds, made.iterations) == (("noise",), (2, 4), 3)
+
+
 @pytest.mark.parametrize(
     ("study", "given", "message"),
     [
+        ("early-phase", {"perturbations": "zero"}, "--perturbations: must be of magnitudes, layer"),
+        ("early-phase", {"rewinds": [20]}, "--rewinds must be in 1 .. 19, got 20"),
+        ("early-phase", {"iterations": 0}, "--iterations must be at least 1, got 0"),
         ("window", {"regularisers": "dropout"}, "must be of decay, augmentation; got 'dropout'"),
         ("window", {"switches": [20]}, "--switches must be in 1 .. 19, got 20"),
         ("window", {"window": 0}, "--window must be in 1 .. 19, got 0"),

@@ -18,7 +18,7 @@ from support.toy_comparison import (
 )
 
 from cpfast import studies
-from cpfast.studies import store
+from cpfast.studies import normalisation, store
 from cpfast.studies.warm_start import WarmStart, table
 from cpfast.studies.warm_start.begin import Begin, first_part, set_weights
 from cpfast.train import loop, models
@@ -102,6 +102,16 @@ def test_each_arm_begins_with_what_it_says_and_sees_its_data(finished):
 
 def _plain(train):
     return lambda index, draw, shape: train(index, draw, shape._replace(augment=0.0))
+
+
+def test_accuracy_is_by_the_statistics_of_what_was_trained_on(finished):
+    for arm, data in (("first", first_part(toy_data(), 0.5, 0)), ("warm", toy_data())):
+        training = Training(make_plan().config, data)
+        state = RunFolder(finished[0] / "seed0" / arm).checkpoint()["model"]
+        training.model.load_state_dict(dict(state))
+        normalisation.measure(training)
+        entry = studies.find(finished[1], arm=arm, seed=0)
+        assert (entry["test_loss"], entry["test_accuracy"]) == loop.evaluate(training)
 
 
 def test_a_stop_after_each_run_loses_nothing(finished, tmp_path):

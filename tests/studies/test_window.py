@@ -17,7 +17,8 @@ from support.toy_comparison import (
 )
 
 from cpfast import studies
-from cpfast.studies import store
+from cpfast.recipes import StepShape
+from cpfast.studies import normalisation, store
 from cpfast.studies.window import RegularisationWindow, effect
 from cpfast.train import loop
 from cpfast.train.errors import Diverged, UserError
@@ -66,14 +67,24 @@ def test_it_is_on_in_its_epochs_alone(finished, name, span):
     for epoch in range(TOTAL):
         on = span[0] <= epoch < span[1]
         if name == "decay":
-            training.config = training.config.replace(weight_decay=0.1 * on)
+            training.optimizer.param_groups[0]["weight_decay"] = 0.1 * on
         else:
-            training.batches.train = lambda i, d, augment, on=on: real(i, d, float(on))
+            shape = StepShape(augment=float(on))
+            training.batches.train = lambda i, d, _, shape=shape: real(i, d, shape)
         loop.train_epoch(training)
     folder = RunFolder(finished[0] / "seed0" / f"{name}-{span[0]}-{span[1]}")
     stored = folder.checkpoint()["model"]
     for key, value in training.model.state_dict().items():
         assert torch.equal(value, stored[key]), key
+
+
+def test_accuracy_is_by_the_statistics_of_the_weights_that_are_tested(finished):
+    training = Training(make_plan().config, toy_data())
+    state = RunFolder(finished[0] / "seed0/decay-2-4").checkpoint()["model"]
+    training.model.load_state_dict(dict(state))
+    normalisation.measure(training)
+    entry = studies.find(finished[1], regulariser="decay", begin=2, end=4, seed=0)
+    assert (entry["test_loss"], entry["test_accuracy"]) == loop.evaluate(training)
 
 
 def test_a_stop_after_each_run_loses_nothing(finished, tmp_path):

@@ -1,6 +1,6 @@
 """What may be wrong with what a network is shown: training data made from training data.
 
-Those of Achille, Rovere & Soatto (arXiv 1711.08856, section 2). The test data stay as they are.
+Those of Achille, Rovere & Soatto (arXiv 1711.08856). The test data stay as they are.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cpfast.recipes import LearningRate, Window
+from cpfast.studies import normalisation
 from cpfast.studies.deficit import picture, table
 from cpfast.studies.deficit.damage import CLEAN
 from cpfast.studies.deficit.deficits import DEFICITS
@@ -47,7 +48,7 @@ from cpfast.train.runfolder import Change, RunFolder
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DIGITS_EPOCHS = 24
+DIGITS_EPOCHS = 28
 Key = dict[str, Any]  # what identifies an entry
 
 
@@ -190,6 +191,7 @@ class Deficit(Study):
         keys = [{"deficit": name, "begin": begin, "end": end, "seed": seed} for end in ends]
         if all(runner.find(**key) for key in keys):
             return
+        assert isinstance(runner.data, ImageData)
         parent, config = runner.out / f"seed{seed}", self.configured(seed)
         segment, diverged = _segment(parent, name, begin), None
         if begin == 0 or segment.is_run():
@@ -223,7 +225,8 @@ class Deficit(Study):
             config, folder, label, until=_at(end + self.config.epochs),
             actions=[LearningRate(window=window)],
         )  # fmt: skip
-        runner.store({**key, **entry_of(folder, seed, diverged)})
+        entry = normalisation.tested(entry_of(folder, seed, diverged), folder, runner.data)
+        runner.store({**key, **entry})
 
     # --- what is shown ----------------------------------------------------------------------
 
@@ -254,6 +257,6 @@ def _at(epoch: int) -> Callable[[Training], bool]:
     return lambda training: training.epoch == epoch
 
 
-def _shown(data: ImageData | Any) -> Change:
+def _shown(data: ImageData) -> Change:
     """Has a fork go on with these data."""
     return lambda state: {**state, "data": data.fingerprint()}

@@ -79,10 +79,9 @@ def _notes(study: Deficit, results: Results) -> list[str]:
         "negative where the deficit has cost points. A critical period would show as damage that "
         "grows with a later removal, and shrinks with a later onset."
     )
-    steps = after * results["train_size"] // study.config.batch_size
     notes.append(
-        f"{steps:,} steps follow the deficit. A model whose BatchNorm averages over 100 steps, as "
-        f"cnn's, is tested with {100 * 0.99**steps:.0f} % of the statistics of what was before."
+        "Before the test the running statistics of normalisation are measured anew, over the clean "
+        "data: what is left of a deficit is in the weights."
     )
     if study.config.schedule != "constant":
         notes.append(

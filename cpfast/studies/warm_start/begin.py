@@ -7,21 +7,21 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from cpfast.studies import normalisation
 from cpfast.train import models
 from cpfast.train.data import ImageData, stratified
 from cpfast.train.loop import Training
 
 # Of the fresh weights that are mixed in: not those that the first training began with.
 OTHER = 2**31
-BATCH = 512
 
 
 class Begin(NamedTuple):
     """An arm: `shrink` times what the first training ended with, plus `noise` times fresh weights.
 
-    The noise of Ash & Adams (arXiv 1910.08475, section 4.1) has one variance for all layers; that
+    The noise of Ash & Adams (arXiv 1910.08475) has one variance for all layers; that
     of a fresh initialisation is each layer's own, and (0, 1) is then training from scratch.
     """
 
@@ -44,8 +44,7 @@ def first_part(data: ImageData, share: float, seed: int) -> ImageData:
 def set_weights(training: Training, trained: Mapping[str, Tensor], begin: Begin) -> None:
     """All parameters, normalisation and biases too.
 
-    What has been shrunk has other activations: the running statistics are measured anew then, over
-    all data, or a test would see those of another network for hundreds of steps.
+    The statistics of normalisation are measured anew where weights have been changed.
 
     Args:
         trained: the state of the model that was trained before.
@@ -58,21 +57,4 @@ def set_weights(training: Training, trained: Mapping[str, Tensor], begin: Begin)
         state[name] = begin.shrink * trained[name] + begin.noise * fresh[name]
     training.model.load_state_dict(state)
     if (begin.shrink, begin.noise) != (1, 0):
-        measure_statistics(training)
-
-
-@torch.no_grad()
-def measure_statistics(training: Training) -> None:
-    """The running statistics of normalisation: plain means over the data as they are."""
-    norms = [m for m in training.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's way to ask for the plain mean
-    training.model.train()
-    for index in torch.arange(training.data.train_size, device=training.device).split(BATCH):
-        images, _ = training.batches.plain(index)
-        with training.autocast():
-            training.model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+        normalisation.measure(training)

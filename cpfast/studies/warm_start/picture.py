@@ -60,7 +60,7 @@ def _draw_curves(axes: Any, study: WarmStart, results: Results) -> None:
         series(axes, places, means, results, colour=colour, marker=marker, label=label)
     axes.axvline(total, color=GREY, linewidth=1, linestyle=":")
     axes.set_xlabel("epoch; the rest of the data comes at the dotted line")
-    axes.set_title("During training")
+    axes.set_title("During training, by running statistics")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
 
 
@@ -76,6 +76,6 @@ def _draw_ends(axes: Any, study: WarmStart, results: Results) -> None:
         if end is not None:
             axes.axhline(end.mean, color=colour, linewidth=1, linestyle=":")
     axes.set_xlabel("share of the trained weights that is left")
-    axes.set_title("After the last epoch")
+    axes.set_title("After the last epoch, by statistics measured anew")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)

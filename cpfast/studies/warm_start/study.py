@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cpfast.recipes import Augment
+from cpfast.studies import normalisation
 from cpfast.studies.document import Document
 from cpfast.studies.runner import Runner
 from cpfast.studies.store import Entry, Results, entry_of
@@ -132,7 +133,9 @@ class WarmStart(Study):
             self.config.replace(seed=seed), folder, f"seed {seed}, {arm}",
             actions=[] if self.augment else [Augment()], **options,
         )  # fmt: skip
-        runner.store({"arm": arm, **entry_of(folder, seed, diverged)})
+        data = options.get("data", runner.data)
+        entry = normalisation.tested(entry_of(folder, seed, diverged), folder, data)
+        runner.store({"arm": arm, **entry})
 
     def label(self, entry: Entry) -> str:
         return f"{entry['arm']:<{max(map(len, self.arms()))}}"

@@ -65,5 +65,8 @@ def _notes(study: WarmStart, results: Results) -> list[str]:
     )
     notes.append(f"Images are {'augmented' if study.augment else 'not augmented'}.")
     notes += diverged_notes(study, results)
-    notes.append("Accuracy is that of the last epoch.")
+    notes.append(
+        "Accuracy is that of the last epoch; before that test the running statistics of "
+        "normalisation are measured anew, in all runs."
+    )
     return [*notes, seeds_note(results), *last_notes(results, study.config)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cpfast.recipes import Action, Augment, WeightDecay, Window
+from cpfast.studies import normalisation
 from cpfast.studies.document import Document
 from cpfast.studies.runner import Branch, Runner, check_branched
 from cpfast.studies.store import Entry, Results, entry_of
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 OFF: dict[str, Callable[..., Action]] = {"decay": WeightDecay, "augmentation": Augment}
 ALWAYS = "always"
 DECAY = 5e-4  # the source's
-DIGITS_EPOCHS = 48
+DIGITS_EPOCHS = 40
 Span = tuple[int, int]  # the epochs at which it is turned on and off
 
 
@@ -168,7 +169,8 @@ class RegularisationWindow(Study):
             config, folder, f"seed {seed}, {name} in epochs {span[0]} to {span[1]}",
             branches=branches, actions=self.off(name, span),
         )  # fmt: skip
-        runner.store({**key, **entry_of(folder, seed, diverged)})
+        entry = normalisation.tested(entry_of(folder, seed, diverged), folder, runner.data)
+        runner.store({**key, **entry})
 
     def off(self, name: str, span: Span) -> list[Action]:
         """What turns it off outside of its epochs."""

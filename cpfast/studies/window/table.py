@@ -51,6 +51,7 @@ def _notes(study: RegularisationWindow, results: Results) -> list[str]:
         whole = effect.against(always, never)
         notes += finding(f"All of the {name}, against none", whole)
         notes += finding(f"Only until epoch {half}, against always", effect.against(early, always))
+        notes += finding(f"Only until epoch {half}, against never", effect.against(early, never))
         notes += finding(f"Only from epoch {half} on, against never", effect.against(late, never))
         notes += finding(f"Only until epoch {half}, against only from then on",
                          effect.against(early, late))  # fmt: skip
@@ -68,5 +69,8 @@ def _notes(study: RegularisationWindow, results: Results) -> list[str]:
         "on throughout."
     )
     notes += diverged_notes(study, results)
-    notes.append("Accuracy is that of the last epoch.")
+    notes.append(
+        "Accuracy is that of the last epoch; before that test the running statistics of "
+        "normalisation are measured anew, in all runs."
+    )
     return [*notes, seeds_note(results), *last_notes(results, study.config)]
