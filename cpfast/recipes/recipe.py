@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,12 +103,23 @@ class Recipe:
 
     def possible(self) -> frozenset[EpochSettings]:
         """The settings that epochs may have, whenever the period ends, as far as they do not depend
-        on measurements: of each epoch, for nine ends and none."""
+        on measurements: for nine ends and none, of some hundred epochs, among which are those where
+        windows begin and end, and each eighth of their ramps."""
         total = self.total_epochs
         ends = {None, *(1 + (total - 1) * eighth // 8 for eighth in range(9))}
         return frozenset(
-            self.settings(Moment(epoch, total, end)) for end in ends for epoch in range(total)
+            self.settings(Moment(epoch, total, end)) for end in ends for epoch in self._marks(end)
         )
+
+    def _marks(self, end: int | None) -> set[int]:
+        total = self.total_epochs
+        marks = set(range(0, total, math.ceil(total / 128)))
+        for epoch in (0, total - 1):
+            for window in (action.window for action in self.actions):
+                span, ramp = window.span(Moment(epoch, total, end)), math.ceil(total * window.ramp)
+                marks |= {span.start, span.stop - 1}
+                marks |= {span.start + math.ceil(ramp * n / 8) - 1 for n in range(1, 9)}
+        return {epoch for epoch in marks if 0 <= epoch < total}
 
 
 def _check_contradictions(actions: Sequence[Action]) -> None:

@@ -65,6 +65,7 @@ class Training:
 
     Attributes:
         epoch: number of epochs completed.
+        beyond: what `actions` are, in words.
         meter: of its energy, where one runs.
     """
 
@@ -111,6 +112,7 @@ class Training:
             labels=data.train_labels if isinstance(data, ImageData) else None,
         )
         self.recipe = Recipe(config.epochs, [*config.recipe().actions, *actions])
+        self.beyond = [f"{type(action).__name__} {vars(action)}" for action in actions]
         fixed = batches.fixed(config, data, self.batches, self.model)
         self.probe = ModelProbe(
             self.rotation,

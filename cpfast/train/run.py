@@ -152,6 +152,7 @@ def state_dict(training: Training) -> dict[str, Any]:
         "epoch": t.epoch,
         "config": t.config.to_dict(),
         "data": t.fingerprint,
+        "actions": t.beyond,
         "rotations": list(t.rotations),
         "diffusion": list(t.diffusion),
         **{name: getattr(t, name).state_dict() for name in _STATEFUL},
@@ -176,6 +177,8 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
                 f"is now {t.fingerprint}"
             )
         check_state(t, state_dict(t), state)
+        if state["actions"] not in (None, t.beyond):
+            raise _Unfit(f"of a run with the actions {shown(state['actions'])} beyond its recipe")
         # Without what torch notes beside the weights.
         t.model.load_state_dict(dict(state["model"]))
         for name in _STATEFUL:

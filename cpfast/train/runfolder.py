@@ -255,7 +255,8 @@ class RunFolder:
         energy = self.energy()
         if energy is not None:
             into.save_energy(energy)
-        state = {**state, "config": config.to_dict()}
+        # its actions beyond the recipe are its own
+        state = {**state, "config": config.to_dict(), "actions": None}
         into.save_checkpoint(state if change is None else change(state))
         into._write_config(config)
 

@@ -50,6 +50,7 @@ def _form(t: Training, own: dict[str, Any]) -> dict[str, Any]:
         "schedule": {"base_lrs": [Finite] * len(own["schedule"]["base_lrs"])},
         "rotation": {**own["rotation"], "latest": Maybe(layers)},
         "diffusion": Several(float),
+        "actions": Maybe(Several(str)),
         "rotations": Several([Finite] * (len(layers) if t.config.detect else 0)),
         "detector": STATE,
         "watch": Table(STATE),

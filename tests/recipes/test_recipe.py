@@ -3,7 +3,7 @@ import math
 import pytest
 
 from cpfast import EpochSettings, Moment, Recipe, Window
-from cpfast.recipes import Freeze, Prune, Repeats, recipes
+from cpfast.recipes import Freeze, Prune, Repeats, Resolution, recipes
 
 
 def phases(recipe, end_epoch):
@@ -140,3 +140,19 @@ def test_a_window_between_epochs_is_exact_at_every_length():
                     window = Window.between(first, last, total)
                     amounts = [window.amount(Moment(epoch, total)) for epoch in range(total)]
                     assert amounts == [float(first <= e < last) for e in range(total)]
+
+
+def test_what_is_possible_is_found_at_any_length():
+    for total in (1, 7, 200, 10**6):
+        recipe = Recipe(total, [Repeats(3), Repeats(1, Window("after")), Resolution(0.5),
+                                Resolution(1.0, Window(begin=0.6, ramp=0.01))])  # fmt: skip
+        possible = recipe.possible()
+        assert {s.repeats for s in possible} == ({1, 3} if total > 1 else {3})
+        if total >= 200:
+            sizes = {s.resolution for s in possible}
+            assert {0.5, 1.0} <= sizes and len(sizes) == (9 if total > 800 else 3)
+        for settings in possible if total <= 200 else ():
+            moments = [Moment(e, total, end) for end in (None, *range(1, total + 1))
+                       for e in range(total)]  # fmt: skip
+            assert settings in {recipe.settings(m) for m in moments}
+            break

@@ -27,7 +27,7 @@ from support.toy_comparison import (
     toy_data,
 )
 
-from cpfast import pruning, studies
+from cpfast import criteria, pruning, recipes, studies
 from cpfast.studies import show, store
 from cpfast.studies.compare import Comparison, arms, verdict
 from cpfast.studies.falsify import Falsification
@@ -107,6 +107,23 @@ def test_each_policy_has_its_three_arms(monkeypatch):
     names = arms.known(AT)
     assert {"newest", "k1+newest", "detector+newest"} <= set(names)
     assert "shortened@100" not in arms.known(AT, (100,))  # it is full
+
+
+def test_each_recipe_and_each_criterion_is_an_arm(tmp_path):
+    known = arms.known(AT)
+    for recipe in recipes.recipe.recipes:
+        assert recipe in known or recipe in ("prune", "detector+prune")
+    assert all(f"detector:{name}" in known for name in criteria if name != "fixed")
+    names = ["early-decay", "k1+freeze", "detector:accuracy50"]
+    results = studies.run(make_plan(names), toy_data(), tmp_path)
+    assert [e["arm"] for e in results["runs"]] == ["full", "early-decay", "k1+freeze",
+                                                   "detector:accuracy50"]  # fmt: skip
+    ran = {e["arm"]: RunFolder(tmp_path / "seed0" / e["arm"]).config() for e in results["runs"]}
+    assert (ran["early-decay"].method, ran["early-decay"].repeats) == ("early-decay", 3)
+    assert (ran["k1+freeze"].method, ran["k1+freeze"].repeats) == ("freeze", 1)
+    asked = ran["detector:accuracy50"]
+    assert (asked.method, asked.criterion, asked.at) == ("detector", "accuracy50", None)
+    assert all(e["diverged"] is None for e in results["runs"])
 
 
 def test_samples_of_the_arms(finished):
@@ -203,7 +220,10 @@ def test_choosing_arms():
     assert arms.choose(["k1"], known, 3) == ("full", "k1")
     assert arms.choose(["shortened"], known, 3) == ("full", "detector", "shortened")
     assert arms.choose(["rs2", "fixed"], known, 3) == ("full", "detector", "fixed", "rs2")
-    assert set(arms.choose(["all"], known, 3)) == set(known)
+    every = {name for name, arm in known.items() if not arm.by_name}
+    assert set(arms.choose(["all"], known, 3)) == every
+    both = arms.choose(["all", "paper"], known, 3)
+    assert set(both) == every | {"paper"}
     with pytest.raises(UserError, match=r"--arms: no arm 'k2'; there are full, detector, k1,"):
         arms.choose(["full", "k2"], known, 3)
     once = arms.choose(["all"], known, 1)

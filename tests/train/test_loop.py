@@ -440,6 +440,8 @@ def test_actions_beyond_the_recipe_turn_decay_and_augmentation_off(tmp_path):
     for epochs in (1, 3, None):
         run.train(config, data, resumed, actions=off, epochs=epochs)
     assert_same_checkpoint(windowed, resumed)
+    with pytest.raises(UserError, match="with the actions .*beyond its recipe"):
+        run.train(config, data, windowed)
     never = start(tmp_path / "never", config.replace(weight_decay=0.0))
     run.train(never.config(), data, never, actions=[Augment()], epochs=2)
     always = start(tmp_path / "always", config)

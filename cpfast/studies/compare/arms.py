@@ -17,6 +17,13 @@ p           k repeats, pruned from the start (rs2 as above)
 k1+p        one repeat, pruned from the start
 detector+p  forked from full at the period's end; one repeat and pruning from then on
 
+and, by their names alone (they are not among "all")
+
+r            a recipe that is none of the arms above, such as early-decay
+k1+r         the same, with one repeat
+detector:c   detector, where the criterion c says that the period has ended; not forked from full,
+             which does not watch it
+
 and for each budget b, in percent of full's samples
 
 shortened@b  k repeats in fewer epochs
@@ -34,7 +41,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from cpfast.detection import criteria
 from cpfast.pruning import policies
+from cpfast.recipes import recipes
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
 
@@ -43,6 +52,8 @@ FAIR = ("k1", "k1_matched", "shortened")  # controls that no comparison should l
 CONTROLS = (*FAIR, "fixed", "rs2")
 BUDGETED = ("shortened", "k1", "rs2")  # bases
 BUDGETS = (50, 60, 70, 80, 100)
+# Recipes that are arms by other means: forked, or with a policy.
+_ARMS_OF_THEIR_OWN = ("full", "detector", "prune", "detector+prune")
 NAMES = {"random": "rs2"}  # of policies, where the literature has another
 
 # The settings of an arm from those of full, the training samples there are, and the samples that
@@ -64,6 +75,7 @@ class Arm:
         repeated: is another arm all over again where k = 1.
         base: the arm that it varies, where it is a variant: k1 of k1+infobatch and of k1@50.
         policy: that it prunes by.
+        by_name: not among "all".
         budget: in percent of full's samples, where it has one of its own.
     """
 
@@ -77,6 +89,7 @@ class Arm:
     base: str | None = None
     policy: str | None = None
     budget: int | None = None
+    by_name: bool = False
 
     def describe(self, repeats: int | str, at: int | str) -> str:
         return self.text.format(k=repeats, at=at).replace("k = k", "k")
@@ -114,6 +127,19 @@ def known(at: int, budgets: Sequence[int] = ()) -> dict[str, Arm]:
                 partial(_detected_pruned, policy=policy), needs="full", fork=_ends, watches=True,
                 base="detector", policy=policy),
         ]  # fmt: skip
+    for recipe in [name for name in recipes if name not in _ARMS_OF_THEIR_OWN]:
+        arms += [
+            Arm(recipe, f"k = {{k}}, {recipe}", partial(_by_recipe, recipe=recipe), watches=True,
+                by_name=True),
+            Arm(f"k1+{recipe}", f"k = 1, {recipe}", partial(_by_recipe, recipe=recipe, repeats=1),
+                watches=True, repeated=True, by_name=True),
+        ]  # fmt: skip
+    for criterion in [name for name in criteria if name != "fixed"]:
+        arms.append(
+            Arm(f"detector:{criterion}", f"k = {{k}}, 1 after {criterion}",
+                partial(_by_criterion, criterion=criterion), watches=True, repeated=True,
+                by_name=True)
+        )  # fmt: skip
     for budget in budgets:
         share = budget / 100
         if budget < 100:  # else they are full
@@ -142,7 +168,9 @@ def choose(names: Sequence[str], arms: dict[str, Arm], repeats: int) -> tuple[st
         hint = "" if made is None else f"; --budgets {made.budget} makes it"
         raise UserError(f"--arms: no arm {unknown[0]!r}{hint}; there are {', '.join(arms)}, or all")
     useful = [a.name for a in arms.values() if repeats > 1 or not a.repeated]
-    wanted = {"full", *(useful if "all" in names else names)}
+    every = [name for name in useful if not arms[name].by_name]
+    wanted = {"full", *(name for name in names if name != "all")}
+    wanted |= set(every) if "all" in names else set()
     double = sorted(wanted - set(useful))
     if double:
         raise UserError(
@@ -215,6 +243,14 @@ def _fixed(config: Config, size: int, samples: int, at: int) -> Config:
 
 def _pruned(config: Config, size: int, samples: int, policy: str, **changes: object) -> Config:
     return _unwatched(config, method="prune", policy=policy, **changes)
+
+
+def _by_recipe(config: Config, size: int, samples: int, recipe: str, **changes: object) -> Config:
+    return config.replace(**{"method": recipe, **changes})
+
+
+def _by_criterion(config: Config, size: int, samples: int, criterion: str) -> Config:
+    return config.replace(method="detector", criterion=criterion, at=None)
 
 
 def _detected(config: Config, size: int, samples: int) -> Config:
