@@ -50,9 +50,10 @@ class Rcap(Policy):
         noise = -(-draw.uniform(samples.everyone()).log()).log()
         order = descending(loss / self.beta + noise)
         order = order[labels[order].int().argsort(stable=True)]
-        place = torch.arange(size, device=samples.device) - (count.cumsum(0) - count)[labels[order]]
+        # Now class by class: of each, the first that are kept.
+        end = (count.cumsum(0) - count + kept).repeat_interleave(count, output_size=size)
         mask = torch.zeros(size, dtype=torch.bool, device=samples.device)
-        return Chosen.of(mask.index_copy_(0, order, place < kept[labels[order]]))
+        return Chosen.of(mask.index_copy_(0, order, samples.everyone() < end))
 
     @staticmethod
     def _kept(share: torch.Tensor, count: torch.Tensor, total: int) -> torch.Tensor:

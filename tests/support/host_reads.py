@@ -33,7 +33,7 @@ class _Mode(TorchDispatchMode):
         indexed = func is torch.ops.aten.index.Tensor and any(
             index is not None and index.dtype == torch.bool for index in args[1]
         )
-        if func in _READING_OPS or indexed:
+        if (func in _READING_OPS or indexed) and not (kwargs or {}).get("output_size"):
             self._reads.append(str(func))
         return func(*args, **(kwargs or {}))
 
