@@ -91,7 +91,7 @@ KERNELS = {
     "record_scores": 25,
     "policies": 20,
 }
-TRAINING = {"training_loop": 220, "training_step": 80, "growth": 110}
+TRAINING = {"training_loop": 220, "training_step": 80, "step_shapes": 30, "growth": 110}
 CALLS = ("tests", "kernels", "training")
 
 
