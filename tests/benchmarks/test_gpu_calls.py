@@ -438,7 +438,7 @@ def test_killed_in_the_middle_it_goes_on_from_what_was_stored(pretended):
     once_more = on_gpu("training", "--again", **environment)
     assert once_more.returncode == 0
     benches = [line for line in calls_of(pretended)[before:] if "bench_" in line]
-    assert len(benches) == 4
+    assert len(benches) == 5
 
 
 def test_stopped_by_ctrl_c_it_keeps_what_is_done(pretended):
