@@ -14,7 +14,6 @@ from cpfast import ops
 from cpfast.arguments import (
     allocating,
     check_tensors,
-    check_type,
     fraction,
     real,
     typed,
@@ -51,7 +50,6 @@ _STATE = Open(
         "earlier": {"planned": int, "seen": int, "full": int},
     }
 )
-_NUM_TOKENS = int | Tensor | None
 _ASKED = {"repeats": 1, "prune": True, "keep": None, "period_end": None}
 # An ignored sample would be recorded as one of loss 0.
 _NONE_IGNORED = torch.iinfo(torch.int64).min
@@ -506,7 +504,8 @@ class DataPruner:
             ValueError: for an index of another shape, or num_tokens without "mean".
         """
         check_tensors(logits=logits, target=target, index=index)
-        check_type("num_tokens", num_tokens, _NUM_TOKENS)
+        if num_tokens is not None and not isinstance(num_tokens, Tensor):
+            num_tokens = whole("num_tokens", num_tokens, least=1)
         ignore_index = whole("ignore_index", ignore_index)
         if num_tokens is not None and reduction != "mean":
             raise ValueError(f"num_tokens: goes with reduction='mean', got {reduction!r}")
