@@ -168,7 +168,8 @@ class Training:
         index, draw, weight = self.stream.next(shape.batch)
         inputs, targets = self.batches.train(index, draw, shape)
         if batch_filter is not None:
-            chosen = self._choose(batch_filter, inputs, targets, index, draw)
+            with nullcontext() if self.captured else self.clock.part("forwards"):
+                chosen = self._choose(batch_filter, inputs, targets, index, draw)
             index, weight = index[chosen], weight[chosen]
             inputs, targets = inputs[chosen], targets[chosen]
         inputs, share = self.mixer.mix(shape.mixing, inputs)
@@ -371,11 +372,11 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         "measured_samples": t.probe.measured_samples,
         "full_samples": _full_samples(t, t.epoch) - _full_samples(t, t.epoch - 1),
         "lr": float(t.optimizer.param_groups[0]["lr"]),
-        "seconds": _seconds(t, parts),
+        "seconds": _seconds(t, parts, filtered),
     }
 
 
-def _seconds(t: Training, parts: dict[str, float]) -> Seconds:
+def _seconds(t: Training, parts: dict[str, float], filtered: int) -> Seconds:
     return {
         "train": parts["train"],
         "evaluation": parts.get("evaluation", 0.0),
@@ -383,6 +384,7 @@ def _seconds(t: Training, parts: dict[str, float]) -> Seconds:
         "detection": parts.get("detection", 0.0),
         "scoring": None if t.captured else parts.get("scoring", 0.0),
         "selection": parts["selection"],
+        "forwards": None if t.captured and filtered else parts.get("forwards", 0.0),
     }
 
 
@@ -421,7 +423,7 @@ def _rescore(t: Training, plan: LazyPlan, settings: EpochSettings) -> int:
     t.model.eval()
     draw = torch.full_like(hidden, t.epoch * t.passes)
     positions = torch.arange(-(-len(hidden) // size) * size, device=t.device) % len(hidden)
-    with t.clock.part("selection"):
+    with t.clock.part("forwards"):
         for batch in positions.split(size):
             index = hidden[batch]
             inputs, targets = t.batches.train(index, draw[batch], settings.shape)

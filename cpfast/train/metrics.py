@@ -24,7 +24,10 @@ class Seconds(TypedDict):
     """The whole call of the scored loss, the loss itself included: an upper bound; None where the
     step is a CUDA graph, whose parts cannot be timed."""
     selection: float
-    """Choosing the epoch's samples, and scoring again those that were hidden."""
+    """Choosing the epoch's samples."""
+    forwards: float | None
+    """Forward passes that only score: of samples that the plan has hidden, and within batches; None
+    where those of batches are part of a CUDA graph. 0 in lines of before it was there."""
 
 
 class CriterionMetrics(TypedDict):
@@ -117,7 +120,9 @@ _FORM = Open(
             {
                 part: Maybe(Finite) if part == "scoring" else Finite
                 for part in Seconds.__annotations__
-            }
+                if part != "forwards"
+            },
+            {"forwards": Maybe(Finite)},
         ),
     },
     {
@@ -148,4 +153,5 @@ def read(line: dict[str, Any]) -> EpochMetrics:
     if missing:
         raise ValueError(f"line: no {min(missing)!r}")
     check(line, _FORM, "line")
-    return cast(EpochMetrics, {**_SINCE, **line})
+    seconds = {"forwards": 0.0, **line["seconds"]}
+    return cast(EpochMetrics, {**_SINCE, **line, "seconds": seconds})

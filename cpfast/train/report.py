@@ -95,6 +95,9 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
             if part == "scoring":
                 share += " (upper bound: it contains the loss itself)"
         rows.append((part, share))
+    scored = summary["forward_samples"] - summary["backward_samples"]
+    if scored > 0:
+        rows.append(("only scored", _scored_text(scored, summary)))
     for name, found in summary["criteria"].items():
         if name != config.criterion:
             rows.append((f"watched: {name}", _watched_text(found)))
@@ -111,6 +114,19 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
             "`cpfast compare` measures it against k = 1."
         )
     return "\n".join(lines)
+
+
+def _scored_text(scored: int, summary: dict[str, Any]) -> str:
+    """Forward passes that a policy added: samples, and what they took of time and energy."""
+    seconds, energy = summary["seconds"], summary["energy"]
+    if seconds["forwards"] is None:
+        return f"{scored:,} samples, within the captured step"
+    share = seconds["forwards"] / (seconds["train"] + seconds["evaluation"])
+    of_training = 100 * seconds["forwards"] / seconds["train"]
+    text = f"{scored:,} samples more, in {of_training:.2f} % of the training time"
+    if energy is not None and energy["kwh"] is not None:
+        text += f"; by its time {share * watt_hours(energy):.3g} Wh of the energy"
+    return text
 
 
 def data_name(config: Config) -> str:

@@ -121,6 +121,21 @@ def test_what_each_method_spends(tmp_path):
     assert min(after) < 30 and after[-1] == 30
 
 
+@pytest.mark.parametrize("policy", ["kakurenbo", "selective_backprop", "infobatch"])
+def test_forward_passes_that_only_score_are_counted_and_timed(tmp_path, policy):
+    options = {"epochs": 8, "method": "prune", "policy": policy, "repeats": 1, "anneal": 1.0}
+    folder = start(tmp_path / "run", make_config(**options, eval_every=8))
+    run.train(folder.config(), toy_data(), folder)
+    lines = folder.metrics()
+    scored = [line["scored_samples"] for line in lines]
+    assert [line["seconds"]["forwards"] > 0 for line in lines] == [n > 0 for n in scored]
+    assert all(line["seconds"]["forwards"] < line["seconds"]["train"] for line in lines)
+    assert (sum(scored) > 0) == (policy != "infobatch")
+    text = report.run_table(report.summarise(folder))
+    told = f"only scored        {sum(scored):,} samples more, in "
+    assert (told in text) == (policy != "infobatch")
+
+
 def test_every_arm_scores_and_times_its_parts():
     for method in recipes:
         training = loop.Training(*toy_run(method))
