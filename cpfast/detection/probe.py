@@ -70,7 +70,7 @@ class ModelProbe:
         self._losses = losses
         self._optimizer = optimizer
         self._seen: dict[str, Tensor] = {}
-        self._steps = 0
+        self._steps, self._counts = 0, False
         self._walk = Walk(rotation) if "paths" in needs else None
         self._sums = (
             GradientSums(rotation, optimizer, scaled=scaled) if "gradients" in needs else None
@@ -87,10 +87,14 @@ class ModelProbe:
         return 0 if self._extra is None else self._extra.samples
 
     @torch.no_grad()
-    def begin(self, steps: int) -> None:
-        """Forgets the last epoch; the next has so many steps."""
+    def begin(self, steps: int | None = None) -> None:
+        """Forgets the last epoch; the next has so many steps.
+
+        Args:
+            steps: None: as many as calls of :meth:`after_step`, which a CUDA graph replays unseen.
+        """
         self._seen.clear()
-        self._steps = steps
+        self._steps, self._counts = steps or 0, steps is None
         for part in (self._walk, self._sums, self._hits):
             if part is not None:
                 part.begin()
@@ -115,6 +119,7 @@ class ModelProbe:
         Raises:
             RuntimeError: they are needed and not there.
         """
+        self._steps += self._counts
         if self._walk is not None:
             self._walk.add_step()
         if self._sums is not None:

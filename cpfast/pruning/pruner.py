@@ -245,12 +245,18 @@ class DataPruner:
         return self._earlier["full"] + full - self.samples_planned
 
     @property
+    def kept(self) -> float:
+        """The share of full passes that the current epoch is planned with; 1 before the first."""
+        if self._planned is None:
+            return 1.0
+        return self._current_length() / (self._planned.repeats * self.num_samples)
+
+    @property
     def lr(self) -> float:
         """What the policy multiplies the learning rate by in the current epoch; 1 for most."""
         if self._planned is None or not self._chooses(self._planned):
             return 1.0
-        share = self._current_length() / (self._planned.repeats * self.num_samples)
-        return self.rule.lr(share, self._moment(self._planned))
+        return self.rule.lr(self.kept, self._moment(self._planned))
 
     @property
     def batch_filter(self) -> BatchFilter | None:

@@ -7,11 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch.optim import SGD, AdamW, Optimizer
+
 from cpfast.arguments import check_fields
 from cpfast.moment import Moment
 from cpfast.recipes.action import ALWAYS, EpochSettings, Window, actions
 
-__all__ = ["Freeze"]
+__all__ = ["Freeze", "diffusion"]
 
 _SATURATED = 0.95  # beyond it, 1 - rotation is of the size of chance
 
@@ -84,3 +86,18 @@ def _last_rise(moment: Moment) -> int:
     """The epoch with which the learning rate last rose, 0 where it never did."""
     pairs = itertools.pairwise(moment.lrs[: moment.epoch + 1])
     return max((epoch for epoch, (before, now) in enumerate(pairs, 1) if now > before), default=0)
+
+
+def diffusion(optimizer: Optimizer, lr: float) -> float:
+    """What -ln(1 - rotation) of a scale-invariant layer grows by in a step of a learning rate, if
+    its gradients are noise alone: lr x weight decay / (1 - momentum) of SGD, without the division
+    of AdamW; NaN of the others, whose equilibrium is not known.
+
+    Source: the equilibrium of weight decay and noise, arXiv 2305.17212.
+    """
+    group = optimizer.param_groups[0]
+    if isinstance(optimizer, SGD):
+        return lr * group["weight_decay"] / (1 - group["momentum"])
+    if isinstance(optimizer, AdamW):
+        return lr * group["weight_decay"]
+    return math.nan

@@ -30,6 +30,7 @@ from cpfast.detection.probe import ModelProbe
 from cpfast.moment import Moment
 from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
 from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
+from cpfast.recipes.freeze import diffusion
 from cpfast.train import batches, models, optimizers, process
 from cpfast.train.batches import AUTOCAST, FULL, ImageBatches
 from cpfast.train.clock import Clock
@@ -399,7 +400,7 @@ def _run_steps(t: Training, settings: EpochSettings, steps: int, progress: Progr
     filtered, diffused = 0, 0.0
     for step in range(steps):
         multiplier = t.schedule.step((t.epoch + step / steps) / t.config.epochs, lr)
-        diffused += optimizers.diffusion(t.optimizer, t.schedule.base_lrs[0] * multiplier)
+        diffused += diffusion(t.optimizer, t.schedule.base_lrs[0] * multiplier)
         is_filtered = batch_filter is not None and step % batch_filter.every != 0
         filtered += is_filtered
         run_step = t.step_of(settings, batch_filter if is_filtered else None)

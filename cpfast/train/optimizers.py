@@ -11,7 +11,6 @@ Other settings are torch's own, but for sgd's Nesterov momentum of .9.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -76,21 +75,6 @@ def decayed(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
     finally:
         for group, weight_decay in zip(optimizer.param_groups, settings, strict=True):
             group["weight_decay"] = weight_decay
-
-
-def diffusion(optimizer: torch.optim.Optimizer, lr: float) -> float:
-    """What -ln(1 - rotation) of a scale-invariant layer grows by in a step of a learning rate, if
-    its gradients are noise alone: lr x weight decay / (1 - momentum) of SGD, without the division
-    of AdamW; NaN of the others, whose equilibrium is not known.
-
-    Source: the equilibrium of weight decay and noise, arXiv 2305.17212.
-    """
-    group = optimizer.param_groups[0]
-    if isinstance(optimizer, torch.optim.SGD):
-        return lr * group["weight_decay"] / (1 - group["momentum"])
-    if isinstance(optimizer, torch.optim.AdamW):
-        return lr * group["weight_decay"]
-    return math.nan
 
 
 def can_capture(optimizer: torch.optim.Optimizer, *, scaled: bool = False) -> bool:

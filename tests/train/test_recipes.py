@@ -14,7 +14,8 @@ from support.toy_training import (
 )
 
 from cpfast.recipes import StepShape
-from cpfast.train import batches, loop, models, optimizers, run
+from cpfast.recipes.freeze import diffusion
+from cpfast.train import batches, loop, models, run
 from cpfast.train.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -155,11 +156,11 @@ def test_what_noise_alone_would_do_is_what_a_simulation_does():
     for _ in range(steps):
         step()
     cosine = torch.cosine_similarity(before, weight.detach(), dim=0).item()
-    expected = steps * optimizers.diffusion(optimizer, lr)
+    expected = steps * diffusion(optimizer, lr)
     assert -math.log(cosine) == pytest.approx(expected, rel=0.05)
     adam = torch.optim.AdamW([weight], weight_decay=0.1)
-    assert optimizers.diffusion(adam, 0.01) == pytest.approx(0.001)
-    assert math.isnan(optimizers.diffusion(torch.optim.RMSprop([weight]), 0.01))
+    assert diffusion(adam, 0.01) == pytest.approx(0.001)
+    assert math.isnan(diffusion(torch.optim.RMSprop([weight]), 0.01))
 
 
 @pytest.mark.parametrize(

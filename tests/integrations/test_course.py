@@ -1,0 +1,224 @@
+"""A training whose loop is somebody else's, told of its epochs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import cpfast
+from cpfast.integrations.course import Course
+from cpfast.recipes import Freeze, LearningRate, Mixup, Repeats, WeightDecay
+from cpfast.recipes import Prune as PruneAction
+
+EPOCHS = 6
+
+
+def data(seed: int = 0) -> TensorDataset:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(96, 12, generator=g)
+    return TensorDataset(x, (x[:, 0] + 0.3 * x[:, 1] > 0).long())
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def made(recipe: cpfast.Recipe | None = None, criterion="fixed", **options):
+    dataset = data()
+    if criterion == "fixed":
+        options.setdefault("at", 2)
+    detector = cpfast.CriticalPeriodDetector(criterion, EPOCHS, **options)
+    pruner = cpfast.DataPruner(len(dataset), num_epochs=EPOCHS, policy="infobatch", anneal=0.8)
+    sampler = cpfast.PrunedSampler(pruner)
+    course = Course(detector, recipe=recipe, sampler=sampler)
+    loader = DataLoader(cpfast.IndexedDataset(dataset), 16, sampler=sampler)
+    return course, loader
+
+
+def train(course: Course, loader: DataLoader, net: nn.Module, optimizer, epochs=range(EPOCHS)):
+    course.attach(net, [optimizer])
+    logs = []
+    for epoch in epochs:
+        course.begin(epoch)
+        for (x, y), index in loader:
+            loss = course.pruner.loss(net(x), y, index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        logs.append(course.end())
+    return logs
+
+
+def pruned_after() -> cpfast.Recipe:
+    after = cpfast.Window("after")
+    return cpfast.Recipe(EPOCHS, [Repeats(2), Repeats(1, after), PruneAction(window=after)])
+
+
+def test_it_equals_a_loop_written_by_hand():
+    course, loader = made(pruned_after())
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    logs = train(course, loader, net, optimizer)
+
+    own = model()
+    optimizer = torch.optim.SGD(own.parameters(), 0.1, momentum=0.9)
+    dataset = data()
+    detector = cpfast.CriticalPeriodDetector("fixed", EPOCHS, at=2)
+    pruner = cpfast.DataPruner(len(dataset), num_epochs=EPOCHS, policy="infobatch", anneal=0.8)
+    rotation = cpfast.LayerRotation(own)
+    lengths = []
+    for epoch in range(EPOCHS):
+        ended = detector.end_epoch is not None
+        plan = pruner.plan(epoch, repeats=1 if ended else 2, prune=ended,
+                           period_end=detector.end_epoch)  # fmt: skip
+        lengths.append(len(plan))
+        for index in plan.split(16):
+            x, y = dataset[index]
+            loss = pruner.loss(own(x), y, index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        rotation.update()
+        detector.step(rotation.mean(), epoch + 1)
+    assert lengths[:2] == [192, 192] and lengths[2] < 96
+    for mine, theirs in zip(net.parameters(), own.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert [log["cpfast/kept"] * (192 if e < 2 else 96) for e, log in enumerate(logs)] == lengths
+    assert logs[-1]["cpfast/period_end"] == 2 and "cpfast/period_end" not in logs[0]
+    expected = rotation.compute()
+    assert {k: logs[-1][f"cpfast/rotation/{k}"] for k in expected} == expected
+    assert logs[-1]["cpfast/rotation"] == pytest.approx(sum(expected.values()) / 3)
+
+
+def test_rates_and_decays_change_within_the_step_alone():
+    during = cpfast.Window("during")
+    recipe = cpfast.Recipe(EPOCHS, [LearningRate(0.5, during), WeightDecay(0.0, during)])
+    course, loader = made(recipe)
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, weight_decay=0.01)
+    seen = []
+    optimizer.register_step_pre_hook(
+        lambda o, a, k: seen.append((o.param_groups[0]["lr"], o.param_groups[0]["weight_decay"]))
+    )
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    course.attach(net, [optimizer])
+    inside = []
+    optimizer.register_step_pre_hook(
+        lambda o, a, k: inside.append((o.param_groups[0]["lr"], o.param_groups[0]["weight_decay"]))
+    )
+    for epoch in range(3):
+        course.begin(epoch)
+        for (x, y), index in loader:
+            course.pruner.loss(net(x), y, index).backward()
+            optimizer.step()
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.9**epoch)
+            assert optimizer.param_groups[0]["weight_decay"] == 0.01
+        course.end()
+        schedule.step()
+    assert inside[0] == (pytest.approx(0.05), 0.0)
+    assert inside[-1] == (pytest.approx(0.081), 0.01)
+    assert seen[0] == (0.1, 0.01)
+
+
+def test_layers_freeze_and_those_that_others_froze_stay_so():
+    recipe = cpfast.Recipe(EPOCHS, [Freeze(below=0.9, epochs=1, window=cpfast.Window("after"))])
+    course, loader = made(recipe, at=3)
+    net = model()
+    net[0].bias.requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), 0.05)
+    train(course, loader, net, optimizer)
+    assert course.settings.frozen > 0
+    assert not net[0].weight.requires_grad and net[4].weight.requires_grad
+    course.settings = course.settings._replace(frozen=0)
+    course._freeze()
+    assert net[0].weight.requires_grad and not net[0].bias.requires_grad
+
+
+@pytest.mark.parametrize("criterion", ["slope45", "path_efficiency", "gradient_norm_growth"])
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_resume_equals_the_undisturbed_training(criterion, stop, tmp_path):
+    whole_, loader = made(pruned_after(), criterion)
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    train(whole_, loader, net, optimizer)
+
+    first, loader = made(pruned_after(), criterion)
+    half = model()
+    optimizer = torch.optim.SGD(half.parameters(), 0.1, momentum=0.9)
+    train(first, loader, half, optimizer, range(stop))
+    state = {"course": first.state_dict(), "net": half.state_dict(), "opt": optimizer.state_dict()}
+    torch.save(state, tmp_path / "state.pt")
+
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    second, loader = made(pruned_after(), criterion)
+    again = model()
+    optimizer = torch.optim.SGD(again.parameters(), 0.1, momentum=0.9)
+    second.load_state_dict(state["course"])  # before the model, as trainers do
+    again.load_state_dict(state["net"])
+    optimizer.load_state_dict(state["opt"])
+    train(second, loader, again, optimizer, range(stop, EPOCHS))
+    for mine, theirs in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert repr(second.detector.state_dict()) == repr(whole_.detector.state_dict())  # with NaN
+    assert second.rotation.compute() == whole_.rotation.compute()
+
+
+def test_beginning_and_ending_twice_changes_nothing():
+    course, loader = made(pruned_after())
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    course.attach(net, [optimizer])
+    course.begin(0)
+    plan = list(loader.sampler)
+    course.begin(0)
+    course.attach(net, [optimizer])
+    assert list(loader.sampler) == plan
+    course.end()
+    history = copy.deepcopy(course.detector.history)
+    course.end()
+    assert course.detector.history == history
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    course.detach()
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_the_end_of_the_period_is_logged_once(caplog):
+    course, loader = made(pruned_after())
+    with caplog.at_level(logging.INFO, logger="cpfast"):
+        net = model()
+        train(course, loader, net, torch.optim.SGD(net.parameters(), 0.1))
+    assert [r.getMessage() for r in caplog.records] == [
+        f"the critical period has ended after epoch 2: {course.detector.reason}"
+    ]
+
+
+def test_what_does_not_go_together_is_refused():
+    detector = cpfast.CriticalPeriodDetector("slope45", EPOCHS)
+    mixed = cpfast.Recipe(EPOCHS, [Mixup(0.2)])
+    with pytest.raises(ValueError, match=r"recipe: changes mixup.*applied=\['mixup'\]"):
+        Course(detector, recipe=mixed)
+    assert Course(detector, recipe=mixed, applied=["mixup"]).begin(0).mixup == 0.2
+    with pytest.raises(ValueError, match="applied: expected some of augment"):
+        Course(detector, recipe=mixed, applied=["lr"])
+    with pytest.raises(ValueError, match="there is no detector"):
+        Course(recipe=pruned_after())
+    with pytest.raises(ValueError, match="of 7 epochs, and the detector is of 6"):
+        Course(detector, recipe=cpfast.Recipe(7, []))
+    with pytest.raises(ValueError, match="'accuracy50' needs accuracy of a probe"):
+        Course(cpfast.CriticalPeriodDetector("accuracy50", EPOCHS))
+    a, b = (cpfast.DataPruner(8, num_epochs=EPOCHS) for _ in range(2))
+    with pytest.raises(ValueError, match="sampler: its pruner is another one"):
+        Course(pruner=a, sampler=cpfast.PrunedSampler(b))
+    with pytest.raises(ValueError, match=r"state_dict\['pruner'\]: is of a training with a pruner"):
+        state = made()[0].state_dict()
+        Course(cpfast.CriticalPeriodDetector("fixed", EPOCHS, at=2)).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="call attach"):
+        course = Course(detector)
+        course.begin(0)
+        course.end()
