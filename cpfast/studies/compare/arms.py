@@ -24,7 +24,7 @@ k1+r         the same, with one repeat
 detector:c   detector, where the criterion c says that the period has ended; not forked from full,
              which does not watch it
 
-and for each budget b, in percent of full's samples
+and for each budget b, in percent of full's samples (all three by --budgets, each by its name)
 
 shortened@b  k repeats in fewer epochs
 k1@b         one repeat, the schedule stretched
@@ -164,9 +164,7 @@ def choose(names: Sequence[str], arms: dict[str, Arm], repeats: int) -> tuple[st
     """
     unknown = [name for name in names if name not in arms and name != "all"]
     if unknown:
-        made = known(0, range(1, 101)).get(unknown[0])
-        hint = "" if made is None else f"; --budgets {made.budget} makes it"
-        raise UserError(f"--arms: no arm {unknown[0]!r}{hint}; there are {', '.join(arms)}, or all")
+        raise UserError(f"--arms: no arm {unknown[0]!r}; there are {', '.join(arms)}, or all")
     useful = [a.name for a in arms.values() if repeats > 1 or not a.repeated]
     every = [name for name in useful if not arms[name].by_name]
     wanted = {"full", *(name for name in names if name != "all")}
@@ -180,6 +178,12 @@ def choose(names: Sequence[str], arms: dict[str, Arm], repeats: int) -> tuple[st
     while more := {n for w in wanted if (n := arms[w].needs) is not None} - wanted:
         wanted |= more
     return tuple(name for name in arms if name in wanted)
+
+
+def budgets_of(names: Iterable[str]) -> set[int]:
+    """Those that the names of arms tell, such as k1@50."""
+    texts = (name.partition("@")[2] for name in names)
+    return {int(text) for text in texts if text.isdecimal() and 1 <= int(text) <= 100}
 
 
 def order(names: Iterable[str], arms: dict[str, Arm], shift: int) -> list[str]:

@@ -33,7 +33,7 @@ class Comparison(Study):
     Attributes:
         arms: names, with those that others need (`arms.choose`).
         at: epoch after which `fixed` switches.
-        budgets: in percent of full's samples.
+        budgets: in percent of full's samples, of all arms that have one.
 
     Raises:
         UserError: there is no such arm, or full is not among them.
@@ -96,14 +96,15 @@ class Comparison(Study):
         for budget in budgets:
             if not 1 <= budget <= 100:
                 raise UserError(f"--budgets must be in 1 .. 100 (percent), got {budget}")
-        known = arms.known(at, budgets)
         # With k = 1 most of the default ones are full all over again.
         default = ",".join(arms.DEFAULT) if config.repeats > 1 else "all"
         wanted = named("--arms", default if options["arms"] is None else options["arms"])
         of_budgets = [
-            name for name, arm in known.items()
+            name for name, arm in arms.known(at, budgets).items()
             if arm.budget is not None and (config.repeats > 1 or not arm.repeated)
         ]  # fmt: skip
+        budgets = tuple(sorted({*budgets, *arms.budgets_of(wanted)}))
+        known = arms.known(at, budgets)
         chosen = arms.choose([*wanted, *of_budgets], known, config.repeats)
         return cls(config, seeds, chosen, at, budgets)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cpfast.studies.compare import equal_time
 from cpfast.studies.compare.arms import CONTROLS
 from cpfast.studies.compare.verdict import Summary, against_control, summarise, verdict
 from cpfast.studies.document import (
@@ -42,11 +43,14 @@ def document(study: Comparison, results: Results) -> Document:
 
 
 def _main_table(summaries: Mapping[str, Summary], control: str | None) -> Table:
+    """Against the best control, or the better one of the same time, where that was run."""
     present = list(summaries.values())
     both = all(s.mean("forward_samples") == s.mean("backward_samples") for s in present)
     counts = ("forward_samples",) if both else ("forward_samples", "backward_samples")
+    timed = any(s.to_equal is not None for s in present)
     header = (
-        "arm", "accuracy %", "to full", *([] if control is None else [f"to {control}"]),
+        "arm", "accuracy %", "to full",
+        *(["to k1@time"] if timed else [] if control is None else [f"to {control}"]),
         *(["samples"] if both else ["forward", "backward"]), "time s", "saved %",
     )  # fmt: skip
     digits = int(all(s.seconds is None or s.seconds.mean < 1000 for s in present))
@@ -55,7 +59,13 @@ def _main_table(summaries: Mapping[str, Summary], control: str | None) -> Table:
             s.arm,
             "diverged" if s.accuracy is None else s.accuracy.text() + " *" * bool(s.diverged),
             shown(s.to_full, 2, sign=True),
-            *([] if control is None else [shown(s.to_control, 2, sign=True)]),
+            *(
+                [shown(s.to_equal, 2, sign=True)]
+                if timed
+                else []
+                if control is None
+                else [shown(s.to_control, 2, sign=True)]
+            ),
             *(f"{s.mean(key):,.0f}" if s.entries else "" for key in counts),
             shown(s.seconds, digits),
             shown(s.saved, 1),
@@ -108,6 +118,13 @@ def _notes(
         notes.append(
             f"{control} is the control of the highest mean accuracy among {among}; they detect "
             "nothing. It is chosen after the fact, so a little too good."
+        )
+    if any(s.to_equal is not None for s in summaries.values()):
+        curve = ", ".join(arm for arm in summaries if equal_time.is_control(arm))
+        notes.append(
+            "To k1@time: against ordinary training of the seconds that the arm took, on "
+            f"straight lines in the logarithm of time between {curve}, seed by seed; blank where a "
+            "seed took less time, or more, than all of these."
         )
     notes.append("Accuracy is that of the last epoch.")
     notes += _time_notes(results, summaries)

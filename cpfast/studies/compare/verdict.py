@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cpfast.studies.compare import equal_time
 from cpfast.studies.compare.arms import CONTROLS, FAIR
 from cpfast.studies.statistics import Estimate, estimate, paired, percent
 from cpfast.studies.store import Entry, Results
@@ -29,6 +30,7 @@ class Summary:
         to_full, saved: accuracy and time saved in % against full; None for full itself, and
             where no seed has both.
         to_control: accuracy against the best control; None for that control.
+        to_equal: accuracy against k1 of the same time, see `equal_time`; None for k1.
     """
 
     arm: str
@@ -39,6 +41,7 @@ class Summary:
     to_full: Estimate | None = None
     saved: Estimate | None = None
     to_control: Estimate | None = None
+    to_equal: Estimate | None = None
 
     def mean(self, key: str) -> float | None:
         """Of the runs that have it; None where none has."""
@@ -64,7 +67,7 @@ def summarise(results: Results) -> tuple[dict[str, Summary], str | None]:
         if (a := accuracy.get(c)) is not None and ended[c].keys() == ended["full"].keys()
     }
     control = max(controls, key=lambda c: controls[c]) if controls else None
-    summaries = {}
+    summaries, curves = {}, equal_time.curves(ended)
     for arm, entries in ended.items():
         diverged = {
             e["seed"]: e["diverged"] for e in runs if e["arm"] == arm and e["diverged"] is not None
@@ -82,6 +85,7 @@ def summarise(results: Results) -> tuple[dict[str, Summary], str | None]:
             paired(entries, full, lambda e, of: percent(e) - percent(of)),
             paired(entries, full, lambda e, of: 100 * (1 - e["seconds"] / of["seconds"])),
             paired(entries, best, lambda e, of: percent(e) - percent(of)),
+            None if equal_time.is_control(arm) else equal_time.against(entries, curves),
         )
     return summaries, control
 
