@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -260,14 +261,14 @@ def is_sharded(weight: Tensor) -> bool:
     return hasattr(weight, "to_local") and hasattr(weight, "device_mesh")
 
 
-def shared_by(name: str, weight: Tensor) -> tuple[dist.ProcessGroup, ...]:
-    """The groups of processes over which a weight is spread; of a plain tensor none.
+def spread_of(name: str, weight: Tensor) -> Spread | None:
+    """How a weight is spread over processes; None of a plain tensor.
 
     Raises:
         RuntimeError: this process holds an addend of it, not a part.
     """
     if not is_sharded(weight):
-        return ()
+        return None
     mesh, placements = weight.device_mesh, weight.placements  # type: ignore[attr-defined]
     for placement in placements:
         if placement.is_partial():
@@ -275,8 +276,38 @@ def shared_by(name: str, weight: Tensor) -> tuple[dist.ProcessGroup, ...]:
                 f"model: {name}: a DTensor of placement {placement} has no parts to measure; "
                 "redistribute it, or measure full_tensor()"
             )
-    dims = [dim for dim, placement in enumerate(placements) if placement.is_shard()]
-    return tuple(mesh.get_group(dim) for dim in dims)
+    return Spread(mesh, tuple(placements), weight.shape, weight.stride())
+
+
+class Spread(NamedTuple):
+    """How a DTensor lies on its processes: of it each holds a part, or a copy."""
+
+    mesh: Any
+    placements: tuple[Any, ...]
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    def groups(self) -> tuple[dist.ProcessGroup, ...]:
+        """Those over which it is sharded."""
+        # of strided shards (FSDP over tensor parallelism) is_shard() is False
+        dims = [d for d, placement in enumerate(self.placements) if not placement.is_replicate()]
+        return tuple(self.mesh.get_group(dim) for dim in dims)
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The DTensor of which this process holds ``part``."""
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(
+            part, self.mesh, self.placements, run_check=False, shape=self.shape, stride=self.stride
+        )
+
+    def part(self, whole: Tensor) -> Tensor:
+        """What this process holds of a plain tensor that all have: nothing is sent."""
+        from torch.distributed.tensor import distribute_tensor
+
+        # laid out along the mesh first, and strided shards from there
+        spread = distribute_tensor(whole, self.mesh, self.placements, src_data_rank=None)
+        return spread.to_local()
 
 
 def local(weight: Tensor) -> Tensor:

@@ -113,21 +113,22 @@ class LayerRotation:
             RuntimeError: a layer is gone, or is on the meta device.
         """
         weights: list[Tensor] = []
-        groups: list[tuple[dist.ProcessGroup, ...]] = []
+        spreads: list[layers.Spread | None] = []
         self._live = []
         for number, layer in enumerate(self._layers):
             module = layers.find(self._model, layer)
             weight, has_gradient = layers.weight_of(module, layer.attribute)
             layers.check_materialised(layer.name, weight)
-            groups.append(layers.shared_by(layer.name, weight))
-            if groups[-1]:
+            spreads.append(layers.spread_of(layer.name, weight))
+            if spreads[-1] is not None:
                 weight = layers.local(weight)
             elif weight is not module._parameters.get(layer.attribute):
                 weight = self._kept(number, weight)
             weights.append(weight)
             if has_gradient:
                 self._live.append(number)
-        self._groups = groups
+        self._spreads = spreads
+        self._groups = [() if spread is None else spread.groups() for spread in spreads]
         return weights
 
     def _of_shards(self) -> Tensor:
@@ -290,10 +291,16 @@ class LayerRotation:
         """Cosine distance per layer at the last :meth:`update`. Synchronises."""
         return dict(zip(self.names, self._measured().tolist(), strict=True))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, full: bool = False) -> dict[str, Any]:
         """The names, the snapshot, the last measurement (NaN before the first), and the history,
         in the order in which it was recorded, of as many rows as are kept: of the same shapes at
-        every moment."""
+        every moment.
+
+        Args:
+            full: of sharded weights, the whole snapshot, for a file that one process writes: a
+                collective, and memory for all of it. Otherwise DTensors, as those weights are, for
+                ``torch.distributed.checkpoint``.
+        """
         latest = torch.full_like(self._sq_norms, torch.nan, dtype=torch.float32)
         history = torch.zeros_like(self._ring)
         recorded = 0
@@ -301,9 +308,15 @@ class LayerRotation:
             rows = self.history()
             recorded = len(rows)
             history[:recorded] = rows
+        refs = [
+            ref.clone() if spread is None else spread.whole(ref.clone())
+            for ref, spread in zip(self._refs, self._spreads, strict=True)
+        ]
+        if full:
+            refs = [ref.full_tensor() if layers.is_sharded(ref) else ref for ref in refs]  # type: ignore[attr-defined]
         return {
             "names": list(self.names),
-            "refs": [r.clone() for r in self._refs],
+            "refs": refs,
             "latest": latest if self._latest is None else self._latest.clone(),
             "history": history,
             "recorded": recorded,
@@ -313,6 +326,9 @@ class LayerRotation:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`. A state without a history empties that of this object.
+
+        The snapshot may be that of a model that was sharded otherwise, or not at all; where it is
+        of DTensors that are, this is a collective.
 
         Raises:
             ValueError: where something is missing or of another type; where the snapshot is of
@@ -330,10 +346,13 @@ class LayerRotation:
             raise ValueError(
                 f"state_dict['refs']: expected {len(self._refs)} tensors, got {len(state['refs'])}"
             )
-        for name, saved, ref in zip(self.names, state["refs"], self._refs, strict=True):
-            if saved.shape != ref.shape:
+        for name, saved, ref, spread in zip(
+            self.names, state["refs"], self._refs, self._spreads, strict=True
+        ):
+            shape = ref.shape if spread is None else spread.shape
+            if saved.shape != shape:
                 raise ValueError(
-                    f"state_dict['refs']: {name}: expected shape {tuple(ref.shape)}, "
+                    f"state_dict['refs']: {name}: expected shape {tuple(shape)}, "
                     f"got {tuple(saved.shape)}"
                 )
             if torch.promote_types(saved.dtype, ref.dtype) != ref.dtype:
@@ -360,8 +379,8 @@ class LayerRotation:
                 )
             history = history[:recorded]
         # In place: the plan, and CUDA graphs that captured it, stay valid.
-        for saved, ref in zip(state["refs"], self._refs, strict=True):
-            ref.copy_(saved)
+        for saved, ref, spread in zip(state["refs"], self._refs, self._spreads, strict=True):
+            ref.copy_(_part(saved, spread))
         self._measure_refs()
         self._latest = None
         if latest is not None and not latest.isnan().all():
@@ -377,6 +396,17 @@ _STATE = Open(
     {"names": Several(str), "refs": Several(Tensor), "latest": Maybe(Tensor)},
     {"history": Maybe(Tensor), "recorded": int},
 )
+
+
+def _part(saved: Tensor, spread: layers.Spread | None) -> Tensor:
+    """What this process keeps of a saved snapshot."""
+    if layers.is_sharded(saved):
+        if spread is not None and (saved.device_mesh, tuple(saved.placements)) == spread[:2]:  # type: ignore[attr-defined]
+            return layers.local(saved)
+        saved = saved.full_tensor()  # type: ignore[attr-defined]
+    return saved if spread is None else spread.part(saved)
+
+
 _ALIGNMENT = 128  # bytes: what a GPU reads at once
 
 

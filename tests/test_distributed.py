@@ -8,18 +8,23 @@ import pytest
 SUPPORT = pathlib.Path(__file__).parent / "support"
 
 
-def run(script, folder):
-    """What each of two ranks wrote."""
+def launch(script, folder, *arguments, processes=2):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     out = subprocess.run(
-        [*torchrun, "--nproc-per-node=2", str(SUPPORT / script), str(folder)],
+        [*torchrun, f"--nproc-per-node={processes}", str(SUPPORT / script), str(folder),
+         *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=180,
         check=False,
-    )
+    )  # fmt: skip
     assert out.returncode == 0, out.stderr
+
+
+def run(script, folder):
+    """What each of two ranks wrote."""
+    launch(script, folder)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -73,3 +78,22 @@ def test_sharded_layers_are_measured_as_the_whole_ones(tmp_path):
         assert measured == pytest.approx(expected, rel=1e-6)
         assert mean == pytest.approx(sum(expected) / 3, rel=1e-6)
     assert "not for sharded parameters" in first["refused"]
+
+
+def test_states_are_taken_up_by_other_numbers_of_processes_and_other_shards(tmp_path):
+    # rows and columns that no number of processes divides; strided shards, in "2d"
+    script = "sharded_states.py"
+    launch(script, tmp_path, "save", "fsdp", processes=2)
+    launch(script, tmp_path, "load", "fsdp", "hsdp", "2d", processes=4)
+    launch(script, tmp_path, "load", "tp", "fsdp", processes=2)
+    launch(script, tmp_path, "load", "plain", processes=1)
+    saved = json.loads((tmp_path / "save-fsdp-2-rank0.json").read_text())
+    loaded = sorted(tmp_path.glob("load-*.json"))
+    assert len(loaded) == 3 * 4 + 2 * 2 + 1
+    for path in loaded:
+        log = json.loads(path.read_text())
+        for key in ("measured", "from one file"):
+            assert log[key] == pytest.approx(saved["measured"], rel=1e-6), path
+        for key in ("detector", "plan", "next", "planned"):
+            assert log[key] == saved[key], path
+    assert saved["detector"]["end_epoch"] is not None and len(saved["next"]) < 40

@@ -372,7 +372,15 @@ class Course:
             "rotations": [list(layer) for layer in self._rotations],
             "lrs": list(self._lrs),
             "diffusion": list(self._diffusion),
-            **{name: None if part is None else part.state_dict() for name, part in parts.items()},
+            **{
+                name: None
+                if part is None
+                # of sharded weights the whole, for trainers have one process write it
+                else part.state_dict(full=True)
+                if isinstance(part, LayerRotation)
+                else part.state_dict()
+                for name, part in parts.items()
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
