@@ -25,6 +25,7 @@ _NAMES = (
     "val_check_interval",
     "fit_loop._combined_loader",
     "fit_loop._data_fetcher",
+    "fit_loop._data_source.instance",
     "fit_loop._restarting",
     "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop.batch_progress.current.processed",
@@ -81,6 +82,12 @@ def pruned_sampler(trainer: Any) -> PrunedSampler | None:
             f"train_dataloader: {len(found)} PrunedSamplers, and a training plans by one"
         )
     return next(iter(found.values()), None)
+
+
+def given_sampler(trainer: Any) -> PrunedSampler | None:
+    """That of the loader that was given to fit(); of one that the module makes it is not known
+    yet."""
+    return sampler_of(trainer.fit_loop._data_source.instance)
 
 
 def share_out(trainer: Any, sampler: PrunedSampler) -> None:

@@ -90,7 +90,7 @@ class CriticalPeriodCallback(pl.Callback):
     ) -> None:
         super().__init__()
         self.course = Course(detector, pruner=pruner, recipe=recipe, applied=applied)
-        self.log, self.energy = log, energy
+        self._logs, self.energy = log, energy  # Lightning sets log of its callbacks
         self._state: dict[str, Any] | None = None  # that was loaded, before the sampler is there
         self._loader_states: list[Any] = []
         self._is_evaluating = False
@@ -115,6 +115,10 @@ class CriticalPeriodCallback(pl.Callback):
             return
         loops.check_trainer(trainer, pl.__version__)
         trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]
+        # so that what asks for the first epoch's length gets it by the recipe
+        sampler = loops.given_sampler(trainer)
+        if sampler is not None:
+            self.course.use(sampler)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """After the state of everything else is restored, and before the first epoch's hooks."""
@@ -182,7 +186,7 @@ class CriticalPeriodCallback(pl.Callback):
     def _find(self, trainer: Any) -> None:
         sampler = loops.pruned_sampler(trainer)
         if sampler is None:
-            if self._plans():
+            if self._plans() or loops.given_sampler(trainer) is not None:
                 raise RuntimeError(
                     "train_dataloader: its samples do not come from a PrunedSampler, so that "
                     "nothing would be pruned or repeated; give it as sampler=. Lightning replaces "
@@ -280,7 +284,7 @@ class CriticalPeriodCallback(pl.Callback):
             kwh = trainer.strategy.broadcast(self._read_energy())
             if kwh is not None:
                 metrics["cpfast/energy_kwh"] = kwh
-        if not self.log:
+        if not self._logs:
             return
         if late:
             step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1

@@ -1,4 +1,4 @@
-"""A small training by Lightning's Trainer that remembers what it saw, and the same written by hand."""
+"""A small training by Lightning's Trainer that remembers what it saw; the same written by hand."""
 
 from __future__ import annotations
 
@@ -108,15 +108,16 @@ def made(
     workers=0,
     schedule=None,
     epochs=EPOCHS,
+    size=N,
     **options,
 ) -> Parts:
     """A pruner, a sampler without anything else, and a callback that is given the rest."""
     chosen = {"at": 2} if criterion == "fixed" else {}
     detector = cpfast.CriticalPeriodDetector(criterion, epochs, **chosen)
-    pruner = cpfast.DataPruner(N, num_epochs=epochs, policy=policy, anneal=0.8)
+    pruner = cpfast.DataPruner(size, num_epochs=epochs, policy=policy, anneal=0.8)
     sampler = cpfast.PrunedSampler(pruner)
     batches = loader(
-        cpfast.IndexedDataset(data()), BATCH, sampler=sampler, num_workers=workers, **options
+        cpfast.IndexedDataset(data(size)), BATCH, sampler=sampler, num_workers=workers, **options
     )
     return Parts(CriticalPeriodCallback(detector, recipe=recipe), batches, Toy(pruner, schedule))
 
@@ -156,12 +157,14 @@ class ByHand(NamedTuple):
     pruner: cpfast.DataPruner
 
 
-def by_hand(recipe=None, policy="infobatch", accumulate=1, epochs=EPOCHS) -> ByHand:
-    """Without samplers, loaders, courses."""
-    net, dataset = network(), data()
+def by_hand(
+    recipe=None, policy="infobatch", accumulate=1, epochs=EPOCHS, size=N, ranks=1
+) -> ByHand:
+    """Without samplers, loaders, courses; in one process, however many ranks share its batches."""
+    net, dataset = network(), data(size)
     optimizer = optimizer_of(net)
     detector = cpfast.CriticalPeriodDetector("fixed", epochs, at=2)
-    pruner = cpfast.DataPruner(N, num_epochs=epochs, policy=policy, anneal=0.8)
+    pruner = cpfast.DataPruner(size, num_epochs=epochs, policy=policy, anneal=0.8, strict=None)
     rotation = cpfast.LayerRotation(net)
     trained = {}
     for epoch in range(epochs):
@@ -169,16 +172,22 @@ def by_hand(recipe=None, policy="infobatch", accumulate=1, epochs=EPOCHS) -> ByH
         if recipe is not None:
             ended = detector.end_epoch is not None
             asked = {"repeats": 1 if ended else 2, "prune": ended, "period_end": detector.end_epoch}
-        batches = pruner.plan(epoch, **asked).split(BATCH)
-        trained[epoch] = [batch.tolist() for batch in batches]
-        for number, index in enumerate(batches, 1):
-            x, y = dataset[index]
-            (pruner.loss(net(x), y, index) / accumulate).backward()
-            if number % accumulate == 0 or number == len(batches):
+        plan = pruner.plan(epoch, **asked)
+        plan = plan[: len(plan) // ranks * ranks]  # equal shares
+        shares = [plan[rank::ranks].split(BATCH) for rank in range(ranks)]
+        trained[epoch] = [[batch.tolist() for batch in share] for share in shares]
+        steps = list(zip(*shares, strict=True))
+        for number, batches in enumerate(steps, 1):
+            for index in batches:  # whose gradients are averaged
+                x, y = dataset[index]
+                (pruner.loss(net(x), y, index) / accumulate / ranks).backward()
+            if number % accumulate == 0 or number == len(steps):
                 optimizer.step()
                 optimizer.zero_grad()
         rotation.update()
         detector.step(rotation.mean(), epoch + 1)
+    if ranks == 1:
+        trained = {epoch: share for epoch, (share,) in trained.items()}
     return ByHand(net, trained, rotation.compute(), pruner)
 
 
