@@ -34,7 +34,6 @@ _NAMES = (
     "fit_loop.epoch_loop.restarting",
     "fit_loop.epoch_loop.val_loop.reset_restart_stage",
     "fit_loop.epoch_progress.current.processed",
-    "fit_loop.is_resuming",
     "fit_loop.max_batches",
     "fit_loop.reset_restart_stage",
     "fit_loop.restarted_mid_epoch",
@@ -154,7 +153,8 @@ def _fit_validation(trainer: Any, batches: float) -> None:
 def iterate_anew(trainer: Any, sampler: PrunedSampler) -> None:
     """Where Lightning goes on with an iterator that it made before the epoch was chosen."""
     fit_loop = trainer.fit_loop
-    if trainer.current_epoch == 0 or fit_loop.is_resuming or fit_loop.epoch_loop.restarting:
+    resumes = getattr(fit_loop, "is_resuming", False)  # not before 2.5.6, which then iterates anew
+    if trainer.current_epoch == 0 or resumes or fit_loop.epoch_loop.restarting:
         _move_to(sampler, 0)  # workers may have asked for all of it
         iter(fit_loop._data_fetcher)
 

@@ -113,7 +113,6 @@ class CriticalPeriodCallback(pl.Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage != "fit":
             return
-        loops.check_trainer(trainer, pl.__version__)
         trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]
         # so that what asks for the first epoch's length gets it by the recipe
         sampler = loops.given_sampler(trainer)
@@ -122,8 +121,8 @@ class CriticalPeriodCallback(pl.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """After the state of everything else is restored, and before the first epoch's hooks."""
-        if trainer.fit_loop.is_resuming:
-            loops.resume_cleanly(trainer)
+        loops.check_trainer(trainer, pl.__version__)
+        loops.resume_cleanly(trainer)
         course, epoch = self.course, trainer.fit_loop.epoch_progress.current.processed
         self._find(trainer)
         self._check(trainer)

@@ -605,10 +605,9 @@ def test_a_callback_is_of_one_training(tmp_path):
 
 def test_another_version_that_lacks_a_name_is_named(monkeypatch):
     parts = made(policy="random")
-    trainer = toys.trainer(parts.callback)
-    del trainer.fit_loop.max_batches
-    with pytest.raises(RuntimeError, match=r"lightning 2\..*: trainer.fit_loop.max_batches is not"):
-        parts.callback.setup(trainer, parts.module, "fit")
+    monkeypatch.delattr(pl.Trainer, "distributed_sampler_kwargs")
+    with pytest.raises(RuntimeError, match=r"lightning 2\..*: trainer.distributed_sampler_kwargs is"):
+        fit(parts)
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):
