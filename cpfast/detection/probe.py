@@ -159,7 +159,8 @@ class ModelProbe:
 
     @torch.no_grad()
     def accuracy(self) -> Tensor:
-        """
+        """Over the samples of all processes: a collective under torch.distributed.
+
         Raises:
             RuntimeError: without the need of ``accuracy``.
         """

@@ -4,6 +4,7 @@ that a step that was captured in a CUDA graph adds to them too."""
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -124,5 +125,8 @@ class Hits:
         self._counts[1] += target.numel()
 
     def share(self) -> Tensor:
-        hits, count = self._counts.double().unbind()
+        counts = self._counts.double()
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(counts)  # or each process would judge by its own samples
+        hits, count = counts.unbind()
         return hits / count
