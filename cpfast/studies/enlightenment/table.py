@@ -40,18 +40,19 @@ if TYPE_CHECKING:
 def document(study: Enlightenment, results: Results) -> Document:
     runs = sorted(study.runs(), key=lambda run: (ARMS.index(run.arm), *run[1:]))
     controls = [run for run in runs if run.arm not in FIRST]
+    held = [run.arm for run in controls] + [RANDOM] * (REMOVAL in study.strategies)
     accuracy = Table(
-        ("arm", "in epochs", "accuracy %", *(f"to {run.arm}" for run in controls), "to random"),
-        [_row(results, run, controls) for run in runs],
+        ("arm", "in epochs", "accuracy %", *(f"to {arm}" for arm in held)),
+        [_row(results, run, held) for run in runs],
     )
     tables = [accuracy, _milestones(results, controls), _traces(results, controls)]
     title = f"{title_of(study.config)}: other training data in some of {study.config.epochs} epochs"
     return Document(title, [table for table in tables if table.rows], _notes(study, results))
 
 
-def _row(results: Results, run: Run, controls: list[Run]) -> tuple[str, ...]:
-    others = [*controls, run._replace(arm=RANDOM)]
-    # random is a control of removal alone
+def _row(results: Results, run: Run, held: list[str]) -> tuple[str, ...]:
+    """With its difference to each control; random is one of removal alone."""
+    others = [run._replace(arm=arm) if arm == RANDOM else Run(arm) for arm in held]
     fits = [run != other and (other.arm != RANDOM or run.arm == REMOVAL) for other in others]
     return (
         run.arm, f"{run.begin}-{run.end}" if run.arm in FIRST else "all",
