@@ -9,6 +9,10 @@ ORDINARY, MIXUP = "ordinary", "mixup"
 # In a period, and what each is in all other epochs.
 PAUSE, BOOST, REMOVAL, RANDOM = "pause", "boost", "removal", "random"
 OTHERWISE = {PAUSE: MIXUP, BOOST: MIXUP, REMOVAL: ORDINARY, RANDOM: ORDINARY}
+HELD_AGAINST = {
+    ORDINARY: (), MIXUP: (ORDINARY,), PAUSE: (MIXUP, ORDINARY), BOOST: (MIXUP, ORDINARY),
+    REMOVAL: (ORDINARY, RANDOM), RANDOM: (ORDINARY,),
+}  # fmt: skip
 ARMS = (ORDINARY, MIXUP, *OTHERWISE)
 STRATEGIES = (PAUSE, BOOST, REMOVAL)  # the paper's; random is the control of removal
 

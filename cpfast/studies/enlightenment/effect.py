@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cpfast.studies.enlightenment.arms import ORDINARY, OTHERWISE, Run, early
+from cpfast.studies.enlightenment.arms import HELD_AGAINST, ORDINARY, RANDOM, Run, early
 from cpfast.studies.enlightenment.order import milestones
 from cpfast.studies.statistics import Estimate, difference, estimate
 from cpfast.studies.store import Results, accuracies
@@ -23,9 +23,10 @@ def against(results: Results, run: Run, other: Run) -> Estimate | None:
     return estimate(difference(accuracy(results, run), accuracy(results, other)).values())
 
 
-def control(run: Run) -> Run:
-    """What it is like outside of its epochs."""
-    return Run(OTHERWISE[run.arm])
+def controls(run: Run) -> list[Run]:
+    """What it is held against; random leaves out as many in the same epochs."""
+    arms = HELD_AGAINST[run.arm]
+    return [run._replace(arm=arm) if arm == RANDOM else Run(arm) for arm in arms]
 
 
 # --- the order ------------------------------------------------------------------------------

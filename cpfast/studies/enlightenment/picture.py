@@ -9,6 +9,7 @@ from cpfast.studies.enlightenment import effect
 from cpfast.studies.enlightenment.arms import (
     BOOST,
     FIRST,
+    HELD_AGAINST,
     MIXUP,
     ORDINARY,
     PAUSE,
@@ -117,8 +118,8 @@ def _draw_lengths(
         series(axes, dodged(lengths, number, len(kinds)), means, results, colour=colour,
                marker=marker, linestyle="-" if kind == "early" else "--",
                label=f"{label}, {kind}")  # fmt: skip
-    controls = {effect.control(early(arm, 1)): None for arm in arms} | {Run(ORDINARY): None}
-    for control in controls:
+    held = {arm for one in arms for arm in HELD_AGAINST[one]} - {RANDOM}
+    for control in map(Run, sorted(held)):
         end = estimate(effect.accuracy(results, control).values())
         if end is not None:
             axes.axhline(end.mean, color=BLACK if control.arm == ORDINARY else GREY, linestyle=":",

@@ -21,7 +21,6 @@ from cpfast.studies.enlightenment.arms import (
     FIRST,
     MIXUP,
     ORDINARY,
-    OTHERWISE,
     PAUSE,
     RANDOM,
     REMOVAL,
@@ -51,14 +50,12 @@ def document(study: Enlightenment, results: Results) -> Document:
 
 
 def _row(results: Results, run: Run, held: list[str]) -> tuple[str, ...]:
-    """With its difference to each control; random is one of removal alone."""
-    others = [run._replace(arm=arm) if arm == RANDOM else Run(arm) for arm in held]
-    fits = [run != other and (other.arm != RANDOM or run.arm == REMOVAL) for other in others]
+    """With its difference to each control."""
+    differences = {other.arm: effect.against(results, run, other) for other in effect.controls(run)}
     return (
         run.arm, f"{run.begin}-{run.end}" if run.arm in FIRST else "all",
         shown(estimate(effect.accuracy(results, run).values()), 2),
-        *(shown(effect.against(results, run, other), 2, sign=True) if fit else ""
-          for other, fit in zip(others, fits, strict=True)),
+        *(shown(differences.get(arm), 2, sign=True) for arm in held),
     )  # fmt: skip
 
 
@@ -144,20 +141,17 @@ def _notes(study: Enlightenment, results: Results) -> list[str]:
 
 
 def _of_period(study: Enlightenment, results: Results, run: Run) -> list[str]:
-    what = f"{WHAT[run.arm]} until epoch {run.end}, against"
-    others = [(OTHER[OTHERWISE[run.arm]], effect.control(run))]
-    if run.arm == REMOVAL:
-        others.append(("as many removed at random", run._replace(arm=RANDOM)))
-    else:
-        others.append(("no mixup", Run(ORDINARY)))
+    what, notes = f"{WHAT[run.arm]} until epoch {run.end}, against", []
+    for control in effect.controls(run):
+        notes += finding(f"{what} {OTHER[control.arm]}", effect.against(results, run, control))
+        if control.arm == RANDOM:
+            notes += finding(f"As many at random until epoch {run.end}, against {OTHER[ORDINARY]}",
+                             effect.against(results, control, Run(ORDINARY)))  # fmt: skip
     if run.end in study.late_of(run.arm):
         later = late(run.arm, run.end, study.config.epochs)
-        others.append((f"the same in epochs {later.begin} to {later.end}", later))
-    return [
-        note
-        for name, other in others
-        for note in finding(f"{what} {name}", effect.against(results, run, other))
-    ]
+        notes += finding(f"{what} the same in epochs {later.begin} to {later.end}",
+                         effect.against(results, run, later))  # fmt: skip
+    return notes
 
 
 def _of_order(study: Enlightenment, results: Results) -> list[str]:
@@ -170,6 +164,13 @@ def _of_order(study: Enlightenment, results: Results) -> list[str]:
         "the network: images of a class are alike, and so are their first outputs."
     ]
     half = effect.when(results, ORDINARY, "half_way")
+    reached = estimate(half.values())
+    if reached is not None:
+        notes.append(
+            "The paper's period is the time until accuracy is about 50 %; half way from chance, "
+            f"which is near it, is reached after {reached.text()} epochs. The shorter of the "
+            "periods above is the shortest that contains it with every seed."
+        )
     for milestone, what in (
         ("steepest", "The steepest rise of the order"), ("ordered", "That outputs are ordered")
     ):  # fmt: skip
@@ -191,4 +192,6 @@ WHAT = {
     BOOST: "Mixup of the larger alpha",
     REMOVAL: "Samples of high loss removed",
 }
-OTHER = {MIXUP: "mixup throughout", ORDINARY: "ordinary training"}
+OTHER = {
+    MIXUP: "mixup throughout", ORDINARY: "ordinary training", RANDOM: "as many removed at random"
+}  # fmt: skip
