@@ -410,6 +410,7 @@ def test_each_is_held_against_its_controls():
         "That outputs are ordered comes after accuracy is half way from chance by: +0.80 ± 0.00 "
         "epochs (seen).",
         "With mixup accuracy is half way from chance later by: +0.50 ± 0.00 epochs (seen).",
+        "is reached after 1.60 ± 0.25 epochs",
         "leaves out the 6 samples of the highest loss",
     ):
         assert line in text
@@ -421,6 +422,18 @@ def test_without_a_trace_the_period_is_the_longest():
     results = results_of({("ordinary", 0, 0): [0.8] * 3})
     assert effect.period(make_plan(), results, "removal") == Run("removal", 1, 5)
     assert "epochs (seen)" not in told(results)
+
+
+@pytest.mark.needs("scipy")
+def test_a_seed_that_does_not_get_there_is_counted():
+    never = {**linear(0.5), "accuracy": [0.0, 0.1, 0.2, 0.3]}
+    traces = {"ordinary": [linear(0.5, 0.5), linear(0.5, 0.5), never]}
+    results = results_of({("ordinary", 0, 0): [0.8] * 3}, traces)
+    assert effect.period(make_plan(), results, "pause") == Run("pause", 0, 5)
+    text = told(results)
+    assert "1.50 ± 0.00 (2 of 3 seeds)" in text
+    assert "Accuracy does not get half way from chance with every seed" in text
+    assert "after nan" not in text and "is reached after" not in text
 
 
 @pytest.mark.needs("matplotlib")

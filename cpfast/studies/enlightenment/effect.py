@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cpfast.studies.enlightenment.arms import HELD_AGAINST, ORDINARY, RANDOM, Run, early
 from cpfast.studies.enlightenment.order import milestones
@@ -32,27 +32,40 @@ def controls(run: Run) -> list[Run]:
 # --- the order ------------------------------------------------------------------------------
 
 
+def traced(results: Results, arm: str) -> dict[int, Any]:
+    """The traces."""
+    runs = results["runs"]
+    return {e["seed"]: e["trace"] for e in runs if e["arm"] == arm and e["trace"] is not None}
+
+
 def when(results: Results, arm: str, milestone: str) -> dict[int, float]:
     """The epoch of one of `Milestones`, where it is reached."""
     found = {
-        e["seed"]: getattr(milestones(e["trace"]), milestone)
-        for e in results["runs"] if e["arm"] == arm and e["trace"] is not None
+        seed: getattr(milestones(trace), milestone)
+        for seed, trace in traced(results, arm).items()
     }  # fmt: skip
     return {seed: epoch for seed, epoch in found.items() if epoch is not None}
 
 
 def along(results: Results, arm: str, column: str) -> list[Estimate]:
     """A column of the traces, over seeds."""
-    columns = [
-        e["trace"][column] for e in results["runs"] if e["arm"] == arm and e["trace"] is not None
-    ]
+    columns = [trace[column] for trace in traced(results, arm).values()]
     found = [estimate(values) for values in zip(*columns, strict=False)]
     return [value for value in found if value is not None]
 
 
+def half_way(results: Results) -> dict[int, float] | None:
+    """The epoch at which accuracy is half way from chance; None unless it gets there with every
+    seed."""
+    found = when(results, ORDINARY, "half_way")
+    return found if found and len(found) == len(traced(results, ORDINARY)) else None
+
+
 def period(study: Enlightenment, results: Results, arm: str) -> Run:
-    """The shortest early period in which accuracy got half way from chance, with every seed; the
+    """The shortest early period in which accuracy got half way from chance with every seed; the
     longest, if it did not."""
-    reached = when(results, ORDINARY, "half_way").values()
+    reached = half_way(results)
     runs = [early(arm, length) for length in study.lengths_of(arm)]
-    return next((run for run in runs if all(r <= run.end for r in reached) and reached), runs[-1])
+    if reached is None:
+        return runs[-1]
+    return next((run for run in runs if run.end >= max(reached.values())), runs[-1])

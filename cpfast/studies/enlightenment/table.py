@@ -65,11 +65,10 @@ def _milestones(results: Results, controls: list[Run]) -> Table:
     for run in controls:
         orders = effect.along(results, run.arm, "order")
         if orders:
-            epochs = [effect.when(results, run.arm, name).values() for name in names]
             rows.append(
                 (
                     run.arm, shown(orders[0], 3), shown(orders[-1], 3),
-                    *(shown(estimate(values), 2) for values in epochs),
+                    *(_when(results, run.arm, name) for name in names),
                 )
             )  # fmt: skip
     header = (
@@ -77,6 +76,13 @@ def _milestones(results: Results, controls: list[Run]) -> Table:
         "rises most at", "50 % at", "half way at",
     )  # fmt: skip
     return Table(header, rows)
+
+
+def _when(results: Results, arm: str, milestone: str) -> str:
+    """Over which seeds, where some do not get there."""
+    found, count = effect.when(results, arm, milestone), len(effect.traced(results, arm))
+    some = f" ({len(found)} of {count} seeds)" if 0 < len(found) < count else ""
+    return f"{shown(estimate(found.values()), 2)}{some}"
 
 
 def _traces(results: Results, controls: list[Run]) -> Table:
@@ -164,12 +170,18 @@ def _of_order(study: Enlightenment, results: Results) -> list[str]:
         "the network: images of a class are alike, and so are their first outputs."
     ]
     half = effect.when(results, ORDINARY, "half_way")
-    reached = estimate(half.values())
+    reached = effect.half_way(results)
     if reached is not None:
+        epoch = estimate(reached.values())
         notes.append(
             "The paper's period is the time until accuracy is about 50 %; half way from chance, "
-            f"which is near it, is reached after {reached.text()} epochs. The shorter of the "
+            f"which is near it, is reached after {shown(epoch, 2)} epochs. The shorter of the "
             "periods above is the shortest that contains it with every seed."
+        )
+    elif effect.traced(results, ORDINARY):
+        notes.append(
+            "Accuracy does not get half way from chance with every seed: none of the periods above "
+            "is the paper's, which is the time until it is about 50 %."
         )
     for milestone, what in (
         ("steepest", "The steepest rise of the order"), ("ordered", "That outputs are ordered")
