@@ -11,8 +11,8 @@ from cpfast.studies import read_results
 
 SUPPORT = pathlib.Path(__file__).parent.parent / "support"
 # without normalisation by batches, of which each process sees a part
-TEXT = ("--data", "python-docs", "--model", "transformer", "--limit", "32", "--epochs", "3",
-        "--batch-size", "8", "--threads", "1", "--no-energy", "--no-plot")  # fmt: skip
+VIT = ("--data", "digits", "--model", "vit-tiny", "--limit", "64", "--epochs", "3", "--batch-size",
+       "16", "--eval-every", "3", "--threads", "1", "--no-energy", "--no-plot")  # fmt: skip
 DIGITS = ("--data", "digits", "--epochs", "6", "--threads", "1", "--no-energy", "--no-plot")
 PRUNED = ("--method", "detector+prune", "--criterion", "fixed", "--at", "1")
 
@@ -39,35 +39,35 @@ def without_times(line):
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
+def both(tmp_path_factory):
     """The same run in one process and in two."""
-    folder = tmp_path_factory.mktemp("text")
+    folder = tmp_path_factory.mktemp("both")
     for name, processes in (("one", 1), ("two", 2)):
-        cpfast(folder, "train", *TEXT, *PRUNED, "--policy", "kakurenbo", "--out", name,
+        cpfast(folder, "train", *VIT, *PRUNED, "--policy", "kakurenbo", "--out", name,
                processes=processes)  # fmt: skip
     return folder
 
 
-def test_two_processes_train_the_run_of_one(text):
-    one, two = lines_of(text / "one"), lines_of(text / "two")
+def test_two_processes_train_the_run_of_one(both):
+    one, two = lines_of(both / "one"), lines_of(both / "two")
     assert len(two) == 3
     for alone, together in zip(one, two, strict=True):
         for key in ("planned_samples", "forward_samples", "backward_samples", "scored_samples",
                     "repeats", "period_end", "lr", "full_samples"):  # fmt: skip
             assert alone[key] == together[key], key
         for key in ("train_loss", "test_loss", "rotation_mean"):
-            assert together[key] == pytest.approx(alone[key], rel=1e-3), key
+            assert together[key] == (alone[key] and pytest.approx(alone[key], rel=1e-3)), key
 
 
-def test_one_sync_an_epoch_of_few_bytes_a_sample(text):
-    for line in lines_of(text / "two"):
+def test_one_sync_an_epoch_of_few_bytes_a_sample(both):
+    for line in lines_of(both / "two"):
         sent = line["communication"]
         # kakurenbo records two columns; most policies one, and give 8 bytes a sample
-        assert sent["sync_bytes"] == 4 * 3 * 32 + 8 and sent["ranks"] == 2
-        steps = line["backward_samples"] // 8
-        # gradients; loss, sync, summary and evaluation
-        assert sent["collectives"] == steps + 4
-    assert lines_of(text / "one")[0]["communication"] == {
+        assert sent["sync_bytes"] == 4 * 3 * 64 + 8 and sent["ranks"] == 2
+        steps = line["backward_samples"] // 16
+        # gradients; loss, sync and summary
+        assert sent["collectives"] == steps + 3 + (line["test_loss"] is not None)
+    assert lines_of(both / "one")[0]["communication"] == {
         "ranks": 1, "collectives": 0, "bytes": 0, "sync_bytes": 0,
     }  # fmt: skip
 
@@ -99,8 +99,8 @@ def test_a_process_that_is_killed_comes_back(tmp_path):
 
 
 def test_another_number_of_processes_goes_on(tmp_path):
-    arguments = ("train", *TEXT, "--method", "prune", "--out", "run")
-    cpfast(tmp_path, "1", "6", *arguments, processes=2, fails=True,
+    arguments = ("train", *VIT, "--method", "prune", "--out", "run")
+    cpfast(tmp_path, "1", "15", *arguments, processes=2, fails=True,
            script=(str(SUPPORT / "killed_training.py"),))  # fmt: skip
     done = len(lines_of(tmp_path / "run"))
     assert 0 < done < 3
