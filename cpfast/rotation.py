@@ -293,7 +293,7 @@ class LayerRotation:
     def state_dict(self) -> dict[str, Any]:
         """The names, the snapshot, the last measurement (NaN before the first), and the history,
         in the order in which it was recorded, of as many rows as are kept: of the same shapes at
-        every moment."""
+        every moment. Of sharded weights it is this process's part, which no other can load."""
         latest = torch.full_like(self._sq_norms, torch.nan, dtype=torch.float32)
         history = torch.zeros_like(self._ring)
         recorded = 0
@@ -307,7 +307,13 @@ class LayerRotation:
             "latest": latest if self._latest is None else self._latest.clone(),
             "history": history,
             "recorded": recorded,
+            "part": self._part(),
         }
+
+    def _part(self) -> list[list[int]]:
+        """Of each group over which weights are spread, this process's place and its size."""
+        groups = dict.fromkeys(group for layer in self._groups for group in layer)
+        return [[dist.get_rank(group), dist.get_world_size(group)] for group in groups]
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -320,6 +326,12 @@ class LayerRotation:
                 than the one kept. Nothing is changed then.
         """
         check(state, _STATE, "state_dict")
+        part = state.get("part")
+        if part is not None and part != self._part():
+            raise ValueError(
+                f"state_dict['part']: of sharded weights each process holds a part, and saves and "
+                f"loads its own; expected [place, size] {self._part()}, got {part}"
+            )
         names = layers.plain_names(list(state["names"]))
         if names != layers.plain_names(self.names):
             raise ValueError(
@@ -375,7 +387,7 @@ class LayerRotation:
 
 _STATE = Open(
     {"names": Several(str), "refs": Several(Tensor), "latest": Maybe(Tensor)},
-    {"history": Maybe(Tensor), "recorded": int},
+    {"history": Maybe(Tensor), "recorded": int, "part": Several(Several(int))},
 )
 _ALIGNMENT = 128  # bytes: what a GPU reads at once
 

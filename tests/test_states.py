@@ -102,7 +102,7 @@ def test_a_changed_state_is_refused_in_a_line_or_loaded(name):
 @pytest.mark.parametrize("name", MADE)
 def test_what_is_missing_is_named(name):
     whole = MADE[name]().state_dict()
-    optional = ("history", "recorded") if name == "rotation" else ("patience", "not_before")
+    optional = ("history", "recorded", "part") if name == "rotation" else ("patience", "not_before")
     if name == "scheduler":  # torch's own would be set from nothing
         whole = {key: whole[key] for key in ("fraction", "last_epoch", "base_lrs")}
     for key in set(whole) - set(optional):

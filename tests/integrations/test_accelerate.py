@@ -396,7 +396,8 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="expected batches that are made by batch_size"):
         prepare(accelerator, DataLoader(dataset(), batch_size=None, shuffle=True), EPOCHS)
     with pytest.raises(
-        ValueError, match="5 samples are planned, of which drop_last leaves none: a batch is of 16"
+        RuntimeError,
+        match="5 samples are planned, of which drop_last leaves none: a batch is of 16",
     ):
         few = cpfast.PrunedSampler(cpfast.DataPruner(5))
         few = DataLoader(cpfast.IndexedDataset(dataset()), BATCH, sampler=few, drop_last=True)

@@ -45,6 +45,13 @@ def main(folder: pathlib.Path) -> None:
         cpfast.LayerRotation(model, history=2).record()
     except RuntimeError as error:
         log["refused"] = str(error)
+    states = [None] * world
+    dist.all_gather_object(states, rotation.state_dict())
+    rotation.load_state_dict(states[rank])
+    try:
+        rotation.load_state_dict(states[1 - rank])
+    except ValueError as error:
+        log["another's refused"] = str(error)
     (folder / f"rank{rank}.json").write_text(json.dumps(log))
     dist.barrier()
 
