@@ -313,7 +313,8 @@ class LayerRotation:
     def _part(self) -> list[list[int]]:
         """Of each group over which weights are spread, this process's place and its size."""
         groups = dict.fromkeys(group for layer in self._groups for group in layer)
-        return [[dist.get_rank(group), dist.get_world_size(group)] for group in groups]
+        places = [[dist.get_rank(group), dist.get_world_size(group)] for group in groups]
+        return [place for place in places if place[1] > 1]
 
     @torch.inference_mode(False)
     @torch.no_grad()

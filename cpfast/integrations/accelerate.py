@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from cpfast.integrations import plain
@@ -152,6 +153,13 @@ def _refuse_parallelism(accelerator: Accelerator) -> None:
     if accelerator.distributed_type in (DistributedType.MEGATRON_LM, DistributedType.XLA):
         kind = accelerator.distributed_type.value
         raise ValueError(f"accelerator: {kind} reads data in a way of its own, not known here")
+    if dist.is_available() and dist.is_initialized():
+        world = dist.get_world_size()
+        if world != accelerator.num_processes:
+            raise ValueError(
+                f"accelerator: knows {accelerator.num_processes} of the {world} processes, each of "
+                "which would train by itself; on CPUs make it by Accelerator(cpu=True)"
+            )
     config = accelerator.parallelism_config
     for name in ("tp_size", "cp_size", "sp_size"):
         if config is not None and getattr(config, name) > 1:

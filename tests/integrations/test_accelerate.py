@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from support.accelerators import forget_accelerators
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
@@ -22,12 +23,17 @@ SUPPORT = pathlib.Path(__file__).parents[1] / "support"
 N, EPOCHS, BATCH = 203, 5, 16
 
 
+@pytest.fixture(autouse=True)
+def forgotten():
+    """What Accelerate keeps for the whole process."""
+    yield
+    forget_accelerators()
+
+
 def new_accelerator(accumulate=1, **configuration):
     from accelerate import Accelerator, DataLoaderConfiguration
-    from accelerate.state import AcceleratorState, GradientState
 
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerators()
     return Accelerator(
         cpu=True,
         gradient_accumulation_steps=accumulate,
@@ -562,4 +568,5 @@ def test_two_processes_are_told_what_cannot_be(ranks):
         assert f"made for rank {rank} of 2" in log["sharded"]
         assert "among 2 processes, of which 15 is no multiple" in log["split"]
         assert "choose one of them" in log["both"]
+        assert "accelerator: knows 1 of the 2 processes" in log["alone"]
         assert "1 samples are planned, fewer than the 2 processes" in log["too few"]

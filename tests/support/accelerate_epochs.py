@@ -189,6 +189,10 @@ def refused():
     both = DataLoaderConfiguration(dispatch_batches=True, use_stateful_dataloader=True)
     both = Accelerator(cpu=True, dataloader_config=both)
     note("both", lambda: integration.prepare_loader(both, new_loader(new_pruner())))
+    alone = Accelerator(cpu=True)
+    alone.state.num_processes = 1  # as without cpu=True where there is no GPU
+    note("alone", lambda: integration.prepare_loader(alone, new_loader(new_pruner())))
+    alone.state.num_processes = 2
     one = cpfast.IndexedDataset(TensorDataset(torch.zeros(1)))
     one = DataLoader(one, 4, sampler=cpfast.PrunedSampler(cpfast.DataPruner(1)))
     note("too few", lambda: list(integration.prepare_loader(accelerator, one)))
