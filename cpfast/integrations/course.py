@@ -167,21 +167,17 @@ class Course:
         Raises:
             ValueError: a state that was loaded does not fit the model.
             RuntimeError: a recipe that freezes, and a model whose gradients are synchronised or
-                sharded by a wrapper, which would wait for those of the frozen layers.
+                sharded, which would wait for those of the frozen layers, or whose weights are
+                computed from several parameters; a criterion that needs whole weights of sharded
+                ones.
         """
         model_ = layers.unwrapped(model)
         if self.detector is not None and (
             self.rotation is None or self.rotation.model is not model_
         ):
             self.rotation = LayerRotation(model)
-        if self.recipe is not None and self._freezes() and model is not model_:
-            kind = type(model).__name__
-            if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-                raise RuntimeError(
-                    f"recipe: freezes layers, and {kind} waits for the gradients of all; leave "
-                    "freezing out, or make it with find_unused_parameters and name 'frozen' in "
-                    "applied"
-                )
+        if self._freezes():
+            self._check_freezing(model, model_)
         self._hook(list(optimizers))
         if self.rotation is not None and self.detector is not None and self.detector.rule.needs:
             self._probe = ModelProbe(
@@ -195,8 +191,24 @@ class Course:
             self._restore_measured(pending)
 
     def _freezes(self) -> bool:
-        assert self.recipe is not None
-        return any(isinstance(action, Freeze) for action in self.recipe.actions)
+        actions = () if self.recipe is None else self.recipe.actions
+        return any(isinstance(action, Freeze) for action in actions)
+
+    def _check_freezing(self, model: nn.Module, inner: nn.Module) -> None:
+        kind = type(model).__name__
+        if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+            raise RuntimeError(
+                f"recipe: freezes layers, and {kind} waits for the gradients of all; leave that out"
+            )
+        if self.rotation is None:
+            return
+        parameters = {id(parameter) for parameter in inner.parameters()}
+        for name, weight in zip(self.rotation.names, self.rotation.weights(), strict=True):
+            if id(weight) not in parameters:
+                raise RuntimeError(
+                    f"recipe: freezes layers, and {name} is no parameter, but sharded, or computed "
+                    "from several; leave that out"
+                )
 
     def _hook(self, optimizers: list[Optimizer]) -> None:
         for hook in self._hooks:
@@ -309,7 +321,7 @@ class Course:
     def _freeze(self) -> None:
         """No gradient for what comes before the first layer that is trained on, in the order of
         the model's parameters."""
-        if self.recipe is None or self.rotation is None or not self._freezes():
+        if self.rotation is None or not self._freezes():
             return
         first = self.rotation.weights()[self.settings.frozen]
         is_frozen = self.settings.frozen > 0

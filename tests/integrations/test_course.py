@@ -188,6 +188,17 @@ def test_beginning_and_ending_twice_changes_nothing():
     assert not optimizer._optimizer_step_pre_hooks
 
 
+def test_freezing_what_is_no_parameter_is_refused():
+    recipe = cpfast.Recipe(EPOCHS, [Freeze(below=0.9, epochs=1)])
+    course, _ = made(recipe)
+    net = model()
+    torch.nn.utils.parametrizations.weight_norm(net[2])
+    with pytest.raises(RuntimeError, match="freezes layers, and 2.weight is no parameter"):
+        course.attach(net)
+    with pytest.raises(RuntimeError, match="DataParallel waits for the gradients of all"):
+        course.attach(nn.DataParallel(model()))
+
+
 def test_a_recipe_that_comes_after_the_length_was_asked_for_is_followed():
     course, loader = made()
     assert len(loader) == 6  # the sampler has chosen its epoch
