@@ -122,6 +122,7 @@ class Course:
         self._begun: int | None = None
         self._resumes = False
         self._loops = False
+        self._has_said = False
         self._frozen: set[nn.Parameter] = set()
         self._pending: dict[str, Any] | None = None
         if sampler is not None:
@@ -405,7 +406,26 @@ class Course:
             self._loops = True
             yield epoch
             self._loops = False
+            self._say_what_is_left()
             self.end()
+
+    def _say_what_is_left(self) -> None:
+        """Once, of a policy that wants more of a loop than its samples and a loss."""
+        plan = None if self.pruner is None else self.pruner._lazy_plan
+        if self.pruner is None or plan is None or self._has_said:
+            return
+        hidden, selects = len(plan.rescored), self.pruner.batch_filter is not None
+        if hidden:
+            logger.warning(
+                "the policy %r has %d samples scored again after the steps of epoch %d, which is "
+                "the loop's to do, by pruner.score", self.pruner.policy, hidden, self.epoch
+            )  # fmt: skip
+        if selects:
+            logger.warning(
+                "the policy %r selects within the batches, which is the loop's to do, by "
+                "pruner.batch_filter", self.pruner.policy
+            )  # fmt: skip
+        self._has_said = hidden > 0 or selects
 
     def _is_trained(self) -> bool:
         """Whether nothing is left of the epoch that was begun."""

@@ -30,13 +30,14 @@ def forgotten():
     forget_accelerators()
 
 
-def new_accelerator(accumulate=1, **configuration):
+def new_accelerator(accumulate=1, mixed_precision="no", **configuration):
     from accelerate import Accelerator, DataLoaderConfiguration
 
     forget_accelerators()
     return Accelerator(
         cpu=True,
         gradient_accumulation_steps=accumulate,
+        mixed_precision=mixed_precision,
         dataloader_config=DataLoaderConfiguration(**configuration),
     )
 
@@ -110,7 +111,7 @@ def train(accelerator, course, model, optimizer, loader, save=None, at=None):
     return lengths
 
 
-def by_hand(accumulate=1):
+def by_hand(accumulate=1, forward=lambda model, x: model(x)):
     """The same training in a plain loop; also what was planned."""
     model, optimizer = new_model()
     detector = cpfast.CriticalPeriodDetector("fixed", EPOCHS, at=2)
@@ -126,7 +127,7 @@ def by_hand(accumulate=1):
         batches = plan.split(BATCH)
         for number, index in enumerate(batches, 1):
             x, y = data[index]
-            (pruner.loss(model(x), y, index) / accumulate).backward()
+            (pruner.loss(forward(model, x), y, index) / accumulate).backward()
             if number % accumulate == 0 or number == len(batches):
                 optimizer.step()
                 optimizer.zero_grad()
@@ -373,6 +374,20 @@ def test_a_schedule_by_the_fraction_of_training_is_prepared_too():
                 optimizer.zero_grad()
         expected = 0.1 * cosine()((epoch + 1) / EPOCHS)
         assert schedule.get_last_lr() == [pytest.approx(expected, abs=1e-9)]
+
+
+def test_bfloat16_is_as_in_a_plain_loop():
+    accelerator = new_accelerator(mixed_precision="bf16")
+    course, model, optimizer, loader = started(accelerator)
+    train(accelerator, course, model, optimizer, loader)
+
+    def forward(own, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return own(x).float()
+
+    own, pruner, _, _ = by_hand(forward=forward)
+    assert_same(model, own)
+    assert torch.equal(course.pruner.scores, pruner.scores)
 
 
 def test_drop_last_leaves_out_the_rest():

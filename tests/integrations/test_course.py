@@ -308,6 +308,27 @@ def test_what_a_criterion_misses_after_a_resume_within_an_epoch_is_said(caplog):
     ]
 
 
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (
+            "kakurenbo",
+            "samples scored again after the steps of epoch",
+        ),
+        ("selective_backprop", "selects within the batches, which is the loop's to do"),
+        ("infobatch", None),
+    ],
+)
+def test_what_a_policy_leaves_to_the_loop_is_said_once(policy, said, caplog):
+    pruner = cpfast.DataPruner(96, EPOCHS, policy, anneal=1.0)
+    course = Course(pruner=pruner, sampler=cpfast.PrunedSampler(pruner))
+    loader = DataLoader(cpfast.IndexedDataset(data()), 16, sampler=course.sampler)
+    net = model()
+    looped(course, loader, net, torch.optim.SGD(net.parameters(), 0.5, momentum=0.9))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (said is not None) and (said is None or said in messages[0])
+
+
 def test_the_end_of_the_period_is_logged_once(caplog):
     course, loader = made(pruned_after())
     with caplog.at_level(logging.INFO, logger="cpfast"):
