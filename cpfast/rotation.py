@@ -106,6 +106,11 @@ class LayerRotation:
     def device(self) -> torch.device:
         return self._sq_norms.device
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other processes hold parts of the weights."""
+        return any(self._groups)
+
     def weights(self) -> list[Tensor]:
         """The model's weights that are measured, as :attr:`names` has them.
 
@@ -222,7 +227,7 @@ class LayerRotation:
             weights = self.weights()
         if not self._plan.is_current(weights):
             self._replan(weights)
-        self._latest = self._of_shards() if any(self._groups) else self._plan.layer_rotation()
+        self._latest = self._of_shards() if self.is_sharded else self._plan.layer_rotation()
         return self._latest
 
     def record(self) -> None:
@@ -237,7 +242,7 @@ class LayerRotation:
             RuntimeError: where no history is kept, or a weight has changed its shape or its device.
         """
         self._check_history()
-        if any(self._groups):
+        if self.is_sharded:
             raise RuntimeError(
                 "record: not for sharded parameters (DTensor), whose sums have to be exchanged; "
                 "use update()"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, IterableDataset
 
 from cpfast.arguments import typed
@@ -90,6 +91,10 @@ class PrunedSampler(DistributedSampler):
             yields.
         dataset: the loader's, whose size is compared with the pruner's.
 
+    Attributes:
+        told: functions that are given each epoch that is chosen, for loaders that count epochs by
+            themselves.
+
     Raises:
         TypeError: for an argument of another type.
         ValueError: for a data set of another size than the pruner's, a detector without a recipe,
@@ -139,6 +144,7 @@ class PrunedSampler(DistributedSampler):
         self._position = 0  # of this rank, in the current epoch
         self._resumed_at = 0  # where the next iteration begins
         self._finished = False
+        self.told: list[Callable[[int], None]] = []
         if num_replicas is not None or rank is not None:
             self._ranks()
 
@@ -194,6 +200,15 @@ class PrunedSampler(DistributedSampler):
         if chosen != current:
             self._position, self._resumed_at, self._finished = 0, 0, False
         self._chosen = chosen
+        for tell in self.told:
+            tell(epoch)
+
+    @typed
+    def follow(self, recipe: Recipe | None, detector: CriticalPeriodDetector | None) -> None:
+        """Plans by these from now on, the epoch that is chosen too."""
+        if (recipe, detector) != (self.recipe, self.detector):
+            self.recipe, self.detector = recipe, detector
+            self._chosen = None
 
     def _from_recipe(self, epoch: int) -> _Settings:
         if self.recipe is None:
@@ -222,6 +237,11 @@ class PrunedSampler(DistributedSampler):
         that is planned, more scores can still change it."""
         epoch, *_ = current = self._current()
         return self._share(self.pruner.planned_length(epoch, **current.options()))
+
+    def plan(self) -> Tensor:
+        """The current epoch's samples of all ranks, [n] int64: from now on the pruner's plan."""
+        epoch, *_ = current = self._current()
+        return self.pruner.plan(epoch, **current.options())
 
     @property
     def num_samples(self) -> int:  # type: ignore[override]

@@ -70,6 +70,8 @@ def test_all_ranks_measure_and_decide_the_same(ranks):
 
 def test_sharded_layers_are_measured_as_the_whole_ones(tmp_path):
     first, second = run("sharded_rotation.py", tmp_path)
+    for rank, log in enumerate((first, second)):
+        expected = f"expected [place, size] [[{rank}, 2]], got [[{1 - rank}, 2]]"
     assert first == second
     assert first["names"] == ["0.weight", "2.weight", "3.weight"]
     for measured, mean, expected in zip(
@@ -78,6 +80,7 @@ def test_sharded_layers_are_measured_as_the_whole_ones(tmp_path):
         assert measured == pytest.approx(expected, rel=1e-6)
         assert mean == pytest.approx(sum(expected) / 3, rel=1e-6)
     assert "not for sharded parameters" in first["refused"]
+    assert "each process would measure other paths" in first["paths refused"]
 
 
 def test_states_are_taken_up_by_other_numbers_of_processes_and_other_shards(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PRINTED = {
+    "accelerate.md": ["0.7 of the samples of 20 full epochs"],
     "layca.md": ["0.weight turned by 0.020 in one step, its norm is what it was: True"],
     "recipes.md": ["3 0.0\n1 0.1\n1 0.2"],
     "criteria.md": ["5 epochs, 32 samples each"],
@@ -18,8 +19,15 @@ PRINTED = {
         "3 1.0\n1 0.5",
     ],
 }
+NEEDS = {"accelerate.md": "accelerate"}
 SNIPPETS = [
-    (page, number, code, PRINTED[page][number])
+    pytest.param(
+        page,
+        number,
+        code,
+        PRINTED[page][number],
+        marks=[pytest.mark.needs(NEEDS[page])] if page in NEEDS else [],
+    )
     for page in PRINTED
     for number, code in enumerate(
         re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)

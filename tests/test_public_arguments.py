@@ -157,6 +157,10 @@ GOOD = {
         lambda: cpfast.PrunedSampler(pruner()).set_epoch,
         {"epoch": 1, "repeats": 2, "prune": True},
     ),
+    "PrunedSampler.follow": (
+        lambda: cpfast.PrunedSampler(pruner()).follow,
+        {"recipe": cpfast.Recipe.named("full", EPOCHS), "detector": None},
+    ),
     "PrunedSampler.load_state_dict": (
         lambda: cpfast.PrunedSampler(pruner()).load_state_dict,
         {"state": cpfast.PrunedSampler(pruner()).state_dict()},

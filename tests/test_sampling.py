@@ -140,6 +140,22 @@ def test_a_second_bare_set_epoch_keeps_what_was_chosen():
     assert settings_of(sampler) == (3, 1, True)
 
 
+def test_each_chosen_epoch_is_told_and_a_recipe_can_come_later():
+    sampler = cpfast.PrunedSampler(cpfast.DataPruner(N, num_epochs=10))
+    told = []
+    sampler.told.append(told.append)
+    sampler.set_epoch(3, repeats=2)
+    sampler.set_epoch(3)
+    assert told == [3, 3] and len(sampler) == 2 * N
+    recipe = cpfast.Recipe.named("full", 10)
+    sampler.follow(recipe, None)
+    sampler.set_epoch(3)
+    assert len(sampler) == 3 * N
+    sampler.set_epoch(3, repeats=2)
+    sampler.follow(recipe, None)  # which it follows already
+    assert len(sampler) == 2 * N
+
+
 def test_its_length_plans_nothing():
     pruner = scored_pruner()
     sampler = cpfast.PrunedSampler(pruner)

@@ -47,6 +47,7 @@ class ModelProbe:
 
     Raises:
         ValueError: the model has not what is needed, or there are no ``batches``.
+        RuntimeError: the weights are sharded, and more than the accuracy is needed.
     """
 
     def __init__(
@@ -62,6 +63,13 @@ class ModelProbe:
     ) -> None:
         needs = set(needs)
         check_needs(needs, rotation.model)
+        whole = sorted(needs - {"accuracy"})
+        if whole and rotation.is_sharded:
+            raise RuntimeError(
+                f"rotation: of sharded weights (DTensor), of which each process would measure "
+                f"other {' and '.join(whole)}; choose a criterion that needs none of them, such as "
+                "slope45"
+            )
         if "batches" in needs and batches is None:
             raise ValueError(
                 "batches: expected a source of them, which a criterion needs, got None"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -34,6 +34,9 @@ _MEASURED = ("paths", "gradients", "scales")
 _STATE = Open(
     {
         "epoch": int,
+        "completed": int,
+        "begun": Maybe(int),
+        "diffused": float,
         "rotations": Several(Several(float)),
         "lrs": Several(float),
         "diffusion": Several(float),
@@ -55,10 +58,12 @@ class Course:
 
         course = Course(detector, recipe=recipe, sampler=sampler)
         course.attach(model, [optimizer])
-        for epoch in range(course.total_epochs):
+        for epoch in range(course.completed, course.total_epochs):
             settings = course.begin(epoch)  # before the loader is asked for its length
             ...
             metrics = course.end()
+
+    :meth:`epochs` does all of that but the dots.
 
     Args:
         detector: None: nothing is measured.
@@ -71,6 +76,7 @@ class Course:
 
     Attributes:
         epoch: of the last :meth:`begin`, or the next; from 0.
+        completed: how many epochs have ended.
         settings: of this epoch.
         rotation: of the model, from :meth:`attach` on; None where nothing is measured.
 
@@ -102,7 +108,7 @@ class Course:
                 f" of a probe, and in a trainer's own loop there are {', '.join(_MEASURED)} alone; "
                 "choose another, or call detector.step() with what you measure"
             )
-        self.epoch = 0
+        self.epoch = self.completed = 0
         self.settings = _UNCHANGED
         self.rotation: LayerRotation | None = None
         self._probe: ModelProbe | None = None
@@ -114,6 +120,9 @@ class Course:
         self._diffusion: list[float] = []
         self._diffused = 0.0
         self._begun: int | None = None
+        self._resumes = False
+        self._loops = False
+        self._has_said = False
         self._frozen: set[nn.Parameter] = set()
         self._pending: dict[str, Any] | None = None
         if sampler is not None:
@@ -147,33 +156,29 @@ class Course:
         self.sampler, self.pruner = sampler, sampler.pruner
         self.recipe = sampler.recipe if self.recipe is None else self.recipe
         self.detector = sampler.detector if self.detector is None else self.detector
-        sampler.recipe = self.recipe
-        sampler.detector = self.detector if self.recipe is not None else None
+        sampler.follow(self.recipe, self.detector if self.recipe is not None else None)
 
     # --- the model --------------------------------------------------------------------------
 
     def attach(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
         """Snapshots the weights, unless a state that was loaded has a snapshot, and hooks into the
-        optimizers' steps. Once more for the same model does nothing but take new optimizers.
+        optimizers' steps, of a trainer's wrapper of one into those of what it wraps. Once more for
+        the same model does nothing but take new optimizers.
 
         Raises:
             ValueError: a state that was loaded does not fit the model.
             RuntimeError: a recipe that freezes, and a model whose gradients are synchronised or
-                sharded by a wrapper, which would wait for those of the frozen layers.
+                sharded, which would wait for those of the frozen layers, or whose weights are
+                computed from several parameters; a criterion that needs whole weights of sharded
+                ones.
         """
         model_ = layers.unwrapped(model)
         if self.detector is not None and (
             self.rotation is None or self.rotation.model is not model_
         ):
             self.rotation = LayerRotation(model)
-        if self.recipe is not None and self._freezes() and model is not model_:
-            kind = type(model).__name__
-            if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-                raise RuntimeError(
-                    f"recipe: freezes layers, and {kind} waits for the gradients of all; leave "
-                    "freezing out, or make it with find_unused_parameters and name 'frozen' in "
-                    "applied"
-                )
+        if self._freezes():
+            self._check_freezing(model, model_)
         self._hook(list(optimizers))
         if self.rotation is not None and self.detector is not None and self.detector.rule.needs:
             self._probe = ModelProbe(
@@ -187,12 +192,29 @@ class Course:
             self._restore_measured(pending)
 
     def _freezes(self) -> bool:
-        assert self.recipe is not None
-        return any(isinstance(action, Freeze) for action in self.recipe.actions)
+        actions = () if self.recipe is None else self.recipe.actions
+        return any(isinstance(action, Freeze) for action in actions)
+
+    def _check_freezing(self, model: nn.Module, inner: nn.Module) -> None:
+        kind = type(model).__name__
+        if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+            raise RuntimeError(
+                f"recipe: freezes layers, and {kind} waits for the gradients of all; leave that out"
+            )
+        if self.rotation is None:
+            return
+        parameters = {id(parameter) for parameter in inner.parameters()}
+        for name, weight in zip(self.rotation.names, self.rotation.weights(), strict=True):
+            if id(weight) not in parameters:
+                raise RuntimeError(
+                    f"recipe: freezes layers, and {name} is no parameter, but sharded, or computed "
+                    "from several; leave that out"
+                )
 
     def _hook(self, optimizers: list[Optimizer]) -> None:
         for hook in self._hooks:
             hook.remove()
+        optimizers = [_hooked(optimizer) for optimizer in optimizers]
         self._optimizers = optimizers
         self._hooks = []
         for number, optimizer in enumerate(optimizers):
@@ -277,20 +299,30 @@ class Course:
         if self.sampler is not None:
             self.sampler.set_epoch(epoch)
         self.epoch = epoch
-        if self._begun != epoch:
+        is_new, resumes, self._resumes = self._begun != epoch, self._resumes, False
+        if is_new:
             self._begun, self._diffused = epoch, 0.0
             if self._optimizers:
                 rate = float(self._optimizers[0].param_groups[0]["lr"])
                 self._lrs = [*self._lrs[:epoch], rate]
-            if self._probe is not None:
-                self._probe.begin()
+        if self._probe is not None and (is_new or resumes):
+            self._probe.begin()
+            if not is_new and self.completed == epoch and self._adds_up():
+                logger.warning(
+                    "resumed within epoch %d, of which the criterion measures the rest alone", epoch
+                )
         self._freeze()
         return self.settings
+
+    def _adds_up(self) -> bool:
+        """Whether the criterion measures each step; a state has no part of an epoch's sums."""
+        needs = () if self.detector is None else self.detector.rule.needs
+        return "paths" in needs or "gradients" in needs
 
     def _freeze(self) -> None:
         """No gradient for what comes before the first layer that is trained on, in the order of
         the model's parameters."""
-        if self.recipe is None or self.rotation is None or not self._freezes():
+        if self.rotation is None or not self._freezes():
             return
         first = self.rotation.weights()[self.settings.frozen]
         is_frozen = self.settings.frozen > 0
@@ -324,6 +356,7 @@ class Course:
         if self.pruner is not None and self.pruner.planned is not None:
             metrics["cpfast/kept"] = self.pruner.kept
         self._diffusion = [*self._diffusion[: self.epoch], self._diffused]
+        self.completed = completed
         return metrics
 
     def _measure(self, detector: CriticalPeriodDetector, completed: int) -> dict[str, float]:
@@ -350,6 +383,56 @@ class Course:
             },
         }
 
+    def epochs(self, model: nn.Module | None = None, *optimizers: Optimizer) -> Iterator[int]:
+        """The epochs that are left, each begun before the body of the loop over them and ended
+        after it; of a model that is given, which is attached first. ::
+
+            for epoch in course.epochs(model, optimizer):
+                for (inputs, target), index in loader:
+                    ...
+
+        :meth:`load_state_dict` comes before it. A state that was saved in the body, after all of
+        the epoch's samples were recorded, goes on with the next epoch; one that was saved before,
+        with the same epoch, of whose batches the loader has to skip those that were trained on.
+
+        Raises:
+            ValueError: nothing says how long the training is.
+        """
+        if model is not None:
+            self.attach(model, optimizers)
+        total = self.moment(0).total_epochs
+        for epoch in range(self.completed, total):
+            self.begin(epoch)
+            self._loops = True
+            yield epoch
+            self._loops = False
+            self._say_what_is_left()
+            self.end()
+
+    def _say_what_is_left(self) -> None:
+        """Once, of a policy that wants more of a loop than its samples and a loss."""
+        plan = None if self.pruner is None else self.pruner._lazy_plan
+        if self.pruner is None or plan is None or self._has_said:
+            return
+        hidden, selects = len(plan.rescored), self.pruner.batch_filter is not None
+        if hidden:
+            logger.warning(
+                "the policy %r has %d samples scored again after the steps of epoch %d, which is "
+                "the loop's to do, by pruner.score", self.pruner.policy, hidden, self.epoch
+            )  # fmt: skip
+        if selects:
+            logger.warning(
+                "the policy %r selects within the batches, which is the loop's to do, by "
+                "pruner.batch_filter", self.pruner.policy
+            )  # fmt: skip
+        self._has_said = hidden > 0 or selects
+
+    def _is_trained(self) -> bool:
+        """Whether nothing is left of the epoch that was begun."""
+        if self.pruner is None or self.pruner.planned is None or self._begun != self.completed:
+            return False
+        return self.pruner.planned[0] == self._begun and self.pruner.remaining == 0
+
     def sync(self) -> None:
         """Merges the scores of all ranks; a collective under torch.distributed."""
         if self.pruner is not None:
@@ -359,8 +442,11 @@ class Course:
 
     def state_dict(self) -> dict[str, Any]:
         """Of the detector, the pruner, the rotation, and what was measured: plain Python and
-        tensors. Merges the scores of all ranks first: a collective under torch.distributed."""
+        tensors. Merges the scores of all ranks first: a collective under torch.distributed. In the
+        body of :meth:`epochs`, ends an epoch of which all samples were recorded."""
         self.sync()
+        if self._loops and self._is_trained():
+            self.end()
         parts = {
             "detector": self.detector,
             "pruner": self.pruner,
@@ -369,6 +455,9 @@ class Course:
         }
         return {
             "epoch": self.epoch,
+            "completed": self.completed,
+            "begun": self._begun,
+            "diffused": self._diffused,
             "rotations": [list(layer) for layer in self._rotations],
             "lrs": list(self._lrs),
             "diffusion": list(self._diffusion),
@@ -401,7 +490,8 @@ class Course:
                 )
             if own is not None:
                 own.load_state_dict(state[name])
-        self.epoch, self._begun = state["epoch"], None
+        self.epoch, self.completed = state["epoch"], state["completed"]
+        self._begun, self._diffused, self._resumes = state["begun"], state["diffused"], True
         self._rotations = [tuple(layer) for layer in state["rotations"]]
         self._lrs, self._diffusion = list(state["lrs"]), list(state["diffusion"])
         measured = {name: state[name] for name in ("rotation", "probe")}
@@ -414,6 +504,17 @@ class Course:
         for name, own in (("rotation", self.rotation), ("probe", self._probe)):
             if own is not None and measured[name] is not None:
                 own.load_state_dict(measured[name])
+
+
+def _hooked(optimizer: Any) -> Optimizer:
+    """The optimizer whose step() calls hooks: wrappers (Accelerate's, Fabric's) have none."""
+    inner = optimizer
+    while not hasattr(inner, "_optimizer_step_pre_hooks"):
+        inner = getattr(inner, "optimizer", None)
+        if inner is None:
+            kind = type(optimizer).__name__
+            raise TypeError(f"optimizers: expected one of torch's, or a wrapper, got a {kind}")
+    return inner
 
 
 def _check_recipe(

@@ -239,6 +239,12 @@ class DataPruner:
         return self._earlier["seen"] + self._recorded_by_all + int(self._recorded)
 
     @property
+    def remaining(self) -> int:
+        """Samples of the current plan of which no loss was recorded in training yet, over all ranks
+        where :meth:`sync` has told. Synchronises."""
+        return max(self._current_length() - self._recorded_by_all - int(self._recorded), 0)
+
+    @property
     def samples_saved(self) -> int:
         """Samples that the plans so far have left out."""
         full = 0 if self._planned is None else self._planned.repeats * self.num_samples

@@ -188,6 +188,147 @@ def test_beginning_and_ending_twice_changes_nothing():
     assert not optimizer._optimizer_step_pre_hooks
 
 
+def test_freezing_what_is_no_parameter_is_refused():
+    recipe = cpfast.Recipe(EPOCHS, [Freeze(below=0.9, epochs=1)])
+    course, _ = made(recipe)
+    net = model()
+    torch.nn.utils.parametrizations.weight_norm(net[2])
+    with pytest.raises(RuntimeError, match="freezes layers, and 2.weight is no parameter"):
+        course.attach(net)
+    with pytest.raises(RuntimeError, match="DataParallel waits for the gradients of all"):
+        course.attach(nn.DataParallel(model()))
+
+
+def test_a_recipe_that_comes_after_the_length_was_asked_for_is_followed():
+    course, loader = made()
+    assert len(loader) == 6  # the sampler has chosen its epoch
+    course = Course(course.detector, recipe=pruned_after(), sampler=loader.sampler)
+    course.begin(0)
+    assert len(loader) == 12
+
+
+class Wrapper:
+    """As trainers wrap optimizers: its step() calls no hooks."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+        self.zero_grad, self.step = optimizer.zero_grad, optimizer.step
+
+
+def test_a_wrapped_optimizer_is_hooked_inside():
+    course, _ = made(cpfast.Recipe(EPOCHS, [LearningRate(0.5)]))
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    course.attach(net, [Wrapper(Wrapper(optimizer))])
+    rates = []
+    optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+    course.begin(0)
+    optimizer.step()
+    assert rates == [0.05]
+    with pytest.raises(TypeError, match="optimizers: expected one of torch's, or a wrapper"):
+        course.attach(net, [object()])
+
+
+def looped(course, loader, net, optimizer, save_in=None, stop_after=None):
+    """Trains by epochs(); what is saved in the body of an epoch, after so many batches."""
+    for epoch in course.epochs(net, optimizer):
+        for batch, ((x, y), index) in enumerate(loader):
+            if epoch == save_in and batch == stop_after:
+                return {"course": course.state_dict(), "net": net.state_dict(),
+                        "opt": optimizer.state_dict(), "batch": batch}  # fmt: skip
+            loss = course.pruner.loss(net(x), y, index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if epoch == save_in:
+            return {"course": course.state_dict(), "net": net.state_dict(),
+                    "opt": optimizer.state_dict(), "batch": 0}  # fmt: skip
+    return None
+
+
+class Skipped:
+    """A loader whose first epoch begins later."""
+
+    def __init__(self, loader, batches):
+        self.loader, self.batches = loader, batches
+
+    def __iter__(self):
+        skipped, self.batches = self.batches, 0
+        return (batch for number, batch in enumerate(self.loader) if number >= skipped)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "save_in", "stop_after"),
+    [
+        ("slope45", 1, None),
+        ("path_efficiency", 2, None),
+        ("gradient_norm_growth", 3, None),
+        ("slope45", 0, 3),
+        ("slope45", 3, 2),
+        ("slope45", 3, 0),
+        ("slope45", EPOCHS - 1, None),
+    ],
+)
+def test_the_loop_over_epochs_resumes_where_it_was_saved(criterion, save_in, stop_after, tmp_path):
+    def new():
+        course, loader = made(pruned_after(), criterion)
+        net = model()
+        return course, loader, net, torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+
+    by_hand, loader, net, optimizer = new()
+    train(by_hand, loader, net, optimizer)
+    torch.save(looped(*new(), save_in, stop_after), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    course, loader, again, optimizer = new()
+    course.load_state_dict(state["course"])
+    again.load_state_dict(state["net"])
+    optimizer.load_state_dict(state["opt"])
+    assert course.completed == save_in + (stop_after is None)
+    looped(course, Skipped(loader, state["batch"]), again, optimizer)
+    for mine, theirs in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert repr(course.detector.state_dict()) == repr(by_hand.detector.state_dict())  # with NaN
+    assert course.pruner.samples_seen == by_hand.pruner.samples_seen
+    assert course.completed == EPOCHS
+
+
+def test_what_a_criterion_misses_after_a_resume_within_an_epoch_is_said(caplog):
+    def new():
+        course, loader = made(pruned_after(), "path_efficiency")
+        net = model()
+        return course, loader, net, torch.optim.SGD(net.parameters(), 0.1)
+
+    state = looped(*new(), 1, 2)
+    course, _, net, optimizer = new()
+    course.load_state_dict(state["course"])
+    next(course.epochs(net, optimizer))
+    assert [record.getMessage() for record in caplog.records] == [
+        "resumed within epoch 1, of which the criterion measures the rest alone"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (
+            "kakurenbo",
+            "samples scored again after the steps of epoch",
+        ),
+        ("selective_backprop", "selects within the batches, which is the loop's to do"),
+        ("infobatch", None),
+    ],
+)
+def test_what_a_policy_leaves_to_the_loop_is_said_once(policy, said, caplog):
+    pruner = cpfast.DataPruner(96, EPOCHS, policy, anneal=1.0)
+    course = Course(pruner=pruner, sampler=cpfast.PrunedSampler(pruner))
+    loader = DataLoader(cpfast.IndexedDataset(data()), 16, sampler=course.sampler)
+    net = model()
+    looped(course, loader, net, torch.optim.SGD(net.parameters(), 0.5, momentum=0.9))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (said is not None) and (said is None or said in messages[0])
+
+
 def test_the_end_of_the_period_is_logged_once(caplog):
     course, loader = made(pruned_after())
     with caplog.at_level(logging.INFO, logger="cpfast"):

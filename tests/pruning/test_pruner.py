@@ -409,6 +409,7 @@ def test_samples_seen_are_those_trained_on():
     logits = torch.zeros(4, 3, requires_grad=True)
     pruner.loss(logits, torch.zeros(4, dtype=torch.int64), plan[:4])
     assert (pruner.samples_seen, pruner.samples_planned) == (4, 10)
+    assert pruner.remaining == 6
     with torch.no_grad():
         pruner.loss(logits, torch.zeros(4, dtype=torch.int64), plan[:4])
     pruner.score(logits, torch.zeros(4, dtype=torch.int64), plan[4:8])
