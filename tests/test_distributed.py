@@ -70,8 +70,6 @@ def test_all_ranks_measure_and_decide_the_same(ranks):
 
 def test_sharded_layers_are_measured_as_the_whole_ones(tmp_path):
     first, second = run("sharded_rotation.py", tmp_path)
-    for rank, log in enumerate((first, second)):
-        expected = f"expected [place, size] [[{rank}, 2]], got [[{1 - rank}, 2]]"
     assert first == second
     assert first["names"] == ["0.weight", "2.weight", "3.weight"]
     for measured, mean, expected in zip(
