@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,7 +49,8 @@ class PlannedBatches(Sampler[list[int]]):
     Raises:
         TypeError: for an argument of another type.
         ValueError: for a sampler that gives each rank a share, or a batch size below 1.
-        RuntimeError: when iterated: of an epoch in which a rank would have no batch.
+        RuntimeError: when used: of an epoch in which a rank would have no batch; in one of several
+            processes (WORLD_SIZE) that have not found each other.
     """
 
     @typed
@@ -75,7 +77,15 @@ class PlannedBatches(Sampler[list[int]]):
     def num_processes(self) -> int:
         if self._replicas is not None:
             return self._replicas
-        return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if dist.is_available() and dist.is_initialized():
+            return dist.get_world_size()
+        if (world := int(os.environ.get("WORLD_SIZE", "1") or 1)) > 1:
+            raise RuntimeError(
+                f"PlannedBatches: one of {world} processes (WORLD_SIZE), but torch.distributed has "
+                "no process group, so each would see all samples: call "
+                "torch.distributed.init_process_group() first, or give num_replicas and rank"
+            )
+        return 1
 
     @property
     def rank(self) -> int:

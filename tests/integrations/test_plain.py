@@ -165,6 +165,14 @@ def test_batches_that_cannot_be_made_are_refused():
         PlannedBatches(cpfast.PrunedSampler(cpfast.DataPruner(9), shard="never"), 0)
 
 
+def test_one_of_several_processes_without_a_group_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    _, loader = prepare(DataLoader(dataset(), BATCH, shuffle=True), EPOCHS)
+    for use in (len, lambda loader: next(iter(loader))):
+        with pytest.raises(RuntimeError, match="one of 2 processes .WORLD_SIZE."):
+            use(loader)
+
+
 def test_the_same_epoch_again_is_said():
     course, loader = prepare(DataLoader(dataset(), BATCH, shuffle=True), EPOCHS)
     course.begin(0)
