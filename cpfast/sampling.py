@@ -94,6 +94,9 @@ class PrunedSampler(DistributedSampler):
     Attributes:
         told: functions that are given each epoch that is chosen, for loaders that count epochs by
             themselves.
+        held: whether another epoch than the one that is chosen is passed over, as that of a loader
+            which counts by itself; a :class:`~cpfast.integrations.course.Course` holds the epoch
+            that it is in.
 
     Raises:
         TypeError: for an argument of another type.
@@ -145,6 +148,7 @@ class PrunedSampler(DistributedSampler):
         self._resumed_at = 0  # where the next iteration begins
         self._finished = False
         self.told: list[Callable[[int], None]] = []
+        self.held = False
         if num_replicas is not None or rank is not None:
             self._ranks()
 
@@ -186,8 +190,10 @@ class PrunedSampler(DistributedSampler):
             repeats, prune: None: what they were, if the epoch is chosen already; else as the
                 recipe has them, without one 1 and True.
         """
-        self.epoch = epoch
         current = self._chosen
+        if self.held and current is not None and current.epoch != epoch:
+            return
+        self.epoch = epoch
         if current is None or current.epoch != epoch:
             chosen = self._from_recipe(epoch)
             self._position, self._resumed_at, self._finished = 0, 0, False

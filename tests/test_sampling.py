@@ -156,6 +156,22 @@ def test_each_chosen_epoch_is_told_and_a_recipe_can_come_later():
     assert len(sampler) == 2 * N
 
 
+def test_a_held_epoch_is_kept_from_those_who_count_by_themselves():
+    sampler = cpfast.PrunedSampler(scored_pruner())
+    sampler.set_epoch(3, repeats=2)
+    sampler.held = True
+    sampler.set_epoch(0)
+    assert settings_of(sampler) == (3, 2, True) and sampler.epoch == 3
+    sampler.set_epoch(3, prune=False)
+    assert settings_of(sampler) == (3, 2, False)
+    state = sampler.state_dict()
+    sampler.load_state_dict({**state, "position": 5, "finished": False})
+    assert len(list(sampler)) == 2 * N - 5
+    sampler.held = False
+    sampler.set_epoch(0)
+    assert settings_of(sampler) == (0, 1, True)
+
+
 def test_its_length_plans_nothing():
     pruner = scored_pruner()
     sampler = cpfast.PrunedSampler(pruner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -102,12 +103,8 @@ class Course:
         self.sampler: PrunedSampler | None = None
         if recipe is not None:
             _check_recipe(recipe, detector, applied)
-        if detector is not None and (missing := set(detector.rule.needs) - set(_MEASURED)):
-            raise ValueError(
-                f"detector: the criterion {detector.criterion!r} needs {', '.join(sorted(missing))}"
-                f" of a probe, and in a trainer's own loop there are {', '.join(_MEASURED)} alone; "
-                "choose another, or call detector.step() with what you measure"
-            )
+        if detector is not None:
+            _check_detector(detector)
         self.epoch = self.completed = 0
         self.settings = _UNCHANGED
         self.rotation: LayerRotation | None = None
@@ -125,6 +122,8 @@ class Course:
         self._has_said = False
         self._frozen: set[nn.Parameter] = set()
         self._pending: dict[str, Any] | None = None
+        self._applied = tuple(applied)
+        self._warned = False
         if sampler is not None:
             self.use(sampler, pruner)
         else:
@@ -143,7 +142,8 @@ class Course:
         """Plans by this sampler from now on.
 
         Raises:
-            ValueError: of another pruner, recipe or detector.
+            ValueError: of another pruner, recipe or detector; or of a recipe or a detector that
+                would be refused if they were given.
         """
         pruner = self.pruner if pruner is None else pruner
         for name, own, other in (
@@ -154,8 +154,12 @@ class Course:
             if own is not None and other is not None and own is not other:
                 raise ValueError(f"sampler: its {name} is another one than the {name} given")
         self.sampler, self.pruner = sampler, sampler.pruner
-        self.recipe = sampler.recipe if self.recipe is None else self.recipe
-        self.detector = sampler.detector if self.detector is None else self.detector
+        if self.detector is None and sampler.detector is not None:
+            _check_detector(sampler.detector)
+            self.detector = sampler.detector
+        if self.recipe is None and sampler.recipe is not None:
+            _check_recipe(sampler.recipe, self.detector, self._applied)
+            self.recipe = sampler.recipe
         sampler.follow(self.recipe, self.detector if self.recipe is not None else None)
 
     # --- the model --------------------------------------------------------------------------
@@ -297,7 +301,9 @@ class Course:
         elif self.pruner is not None:
             self.settings = _UNCHANGED._replace(prune=True)
         if self.sampler is not None:
+            self.sampler.held = False
             self.sampler.set_epoch(epoch)
+            self.sampler.held = True
         self.epoch = epoch
         is_new, resumes, self._resumes = self._begun != epoch, self._resumes, False
         if is_new:
@@ -346,6 +352,7 @@ class Course:
             the share of full passes that was planned, and, once it has ended,
             ``cpfast/period_end``.
         """
+        self._say_what_is_left()
         self.sync()
         metrics: dict[str, float] = {}
         completed = self.epoch + 1
@@ -355,9 +362,25 @@ class Course:
                 metrics["cpfast/period_end"] = float(self.detector.end_epoch)
         if self.pruner is not None and self.pruner.planned is not None:
             metrics["cpfast/kept"] = self.pruner.kept
+        self._check_planned()
         self._diffusion = [*self._diffusion[: self.epoch], self._diffused]
         self.completed = completed
+        if self.sampler is not None:
+            self.sampler.held = False
         return metrics
+
+    def _check_planned(self) -> None:
+        if self.sampler is None or self._warned:
+            return
+        planned = self.sampler.pruner.planned
+        if planned is None or planned[0] != self.epoch:
+            self._warned = True
+            warnings.warn(
+                f"sampler: epoch {self.epoch} has ended, and nothing was drawn from it, so that "
+                "nothing is pruned: the loader has another sampler, as after a trainer has made it "
+                "anew",
+                stacklevel=3,
+            )
 
     def _measure(self, detector: CriticalPeriodDetector, completed: int) -> dict[str, float]:
         if self.rotation is None:
@@ -406,7 +429,6 @@ class Course:
             self._loops = True
             yield epoch
             self._loops = False
-            self._say_what_is_left()
             self.end()
 
     def _say_what_is_left(self) -> None:
@@ -431,7 +453,9 @@ class Course:
         """Whether nothing is left of the epoch that was begun."""
         if self.pruner is None or self.pruner.planned is None or self._begun != self.completed:
             return False
-        return self.pruner.planned[0] == self._begun and self.pruner.remaining == 0
+        # equal shares leave out fewer samples than there are ranks
+        ranks = 1 if self.sampler is None else self.sampler.num_replicas
+        return self.pruner.planned[0] == self._begun and self.pruner.remaining < ranks
 
     def sync(self) -> None:
         """Merges the scores of all ranks; a collective under torch.distributed."""
@@ -515,6 +539,15 @@ def _hooked(optimizer: Any) -> Optimizer:
             kind = type(optimizer).__name__
             raise TypeError(f"optimizers: expected one of torch's, or a wrapper, got a {kind}")
     return inner
+
+
+def _check_detector(detector: CriticalPeriodDetector) -> None:
+    if missing := set(detector.rule.needs) - set(_MEASURED):
+        raise ValueError(
+            f"detector: the criterion {detector.criterion!r} needs {', '.join(sorted(missing))}"
+            f" of a probe, and in a trainer's own loop there are {', '.join(_MEASURED)} alone; "
+            "choose another, or call detector.step() with what you measure"
+        )
 
 
 def _check_recipe(

@@ -108,7 +108,8 @@ class DataPruner:
         nan: what the next plan does about a score that is NaN: "raise", or "keep" the sample, to
             train on it again.
         strict: what the next plan does where another number of samples was recorded than planned:
-            False warns, once; True raises; None does not look.
+            False warns, once; True raises; None does not look. Fewer than there are ranks may be
+            missing, as of equal shares.
         labels: [N] integers from 0 on, the samples' classes, for policies that look at them.
         options: the policy's own, such as ``confidence`` of kakurenbo.
 
@@ -270,6 +271,15 @@ class DataPruner:
         if self._planned is None or not self._chooses(self._planned):
             return None
         return self.rule.batch_filter(self._moment(self._planned), self._planned.keep)
+
+    @property
+    def rescored(self) -> Tensor:
+        """The samples that are only to be scored again, by :meth:`score` after the current epoch's
+        steps: [m] int64; none for most policies."""
+        self._restore_plan()
+        if self._lazy_plan is None:
+            return torch.empty(0, dtype=torch.int64, device=self.device)
+        return self._lazy_plan.rescored
 
     def is_full(self, epoch: int) -> bool:
         """Whether the policy leaves nothing out in ``epoch`` (from 0)."""
@@ -443,7 +453,10 @@ class DataPruner:
 
     def _compare(self, last: _Planned, planned: int, recorded: int) -> None:
         """What the last epoch delivered with what was planned for it."""
-        if recorded == planned or self.strict is None or (self._has_warned and not self.strict):
+        # equal shares leave out fewer samples than there are ranks
+        if 0 <= planned - recorded < _world_size():
+            return
+        if self.strict is None or (self._has_warned and not self.strict):
             return
         if recorded == 0 and not self.rule.columns:  # nobody needs to record
             return

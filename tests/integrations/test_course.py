@@ -207,6 +207,55 @@ def test_a_recipe_that_comes_after_the_length_was_asked_for_is_followed():
     assert len(loader) == 12
 
 
+class Counts:
+    """As loaders of trainers that call set_epoch in each iteration."""
+
+    def __init__(self, loader):
+        self.loader, self.counted = loader, 0
+
+    def __iter__(self):
+        self.loader.sampler.set_epoch(self.counted)
+        self.counted += 1
+        return iter(self.loader)
+
+
+def test_a_loader_that_counts_epochs_is_not_listened_to():
+    course, loader = made(pruned_after())
+    course.attach(model(), [])
+    counts = Counts(loader)
+    for epoch in (4, 5):
+        course.begin(epoch)
+        seen = [i for _, index in counts for i in index.tolist()]
+        assert seen == course.pruner.plan(epoch, **course.sampler._current().options()).tolist()
+        assert course.pruner.planned[0] == epoch
+        course.end()
+    loader.sampler.set_epoch(1)  # of nobody's epoch
+    assert loader.sampler.epoch == 1
+
+
+def test_a_sampler_that_nobody_draws_from_is_warned_of():
+    course, loader = made(pruned_after())
+    course.attach(model(), [])
+    course.begin(0)
+    with pytest.warns(UserWarning, match="epoch 0 has ended, and nothing was drawn from it"):
+        course.end()
+    course.begin(1)
+    list(loader)
+    course.end()  # which says it once
+
+
+def test_what_comes_with_the_sampler_is_refused_as_what_is_given():
+    pruner = cpfast.DataPruner(8, num_epochs=EPOCHS)
+    mixed = cpfast.PrunedSampler(pruner, recipe=cpfast.Recipe(EPOCHS, [Mixup(0.2)]))
+    with pytest.raises(ValueError, match="recipe: changes mixup"):
+        Course(sampler=mixed)
+    assert Course(sampler=mixed, applied=["mixup"]).begin(0).mixup == 0.2
+    asks = cpfast.CriticalPeriodDetector("accuracy50", EPOCHS)
+    sampler = cpfast.PrunedSampler(pruner, recipe=cpfast.Recipe(EPOCHS, []), detector=asks)
+    with pytest.raises(ValueError, match="'accuracy50' needs accuracy of a probe"):
+        Course(sampler=sampler)
+
+
 class Wrapper:
     """As trainers wrap optimizers: its step() calls no hooks."""
 

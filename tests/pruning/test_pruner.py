@@ -440,6 +440,14 @@ def test_what_was_delivered_is_compared_with_what_was_planned(recorded):
     assert str(strict.state_dict()) == str(before)
 
 
+@pytest.mark.parametrize(("recorded", "is_right"), [(10, True), (9, True), (8, False), (11, False)])
+def test_equal_shares_may_miss_fewer_samples_than_there_are_ranks(recorded, is_right, monkeypatch):
+    pruner = cpfast.DataPruner(10)
+    pruner.update(pruner.plan(0).repeat(2)[:recorded], torch.ones(recorded))
+    monkeypatch.setattr("cpfast.pruning.pruner._world_size", lambda: 2)
+    assert (warned(pruner) == []) == is_right
+
+
 def test_a_policy_that_needs_no_losses_misses_none():
     pruner = cpfast.DataPruner(10, policy="random")
     pruner.plan(0)
