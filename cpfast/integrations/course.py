@@ -34,6 +34,8 @@ _MEASURED = ("paths", "gradients", "scales")
 _STATE = Open(
     {
         "epoch": int,
+        "begun": Maybe(int),
+        "diffused": float,
         "rotations": Several(Several(float)),
         "lrs": Several(float),
         "diffusion": Several(float),
@@ -159,7 +161,8 @@ class Course:
         Raises:
             ValueError: a state that was loaded does not fit the model.
             RuntimeError: a recipe that freezes, and a model whose gradients are synchronised or
-                sharded by a wrapper, which would wait for those of the frozen layers.
+                sharded by a wrapper, which would wait for those of the frozen layers; or whose
+                weights are computed from others.
         """
         model_ = layers.unwrapped(model)
         if self.detector is not None and (
@@ -174,6 +177,8 @@ class Course:
                     "freezing out, or make it with find_unused_parameters and name 'frozen' in "
                     "applied"
                 )
+        if self.recipe is not None and self._freezes():
+            self._check_freezable()
         self._hook(list(optimizers))
         if self.rotation is not None and self.detector is not None and self.detector.rule.needs:
             self._probe = ModelProbe(
@@ -185,6 +190,17 @@ class Course:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._restore_measured(pending)
+
+    def _check_freezable(self) -> None:
+        if self.rotation is None:
+            return
+        parameters = {id(parameter) for parameter in self.rotation.model.parameters()}
+        for name, weight in zip(self.rotation.names, self.rotation.weights(), strict=True):
+            if id(weight) not in parameters:
+                raise RuntimeError(
+                    f"recipe: freezes layers, and the weight of {name} is computed from others, as "
+                    "of an adapter or a parametrisation, or sharded; leave freezing out"
+                )
 
     def _freezes(self) -> bool:
         assert self.recipe is not None
@@ -369,6 +385,8 @@ class Course:
         }
         return {
             "epoch": self.epoch,
+            "begun": self._begun,
+            "diffused": float(self._diffused),
             "rotations": [list(layer) for layer in self._rotations],
             "lrs": list(self._lrs),
             "diffusion": list(self._diffusion),
@@ -393,7 +411,8 @@ class Course:
                 )
             if own is not None:
                 own.load_state_dict(state[name])
-        self.epoch, self._begun = state["epoch"], None
+        self.epoch, self._begun = state["epoch"], state["begun"]
+        self._diffused = state["diffused"]
         self._rotations = [tuple(layer) for layer in state["rotations"]]
         self._lrs, self._diffusion = list(state["lrs"]), list(state["diffusion"])
         measured = {name: state[name] for name in ("rotation", "probe")}

@@ -265,6 +265,15 @@ class DataPruner:
             return None
         return self.rule.batch_filter(self._moment(self._planned), self._planned.keep)
 
+    @property
+    def rescored(self) -> Tensor:
+        """The samples that are only to be scored again, by :meth:`score` after the current epoch's
+        steps: [m] int64; none for most policies."""
+        self._restore_plan()
+        if self._lazy_plan is None:
+            return torch.empty(0, dtype=torch.int64, device=self.device)
+        return self._lazy_plan.rescored
+
     def is_full(self, epoch: int) -> bool:
         """Whether the policy leaves nothing out in ``epoch`` (from 0)."""
         epoch = whole("epoch", epoch, least=0)
