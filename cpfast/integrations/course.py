@@ -116,6 +116,7 @@ class Course:
         self._diffusion: list[float] = []
         self._diffused = 0.0
         self._begun: int | None = None
+        self._goes_on = False  # between an epoch's beginning and its end
         self._frozen: set[nn.Parameter] = set()
         self._pending: dict[str, Any] | None = None
         if sampler is not None:
@@ -168,7 +169,7 @@ class Course:
         if self.detector is not None and (
             self.rotation is None or self.rotation.model is not model_
         ):
-            self.rotation = LayerRotation(model)
+            self.rotation, self._probe = LayerRotation(model), None
         if self.recipe is not None and self._freezes() and model is not model_:
             kind = type(model).__name__
             if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
@@ -181,12 +182,15 @@ class Course:
             self._check_freezable()
         self._hook(list(optimizers))
         if self.rotation is not None and self.detector is not None and self.detector.rule.needs:
+            before = self._probe
             self._probe = ModelProbe(
                 self.rotation,
                 optimizer=self._optimizers[0] if self._optimizers else None,
                 losses=None if self.pruner is None else lambda: self.pruner.scores,  # type: ignore[union-attr]
                 needs=self.detector.rule.needs,
             )
+            if before is not None:
+                self._probe.load_state_dict(before.state_dict(within=self._goes_on))
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._restore_measured(pending)
@@ -294,7 +298,7 @@ class Course:
             self.sampler.set_epoch(epoch)
         self.epoch = epoch
         if self._begun != epoch:
-            self._begun, self._diffused = epoch, 0.0
+            self._begun, self._diffused, self._goes_on = epoch, 0.0, True
             if self._optimizers:
                 rate = float(self._optimizers[0].param_groups[0]["lr"])
                 self._lrs = [*self._lrs[:epoch], rate]
@@ -340,6 +344,7 @@ class Course:
         if self.pruner is not None and self.pruner.planned is not None:
             metrics["cpfast/kept"] = self.pruner.kept
         self._diffusion = [*self._diffusion[: self.epoch], self._diffused]
+        self._goes_on = False
         return metrics
 
     def _measure(self, detector: CriticalPeriodDetector, completed: int) -> dict[str, float]:
@@ -377,20 +382,17 @@ class Course:
         """Of the detector, the pruner, the rotation, and what was measured: plain Python and
         tensors. Merges the scores of all ranks first: a collective under torch.distributed."""
         self.sync()
-        parts = {
-            "detector": self.detector,
-            "pruner": self.pruner,
-            "rotation": self.rotation,
-            "probe": self._probe,
-        }
+        parts = {"detector": self.detector, "pruner": self.pruner, "rotation": self.rotation}
+        probe = self._probe
         return {
             "epoch": self.epoch,
-            "begun": self._begun,
+            "begun": self._begun if self._goes_on else None,
             "diffused": float(self._diffused),
             "rotations": [list(layer) for layer in self._rotations],
             "lrs": list(self._lrs),
             "diffusion": list(self._diffusion),
             **{name: None if part is None else part.state_dict() for name, part in parts.items()},
+            "probe": None if probe is None else probe.state_dict(within=self._goes_on),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -412,7 +414,7 @@ class Course:
             if own is not None:
                 own.load_state_dict(state[name])
         self.epoch, self._begun = state["epoch"], state["begun"]
-        self._diffused = state["diffused"]
+        self._diffused, self._goes_on = state["diffused"], self._begun is not None
         self._rotations = [tuple(layer) for layer in state["rotations"]]
         self._lrs, self._diffusion = list(state["lrs"]), list(state["diffusion"])
         measured = {name: state[name] for name in ("rotation", "probe")}

@@ -382,18 +382,20 @@ class CriticalPeriodCallback(TrainerCallback):
             clock.total, clock.nominal = own.total, own.nominal
         self.clock = clock
         trained = done - clock.since
+        is_whole = trained >= clock.updates
         self._late = self._inside = False
         if clock.ended:
             clock.epoch += 1
-        elif trained >= clock.updates and clock.epoch + 1 <= clock.epochs:
+            return clock.epoch, 0
+        if (clock.exact and done >= clock.total) or (is_whole and clock.epoch + 1 > clock.epochs):
+            return math.ceil(clock.epochs), 0  # it has ended, in the middle of an epoch
+        if is_whole:
             self._late = True
             return clock.epoch + 1, 0
-        elif not skips:
-            clock.again(done)
-            self._inside = True
-        elif trained > 0:
-            self._inside = True
+        self._inside = trained > 0
+        if skips:
             return clock.epoch, trained
+        clock.again(done)
         return clock.epoch, 0
 
 
@@ -486,8 +488,9 @@ class PrunedTrainerMixin(Trainer):
 
     def _check_loss(self, watch: CriticalPeriodCallback) -> None:
         args: Any = self.args
-        rule = self.pruner.rule
-        if rule.batch_filter(Moment(0, self.pruner.num_epochs), self.pruner.keep) is not None:
+        rule, total = self.pruner.rule, self.pruner.num_epochs
+        moments = [Moment(epoch, total) for epoch in range(total)]
+        if any(rule.batch_filter(moment, self.pruner.keep) is not None for moment in moments):
             raise ValueError(
                 f"pruner: the policy {self.pruner.policy!r} selects within the batches, which is "
                 "not done here"
@@ -889,6 +892,7 @@ def _compare(outputs: Any, logits: Tensor, labels: Tensor) -> None:
     tolerance = 1e-4 if own.dtype == torch.float32 else 2e-2
     if not torch.allclose(own.detach().float(), mean, rtol=tolerance, atol=1e-6, equal_nan=True):
         raise ValueError(
-            f"model: its own loss is {float(own):.6g}, and the cross-entropy of its logits and "
-            f"labels is {float(mean):.6g}: it adds something, or computes another; {_WEIGHTED}"
+            f"model: its own loss is {float(own.detach()):.6g}, and the cross-entropy of its "
+            f"logits and labels is {float(mean):.6g}: it adds something, or computes another; "
+            f"{_WEIGHTED}"
         )

@@ -169,6 +169,36 @@ def test_a_resume_equals_the_undisturbed_training(criterion, stop, tmp_path):
     assert second.rotation.compute() == whole_.rotation.compute()
 
 
+@pytest.mark.parametrize("criterion", ["slope45", "path_efficiency", "gradient_norm_growth"])
+def test_a_resume_in_the_middle_of_an_epoch_equals_the_undisturbed_training(criterion, tmp_path):
+    results = []
+    for stops in (False, True):
+        course, loader = made(pruned_after(), criterion)
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        train(course, loader, net, optimizer, range(2))
+        course.begin(2)
+        for number, ((x, y), index) in enumerate(list(loader)):
+            if number == 2:
+                optimizer.param_groups[0]["lr"] = 0.07  # by a schedule of steps
+                if stops:
+                    torch.save(course.state_dict(), tmp_path / "state.pt")
+                    course.detach()
+                    course, _ = made(pruned_after(), criterion)
+                    course.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+                    course.attach(net, [optimizer])
+                    course.begin(2)
+                course.attach(net, [optimizer])  # and once more, which changes nothing
+            loss = course.pruner.loss(net(x), y, index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        course.end()
+        state = course.state_dict()
+        results.append(repr([state[key] for key in ("detector", "lrs", "diffusion", "rotations")]))
+    assert results[0] == results[1]
+
+
 def test_beginning_and_ending_twice_changes_nothing():
     course, loader = made(pruned_after())
     net = model()
@@ -186,6 +216,15 @@ def test_beginning_and_ending_twice_changes_nothing():
     assert len(optimizer._optimizer_step_pre_hooks) == 1
     course.detach()
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_layers_that_are_computed_from_others_are_not_frozen():
+    recipe = cpfast.Recipe(EPOCHS, [Freeze(below=0.9, epochs=1, window=cpfast.Window("after"))])
+    course, _ = made(recipe, at=3)
+    net = model()
+    torch.nn.utils.parametrizations.weight_norm(net[2])
+    with pytest.raises(RuntimeError, match=r"recipe: freezes layers, and the weight of 2\.weight"):
+        course.attach(net)
 
 
 def test_the_end_of_the_period_is_logged_once(caplog):
