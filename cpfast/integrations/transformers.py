@@ -35,6 +35,7 @@ try:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
     from transformers.loss.loss_utils import ForCausalLMLoss
     from transformers.optimization import GreedyLR
+    from transformers.trainer_utils import has_length
 except ImportError as error:
     raise ImportError(
         f"cpfast.integrations.transformers: {error}; pip install 'cpfast[transformers]'"
@@ -720,6 +721,8 @@ class PrunedTrainerMixin(Trainer):
                 "get_train_dataloader: its loader does not follow the pruner's sampler, so it "
                 "would never prune; build it by super().get_train_dataloader()"
             )
+        if not has_length(dataloader):
+            raise ValueError("train_dataset: has no length, so that nobody knows where epochs end")
         epochs, *others = super().set_initial_training_values(args, dataloader)
         total = course.total_epochs
         assert total is not None

@@ -23,11 +23,14 @@ if find_spec("transformers") and find_spec("accelerate"):
     from support import toy_transformers as toys
     from support.toy_transformers import EPOCHS, RATE, SIZE
     from transformers import (
+        BertForMaskedLM,
         DataCollatorForLanguageModeling,
         DataCollatorWithPadding,
         EarlyStoppingCallback,
         LlamaConfig,
         LlamaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
         Trainer,
         TrainerCallback,
     )
@@ -333,6 +336,30 @@ def test_the_gradient_of_a_classifier_is_that_of_one_batch(smoothing, accumulati
         theirs, _ = gradients(plain, model, range(4), 1)
         for a, b in zip(found, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["masked", "translation"])
+def test_the_gradient_of_other_models_of_tokens_is_the_trainers(kind, tmp_path):
+    """Whose labels are not shifted."""
+    if kind == "masked":
+        model = toys.bert(BertForMaskedLM)
+    else:
+        torch.manual_seed(0)
+        model = T5ForConditionalGeneration(
+            T5Config(vocab_size=toys.VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=1,
+                     num_heads=2, dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0)
+        )  # fmt: skip
+    other = copy.deepcopy(model)
+    plain = trainer(tmp_path, model=other, cls=Trainer)
+    expected, losses = gradients(plain, other, range(4), 1)
+    pruner = cpfast.DataPruner(SIZE, EPOCHS)
+    own = trainer(tmp_path, CriticalPeriodCallback(pruner=pruner), model)
+    own.critical_period.course.begin(0)
+    for _ in range(2):  # with the comparison, and without it
+        found, own_losses = gradients(own, model, range(4), 1)
+        assert own_losses == pytest.approx(losses, rel=1e-5)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_weights_multiply_the_loss_of_their_samples(tmp_path):
@@ -889,6 +916,10 @@ def test_policies_and_data_that_do_not_fit_are_refused(tmp_path):
 
     watch = CriticalPeriodCallback(pruner=cpfast.DataPruner(SIZE, EPOCHS))
     with pytest.raises(TypeError, match="dataset: expected a map-style data set, got Streamed"):
+        trainer(tmp_path, watch, data=Streamed(), max_steps=3).train()
+
+    watch = CriticalPeriodCallback(cpfast.CriticalPeriodDetector("slope45", EPOCHS))
+    with pytest.raises(ValueError, match="train_dataset: has no length"):
         trainer(tmp_path, watch, data=Streamed(), max_steps=3).train()
 
     def flat(samples):
