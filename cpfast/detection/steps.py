@@ -38,6 +38,10 @@ class Walk:
         torch._foreach_copy_(self._first, weights)
         self._steps.zero_()
 
+    def tensors(self) -> list[Tensor]:
+        """What the epoch has shown so far, in place."""
+        return [*self._before, *self._first, self._steps]
+
     def add_step(self) -> None:
         self._steps += self._step_plan.layer_statistics().l2_distance.double().square()
         torch._foreach_copy_(self._before, self._rotation.weights())
@@ -71,6 +75,10 @@ class GradientSums:
     def begin(self) -> None:
         torch._foreach_zero_(self._sums)
         self._decrease.zero_()
+
+    def tensors(self) -> list[Tensor]:
+        """What the epoch has shown so far, in place."""
+        return [*self._sums, self._decrease]
 
     def add_step(self) -> None:
         decrease = torch.zeros_like(self._decrease)
@@ -119,6 +127,10 @@ class Hits:
 
     def begin(self) -> None:
         self._counts.zero_()
+
+    def tensors(self) -> list[Tensor]:
+        """What the epoch has shown so far, in place."""
+        return [self._counts]
 
     def add(self, logits: Tensor, target: Tensor) -> None:
         self._counts[0] += (logits.argmax(-1) == target).sum()

@@ -117,7 +117,7 @@ class Course:
         self._diffusion: list[float] = []
         self._diffused = 0.0
         self._begun: int | None = None
-        self._resumes = False
+        self._goes_on = False  # between an epoch's beginning and its end
         self._loops = False
         self._has_said = False
         self._frozen: set[nn.Parameter] = set()
@@ -180,17 +180,20 @@ class Course:
         if self.detector is not None and (
             self.rotation is None or self.rotation.model is not model_
         ):
-            self.rotation = LayerRotation(model)
+            self.rotation, self._probe = LayerRotation(model), None
         if self._freezes():
             self._check_freezing(model, model_)
         self._hook(list(optimizers))
         if self.rotation is not None and self.detector is not None and self.detector.rule.needs:
+            before = self._probe
             self._probe = ModelProbe(
                 self.rotation,
                 optimizer=self._optimizers[0] if self._optimizers else None,
                 losses=None if self.pruner is None else lambda: self.pruner.scores,  # type: ignore[union-attr]
                 needs=self.detector.rule.needs,
             )
+            if before is not None:
+                self._probe.load_state_dict(before.state_dict(within=self._goes_on))
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._restore_measured(pending)
@@ -305,25 +308,15 @@ class Course:
             self.sampler.set_epoch(epoch)
             self.sampler.held = True
         self.epoch = epoch
-        is_new, resumes, self._resumes = self._begun != epoch, self._resumes, False
-        if is_new:
-            self._begun, self._diffused = epoch, 0.0
+        if self._begun != epoch:
+            self._begun, self._diffused, self._goes_on = epoch, 0.0, True
             if self._optimizers:
                 rate = float(self._optimizers[0].param_groups[0]["lr"])
                 self._lrs = [*self._lrs[:epoch], rate]
-        if self._probe is not None and (is_new or resumes):
-            self._probe.begin()
-            if not is_new and self.completed == epoch and self._adds_up():
-                logger.warning(
-                    "resumed within epoch %d, of which the criterion measures the rest alone", epoch
-                )
+            if self._probe is not None:
+                self._probe.begin()
         self._freeze()
         return self.settings
-
-    def _adds_up(self) -> bool:
-        """Whether the criterion measures each step; a state has no part of an epoch's sums."""
-        needs = () if self.detector is None else self.detector.rule.needs
-        return "paths" in needs or "gradients" in needs
 
     def _freeze(self) -> None:
         """No gradient for what comes before the first layer that is trained on, in the order of
@@ -364,7 +357,7 @@ class Course:
             metrics["cpfast/kept"] = self.pruner.kept
         self._check_planned()
         self._diffusion = [*self._diffusion[: self.epoch], self._diffused]
-        self.completed = completed
+        self.completed, self._goes_on = completed, False
         if self.sampler is not None:
             self.sampler.held = False
         return metrics
@@ -471,29 +464,20 @@ class Course:
         self.sync()
         if self._loops and self._is_trained():
             self.end()
-        parts = {
-            "detector": self.detector,
-            "pruner": self.pruner,
-            "rotation": self.rotation,
-            "probe": self._probe,
-        }
+        parts = {"detector": self.detector, "pruner": self.pruner}
+        rotation, probe = self.rotation, self._probe
         return {
             "epoch": self.epoch,
             "completed": self.completed,
-            "begun": self._begun,
-            "diffused": self._diffused,
+            "begun": self._begun if self._goes_on else None,
+            "diffused": float(self._diffused),
             "rotations": [list(layer) for layer in self._rotations],
             "lrs": list(self._lrs),
             "diffusion": list(self._diffusion),
-            **{
-                name: None
-                if part is None
-                # of sharded weights the whole, for trainers have one process write it
-                else part.state_dict(full=True)
-                if isinstance(part, LayerRotation)
-                else part.state_dict()
-                for name, part in parts.items()
-            },
+            **{name: None if part is None else part.state_dict() for name, part in parts.items()},
+            # of sharded weights the whole, for trainers have one process write it
+            "rotation": None if rotation is None else rotation.state_dict(full=True),
+            "probe": None if probe is None else probe.state_dict(within=self._goes_on),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -515,7 +499,8 @@ class Course:
             if own is not None:
                 own.load_state_dict(state[name])
         self.epoch, self.completed = state["epoch"], state["completed"]
-        self._begun, self._diffused, self._resumes = state["begun"], state["diffused"], True
+        self._begun, self._diffused = state["begun"], state["diffused"]
+        self._goes_on = self._begun is not None
         self._rotations = [tuple(layer) for layer in state["rotations"]]
         self._lrs, self._diffusion = list(state["lrs"]), list(state["diffusion"])
         measured = {name: state[name] for name in ("rotation", "probe")}
