@@ -37,9 +37,7 @@ SNIPPETS = [
     ],
 )
 def test_a_snippet_prints_what_it_says(page, number, code, printed):
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{page}, snippet {number}:\n{done.stderr}"
     lines, expected = done.stdout.strip().splitlines(), printed.splitlines()
     if page in NEEDS:  # a trainer's log goes before it
