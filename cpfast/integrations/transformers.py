@@ -721,7 +721,8 @@ class PrunedTrainerMixin(Trainer):
                 "get_train_dataloader: its loader does not follow the pruner's sampler, so it "
                 "would never prune; build it by super().get_train_dataloader()"
             )
-        if not has_length(dataloader):
+        ends = bool(has_length(dataloader))
+        if not ends:
             raise ValueError("train_dataset: has no length, so that nobody knows where epochs end")
         epochs, *others = super().set_initial_training_values(args, self._loader)
         total = course.total_epochs

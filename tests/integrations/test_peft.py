@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from importlib.util import find_spec
 
@@ -39,6 +40,15 @@ pytestmark = [
 ]
 ATTENTION = "transformer.h.0.attn.c_attn"
 MLP = "transformer.h.0.mlp.c_fc"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects():
+    """The Trainer collects garbage at each beginning, among all that was imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def lora(**options):

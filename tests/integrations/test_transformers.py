@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 import pathlib
@@ -43,12 +44,24 @@ if find_spec("transformers") and find_spec("accelerate"):
         _check_hooks,
     )
 
+if find_spec("datasets"):
+    import datasets
+
 pytestmark = [
     pytest.mark.needs("transformers"),
     pytest.mark.needs("accelerate"),
     pytest.mark.usefixtures("one_thread"),
 ]
 SUPPORT = pathlib.Path(__file__).parents[1] / "support"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects():
+    """The Trainer collects garbage at each beginning, among all that was imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Rates:
@@ -192,7 +205,9 @@ def test_the_index_stays_with_its_sample(kind, collator, drops_columns, tmp_path
     if collator == "padding":
         samples = [{**s, "label": i % 2} for i, s in enumerate(samples)]
     if kind == "datasets":
-        data = pytest.importorskip("datasets").Dataset.from_list(samples)
+        if not find_spec("datasets"):
+            pytest.skip("datasets is not installed")
+        data = datasets.Dataset.from_list(samples)
     else:
         data = samples if kind == "list" else Plain(samples)
     collate = {
