@@ -10,6 +10,7 @@ import pytest
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PRINTED = {
     "accelerate.md": ["0.7 of the samples of 20 full epochs"],
+    "distributed.md": ["loaded ['detector', 'pruner', 'rotation']"],
     "layca.md": ["0.weight turned by 0.020 in one step, its norm is what it was: True"],
     "recipes.md": ["3 0.0\n1 0.1\n1 0.2"],
     "criteria.md": ["5 epochs, 32 samples each"],
