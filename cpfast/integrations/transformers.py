@@ -532,7 +532,8 @@ class PrunedTrainerMixin(Trainer):
         watch = self.critical_period
         if not watch.plans:
             return super().get_train_dataloader()
-        data, collate = self.train_dataset, self.data_collator
+        trainer: Any = self
+        data, collate = trainer.train_dataset, trainer.data_collator
         if data is None:
             raise ValueError("Trainer: training requires a train_dataset.")
         if _is_arrow(data):

@@ -695,6 +695,7 @@ def rotations(t):
         {"save_strategy": "epoch"},
         {"save_strategy": "steps", "save_steps": 3},  # at an epoch's last update, too
         {"save_strategy": "steps", "save_steps": 4, "dataloader_num_workers": 2},
+        {"save_strategy": "steps", "save_steps": 6, "num_train_epochs": 4.5},
         {"save_strategy": "steps", "save_steps": 5, "max_steps": 18},
     ],
     ids=lambda options: "-".join(str(value) for value in options.values()),
