@@ -24,6 +24,11 @@ EXPERIMENTS = {
     "resnet56": ("compare", "--model", "resnet56"),
     "falsify": ("study", "falsify", "--model", "resnet20"),
     "oracle": ("study", "oracle", "--model", "resnet20"),
+    # of critical periods (docs/studies.md)
+    **{
+        name: ("study", name, "--model", "resnet20")
+        for name in ("deficit", "window", "warm-start", "early-phase", "enlightenment")
+    },
 }
 ARMS = "full,detector,k1,k1_matched,shortened,rs2,infobatch,k1+infobatch,detector+infobatch"
 PACK_EVERY = 60.0  # seconds, lest all be lost where the machine stops us

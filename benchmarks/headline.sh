@@ -5,7 +5,7 @@
 #
 # DATA: a folder with train/<class>/* and test/<class>/*; a .tar of one, compressed or not; or
 # "cifar10" (after cpfast train --data cifar10 --download). EXPERIMENT: of resnet20 resnet56 falsify
-# oracle; all, in this order, if none is named. Each takes the recipe of 2506.15954 at batch 256 (lr
+# oracle deficit window warm-start early-phase enlightenment; all, in this order, if none is named. Each takes the recipe of 2506.15954 at batch 256 (lr
 # scaled linearly to .08), over three seeds, and is stored epoch by epoch: interrupted, it goes on
 # when the script is run again. Where no cpfast is installed, the checkout is built in place.
 #   --budget-seconds N  stop after N seconds, and half a minute more at most, with all stored

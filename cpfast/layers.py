@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -69,6 +70,8 @@ class Layer(NamedTuple):
     path: tuple[str, ...]
     """Of the module that it belongs to."""
     attribute: str
+    adapter: str | None = None
+    """Whose change it is, where adapters are measured by themselves."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -87,27 +90,35 @@ def layers_of(
     include: Callable[[str, Tensor], bool] | None = None,
     *,
     trainable_only: bool = False,
+    adapters: str = "merged",
 ) -> list[Layer]:
     """The layers of an unwrapped model, in the order of its parameters; shared weights once.
 
     Args:
         include: ``include(name, weight)`` chooses; None: :func:`is_weight`, with the module.
         trainable_only: leave out those without a gradient.
+        adapters: "each": the changes of PEFT's adapters in place of what they change, a layer for
+            each adapter.
+
+    Raises:
+        ValueError: an adapter does not add a change, and each is to be measured.
     """
     chosen, seen = [], set()
     for path, module, attribute in _weights(model):
-        tensor, has_gradient = weight_of(module, attribute)
-        name = ".".join((*path, attribute))
-        key = id(module._parameters.get(attribute, module)), attribute
-        if key in seen or (trainable_only and not has_gradient):
-            continue
-        if (
-            is_weight(name, tensor, _innermost(module))
-            if include is None
-            else include(name, tensor)
-        ):
-            seen.add(key)
-            chosen.append(Layer(name, path, attribute))
+        each = adapters_of(module) if adapters == "each" and is_adapter(module) else [None]
+        for adapter in each:
+            layer = Layer(".".join((*path, adapter or attribute)), path, attribute, adapter)
+            tensor, has_gradient = measured(module, layer)
+            key = id(module._parameters.get(attribute, module)), attribute, adapter
+            if key in seen or (trainable_only and not has_gradient):
+                continue
+            if (
+                is_weight(layer.name, tensor, _innermost(module))
+                if include is None
+                else include(layer.name, tensor)
+            ):
+                seen.add(key)
+                chosen.append(layer)
     return chosen
 
 
@@ -130,7 +141,9 @@ def find(model: nn.Module, layer: Layer) -> nn.Module:
     module = model
     for part in layer.path:
         while part not in module._modules:
-            inner = _wrapped(module) or getattr(module, "base_layer", None)
+            if is_adapter(module):
+                raise _not_one_weight(module)
+            inner = _inside(module)
             if not isinstance(inner, nn.Module):
                 raise RuntimeError(
                     f"model: layer {layer.name!r} is gone ({type(module).__name__} has no "
@@ -140,9 +153,26 @@ def find(model: nn.Module, layer: Layer) -> nn.Module:
         child = module._modules[part]
         assert child is not None
         module = child
-    while (inner := _wrapped(module)) is not None:
+    while (inner := _inside(module)) is not None:
         module = inner
     return module
+
+
+def measured(module: nn.Module, layer: Layer) -> tuple[Tensor, bool]:
+    """What is measured of a layer's module, as that is now, and whether it has a gradient.
+
+    Raises:
+        RuntimeError: the module has no such weight, or no such adapter, any more.
+        ValueError: an adapter does not add a change.
+    """
+    if layer.adapter is None:
+        return weight_of(module, layer.attribute)
+    if not is_adapter(module) or layer.adapter not in adapters_of(module):
+        raise RuntimeError(
+            f"model: the adapter of {layer.name!r} is gone; make a LayerRotation of the model as it"
+            " is now"
+        )
+    return _change_of(module, layer.adapter)
 
 
 def weight_of(module: nn.Module, attribute: str) -> tuple[Tensor, bool]:
@@ -154,7 +184,7 @@ def weight_of(module: nn.Module, attribute: str) -> tuple[Tensor, bool]:
     Raises:
         RuntimeError: the module has no such weight any more.
     """
-    if hasattr(type(module), "get_delta_weight"):
+    if is_adapter(module):
         return _adapted(module, attribute)
     parametrized = module._modules.get("parametrizations")
     if parametrized is not None and attribute in parametrized._modules:
@@ -180,33 +210,82 @@ def weight_of(module: nn.Module, attribute: str) -> tuple[Tensor, bool]:
     return weight, weight.requires_grad
 
 
+def is_adapter(module: nn.Module) -> bool:
+    """Whether it is a layer of PEFT's, around the one that it adapts."""
+    kind = type(module)
+    return "base_layer" in module._modules and (
+        hasattr(kind, "get_delta_weight") or hasattr(kind, "adapter_layer_names")
+    )
+
+
+def adapters_of(module: Any) -> list[str]:
+    """The names of a layer's adapters, in use or not."""
+    tables = [getattr(module, name, {}) for name in _tables(module)]
+    return list(dict.fromkeys(adapter for table in tables for adapter in table))
+
+
+def _tables(module: Any) -> tuple[str, ...]:
+    """The attributes that hold the parameters of adapters, by the adapters' names."""
+    return getattr(module, "adapter_layer_names", ("lora_A", "lora_B"))
+
+
+def _adds(module: Any, adapter: str) -> bool:
+    """Whether an adapter computes with W0 + s B A: LoRA and AdaLoRA do, DoRA and others do not."""
+    return hasattr(module, "lora_A") and adapter not in getattr(module, "lora_variant", {})
+
+
+def _not_one_weight(module: nn.Module) -> RuntimeError:
+    return RuntimeError(
+        f"model: adapters of a {type(_innermost(module)).__name__}, which has not one weight, are "
+        "not measured"
+    )
+
+
 def _adapted(module: Any, attribute: str) -> tuple[Tensor, bool]:
-    """W0 + the adapters' change, as peft merges it."""
+    """The adapted layer's weight, as peft merges it."""
+    if not hasattr(_innermost(module), "weight"):
+        raise _not_one_weight(module)
     weight, has_gradient = weight_of(module.base_layer, attribute)
     has_gradient = has_gradient or any(p.requires_grad for p in module.parameters())
-    if attribute != "weight" or module.merged or module.disable_adapters:
+    if module.merged or module.disable_adapters:
         return weight, has_gradient
-    # peft's names of adapters are keys of the module's tables; not all are in use
-    changes = [module.get_delta_weight(a) for a in module.active_adapters if a in module.lora_A]
-    for change in changes:
-        weight = weight + change.to(weight.dtype)
-    return weight.detach(), has_gradient
+    used = [adapter for adapter in module.active_adapters if adapter in adapters_of(module)]
+    if all(_adds(module, adapter) for adapter in used):
+        for adapter in used:
+            # in the precision that the two are added with in the forward pass, or a better one
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            weight = weight.to(wide) + module.get_delta_weight(adapter).to(wide)
+        return weight.detach(), has_gradient
+    merged = copy.deepcopy(module).float()
+    merged.merge(adapter_names=used)
+    return weight_of(merged.base_layer, attribute)[0].detach(), has_gradient
+
+
+def _change_of(module: Any, adapter: str) -> tuple[Tensor, bool]:
+    """s B A of one adapter."""
+    if not _adds(module, adapter):
+        raise ValueError(
+            f"adapters: 'each', but {type(module).__name__}'s {adapter!r} is none that adds a "
+            "change to a weight; measure them merged"
+        )
+    tables = [getattr(module, name, {}) for name in _tables(module)]
+    parts = [table[adapter] for table in tables if adapter in table]
+    has_gradient = any(
+        p.requires_grad
+        for part in parts
+        for p in (part.parameters() if isinstance(part, nn.Module) else [part])
+    )
+    return module.get_delta_weight(adapter).detach(), has_gradient
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module, str]]:
     """Path without wrappers, module and attribute of what may be a layer."""
-    passed_over: set[str] = set()
-    for prefix, module in model.named_modules():
-        if any(prefix.startswith(one) for one in passed_over):
-            continue
-        path = tuple(part for part in prefix.split(".") if part and part not in _WRAPPERS)
-        if hasattr(type(module), "get_delta_weight"):
-            passed_over.add(f"{prefix}.")
+    for path, module in _modules(model, (), set()):
+        if is_adapter(module):
             yield path, module, "weight"
             continue
         parametrized = module._modules.get("parametrizations")
         if parametrized is not None:
-            passed_over.add(f"{prefix}.parametrizations" if prefix else "parametrizations")
             for attribute in parametrized._modules:
                 yield path, module, attribute
         hooked = [
@@ -222,12 +301,41 @@ def _weights(model: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module, str
                 yield path, module, attribute
 
 
-def _wrapped(module: nn.Module) -> nn.Module | None:
+def _modules(
+    module: nn.Module, path: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+    """Each module once, the outer first, with its path without wrappers; of an adapter the whole,
+    and of what PEFT keeps beside the original that which computes."""
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    inside = _inside(module)
+    if inside is not None and not any(name in module._modules for name in _WRAPPERS):
+        yield from _modules(inside, path, seen)
+        return
+    yield path, module
+    if is_adapter(module):
+        return
+    for name, child in module._modules.items():
+        if child is not None and name != "parametrizations":
+            yield from _modules(child, path if name in _WRAPPERS else (*path, name), seen)
+
+
+def _inside(module: Any) -> nn.Module | None:
+    """What a wrapper wraps; of PEFT's ``modules_to_save`` the one in use."""
     for name in _WRAPPERS:
         inner = module._modules.get(name)
         if inner is not None:
             return inner
-    return None
+    if "base_layer" in module._modules or not hasattr(type(module), "adapter_layer_names"):
+        return None
+    if "token_adapter" in module._modules:
+        return module._modules["token_adapter"]
+    saved = module._modules.get("modules_to_save")
+    if saved is None:
+        return None
+    used = [adapter for adapter in module.active_adapters if adapter in saved]
+    return saved[used[0]] if used and not module.disable_adapters else module.original_module
 
 
 def _innermost(module: nn.Module) -> nn.Module:
@@ -253,6 +361,8 @@ def plain_names(names: list[str]) -> list[str]:
     parts = [[part for part in name.split(".") if part not in _WRAPPERS] for name in names]
     while parts and all(len(one) > 1 and one[0] == "module" for one in parts):
         parts = [one[1:] for one in parts]
+    while parts and all(one[:2] == ["base_model", "model"] for one in parts):  # PEFT's
+        parts = [one[2:] for one in parts]
     return [".".join(one) for one in parts]
 
 

@@ -30,7 +30,9 @@ class LayerRotation:
     that captured it cannot: it must be captured again then.
 
     Weights that a module computes from others (``torch.nn.utils.parametrize``, weight_norm,
-    spectral_norm, adapters of PEFT) are measured as it computes with them. Of sharded weights
+    spectral_norm, adapters of PEFT) are measured as it computes with them: of LoRA W0 + s B A,
+    whether the adapters came before the snapshot or after it, are merged, switched off or removed.
+    Of sharded weights
     (DTensor: FSDP2, tensor parallelism) each process keeps its part of the snapshot, and
     :meth:`update` is a collective: every process of the mesh must call it. Names are those of the
     model without DataParallel, DistributedDataParallel, torch.compile and checkpoint wrappers, so
@@ -46,11 +48,16 @@ class LayerRotation:
             rounds the reference, which turns it by about 1.4e-6: measured distances are from the
             rounded one, so smaller rotations than that are lost in it.
         history: how many measurements of :meth:`record` to keep.
+        adapters: "merged", or "each": of an adapted layer the change s B A of each adapter, named
+            ``<module>.<adapter>``, takes the place of its weight. A change that is zero at the
+            snapshot, as LoRA's is at first, has no direction: it is measured from the first
+            :meth:`update` or :meth:`record` that finds it nonzero, and until then is 0.
 
     Raises:
         TypeError: for an argument of another type.
-        ValueError: where no layer is chosen, for another ``snapshot_dtype``, or for a negative
-            ``history``.
+        ValueError: where no layer is chosen, for another ``snapshot_dtype`` or ``adapters``, for a
+            negative ``history``, and for "each" where there are no adapters, or such as add no
+            change (DoRA).
         RuntimeError: for a model on the meta device.
 
     Source: arXiv 1806.01603; used as a signal in arXiv 2506.15954.
@@ -65,7 +72,10 @@ class LayerRotation:
         trainable_only: bool = False,
         snapshot_dtype: torch.dtype | None = None,
         history: int = 0,
+        adapters: str = "merged",
     ) -> None:
+        if adapters not in ("merged", "each"):
+            raise ValueError(f"adapters: expected 'merged' or 'each', got {adapters!r}")
         if snapshot_dtype not in (None, torch.bfloat16):
             raise ValueError(
                 f"snapshot_dtype: expected None or torch.bfloat16, got {snapshot_dtype}"
@@ -75,13 +85,22 @@ class LayerRotation:
         if include is is_weight:
             include = None
         self._model = layers.unwrapped(model)
-        self._layers = layers.layers_of(self._model, include, trainable_only=trainable_only)
+        self._layers = layers.layers_of(
+            self._model, include, trainable_only=trainable_only, adapters=adapters
+        )
         if not self._layers:
             raise ValueError(
                 f"model: include chooses none of the {len(list(model.parameters()))} parameters "
                 f"of {type(model).__name__}"
             )
         self.names: list[str] = [layer.name for layer in self._layers]
+        self._adapters = adapters
+        self._changes = [n for n, layer in enumerate(self._layers) if layer.adapter is not None]
+        if adapters == "each" and not self._changes:
+            raise ValueError(
+                f"adapters: 'each', and {type(model).__name__} has none that is chosen"
+            )
+        self._known = self._adapters_now() if adapters == "each" else {}
         self._snapshot_dtype = snapshot_dtype
         self._rows = history
         self._refs: list[Tensor] = []
@@ -106,6 +125,11 @@ class LayerRotation:
     def device(self) -> torch.device:
         return self._sq_norms.device
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other processes hold parts of the weights."""
+        return any(self._groups)
+
     def weights(self) -> list[Tensor]:
         """The model's weights that are measured, as :attr:`names` has them.
 
@@ -117,7 +141,9 @@ class LayerRotation:
         self._live = []
         for number, layer in enumerate(self._layers):
             module = layers.find(self._model, layer)
-            weight, has_gradient = layers.weight_of(module, layer.attribute)
+            if self._adapters == "each":
+                self._check_adapters(layer, module)
+            weight, has_gradient = layers.measured(module, layer)
             layers.check_materialised(layer.name, weight)
             spreads.append(layers.spread_of(layer.name, weight))
             if spreads[-1] is not None:
@@ -130,6 +156,29 @@ class LayerRotation:
         self._spreads = spreads
         self._groups = [() if spread is None else spread.groups() for spread in spreads]
         return weights
+
+    def _adapters_now(self) -> dict[tuple[str, ...], list[str]]:
+        found = {layer.path: layers.find(self._model, layer) for layer in self._layers}
+        return {
+            path: layers.adapters_of(module) if layers.is_adapter(module) else []
+            for path, module in found.items()
+        }
+
+    def _check_adapters(self, layer: layers.Layer, module: nn.Module) -> None:
+        now = layers.adapters_of(module) if layers.is_adapter(module) else []
+        known = self._known.get(layer.path, now)
+        if now != known:
+            raise RuntimeError(
+                f"model: the adapters of {'.'.join(layer.path)} were {known}, and are {now} now; "
+                "make a LayerRotation of the model as it is now"
+            )
+
+    def _refer(self, weights: list[Tensor]) -> None:
+        """Without synchronising: a change that is no longer zero becomes its own reference."""
+        for number in self._changes:
+            ref, norm = self._refs[number], self._sq_norms[number]
+            ref.copy_(torch.where(norm == 0, weights[number], ref))
+            self._sq_norms[number] = torch.where(norm == 0, _square_norm(ref), norm)
 
     def _of_shards(self) -> Tensor:
         """From sums over the parts that all processes hold."""
@@ -216,13 +265,16 @@ class LayerRotation:
         """Measures now: [L] float32 on the device of the weights, without synchronising.
 
         Raises:
-            RuntimeError: where a weight has changed its shape or its device.
+            RuntimeError: where a weight has changed its shape or its device; where adapters have
+                come or gone that are measured each.
         """
         with torch.no_grad():
             weights = self.weights()
         if not self._plan.is_current(weights):
             self._replan(weights)
-        self._latest = self._of_shards() if any(self._groups) else self._plan.layer_rotation()
+        with torch.no_grad():
+            self._refer(weights)
+        self._latest = self._of_shards() if self.is_sharded else self._plan.layer_rotation()
         return self._latest
 
     def record(self) -> None:
@@ -237,7 +289,7 @@ class LayerRotation:
             RuntimeError: where no history is kept, or a weight has changed its shape or its device.
         """
         self._check_history()
-        if any(self._groups):
+        if self.is_sharded:
             raise RuntimeError(
                 "record: not for sharded parameters (DTensor), whose sums have to be exchanged; "
                 "use update()"
@@ -247,6 +299,8 @@ class LayerRotation:
                 weights = self.weights()
             if not self._plan.is_current(weights):
                 self._replan(weights)
+            with torch.no_grad():
+                self._refer(weights)
         self._plan.record(self._ring, self._cursor)
 
     def history(self) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sized
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, IterableDataset
 
 from cpfast.arguments import typed
@@ -242,6 +243,11 @@ class PrunedSampler(DistributedSampler):
         that is planned, more scores can still change it."""
         epoch, *_ = current = self._current()
         return self._share(self.pruner.planned_length(epoch, **current.options()))
+
+    def plan(self) -> Tensor:
+        """The current epoch's samples of all ranks, [n] int64: from now on the pruner's plan."""
+        epoch, *_ = current = self._current()
+        return self.pruner.plan(epoch, **current.options())
 
     @property
     def num_samples(self) -> int:  # type: ignore[override]

@@ -78,6 +78,7 @@ def test_sharded_layers_are_measured_as_the_whole_ones(tmp_path):
         assert measured == pytest.approx(expected, rel=1e-6)
         assert mean == pytest.approx(sum(expected) / 3, rel=1e-6)
     assert "not for sharded parameters" in first["refused"]
+    assert "each process would measure other paths" in first["paths refused"]
 
 
 def test_states_are_taken_up_by_other_numbers_of_processes_and_other_shards(tmp_path):

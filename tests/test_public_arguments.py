@@ -109,7 +109,7 @@ GOOD = {
         lambda: cpfast.LayerRotation,
         {
             "model": model(), "include": None, "trainable_only": False,
-            "snapshot_dtype": torch.bfloat16, "history": 2,
+            "snapshot_dtype": torch.bfloat16, "history": 2, "adapters": "merged",
         },
     ),
     "LayerRotation.of_live": (

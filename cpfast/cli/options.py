@@ -11,6 +11,7 @@ import cpfast
 from cpfast import _backend
 from cpfast.detection import criteria
 from cpfast.studies import studies
+from cpfast.train import ranks
 from cpfast.train.config import LABELS, OPTIMIZERS, PRECISIONS, SCHEDULES, STEPS
 from cpfast.train.data import datasets
 from cpfast.train.errors import UserError
@@ -95,7 +96,7 @@ def device_of(name: str | None) -> str:
     """
     if name is None:
         usable = torch.cuda.is_available() and cpfast.backend() != "cpu"
-        return "cuda:0" if usable else "cpu"
+        return ranks.own_device("cuda:0") if usable else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
 
 import cpfast
 from cpfast.cli.options import counted
-from cpfast.train import energy, process
+from cpfast.train import energy, process, ranks
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData
 from cpfast.train.errors import MissingLibrary, require
@@ -24,6 +26,8 @@ def prepare(config: Config, options: Mapping[str, Any]) -> Config:
     """Set up the process, and leave out what needs a library that is missing, unless it is asked
     for: then fail before anything is read or written.
     """
+    if config.energy and ranks.machines() > 1:
+        note(f"the energy metered is that of one of {ranks.machines()} machines")
     if config.energy:
         try:
             energy.grams_per_kwh(config.country)
@@ -35,6 +39,8 @@ def prepare(config: Config, options: Mapping[str, Any]) -> Config:
     if config.plot and not can_draw():
         config = config.replace(plot=False)
     process.prepare(config)
+    if not ranks.is_speaker():  # one meters and draws
+        config = config.replace(energy=False, plot=False)
     return config
 
 
@@ -48,13 +54,26 @@ def can_draw() -> bool:
 
 
 def note(message: str) -> None:
-    print(f"cpfast: note: {message}", file=sys.stderr)
+    if ranks.is_speaker():
+        print(f"cpfast: note: {message}", file=sys.stderr)
+
+
+@contextmanager
+def together(device: str) -> Iterator[ranks.Ranks]:
+    """With the other processes of torchrun, where there are any; rank 0 alone speaks."""
+    joined = ranks.join(device)
+    silence = nullcontext() if joined.is_first else redirect_stdout(io.StringIO())
+    with silence:
+        yield joined
+    ranks.leave()
 
 
 def header(config: Config, data: ImageData | TextData, parameters: int) -> str:
     threads = f" ({counted(torch.get_num_threads(), 'thread')})" if config.device == "cpu" else ""
+    size = ranks.Ranks().size
+    processes = f" in {size} processes" if size > 1 else ""
     return (
         f"{data.describe()}\n"
         f"{config.model}, {parameters:,} parameters; {config.epochs} epochs; "
-        f"{config.precision} on {config.device}{threads}; ops: {cpfast.backend()}"
+        f"{config.precision} on {config.device}{threads}{processes}; ops: {cpfast.backend()}"
     )

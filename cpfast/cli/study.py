@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cpfast.cli.options import add_run_options, device_of
-from cpfast.cli.start import Interrupted, header, prepare
+from cpfast.cli.start import Interrupted, header, prepare, together
 from cpfast.registry import Entry
 from cpfast.studies import Runner, Study, environment, store, studies
 from cpfast.studies.document import entry_line
@@ -18,6 +18,7 @@ from cpfast.studies.show import show
 from cpfast.train import data, models
 from cpfast.train.errors import require
 from cpfast.train.progress import ProgressBar
+from cpfast.train.ranks import Ranks
 from cpfast.train.runfolder import RunFolder
 
 
@@ -39,19 +40,27 @@ def add_study(parser: argparse.ArgumentParser, entry: Entry[Study]) -> None:
 
 
 def _run(kind: type[Study], options: dict[str, Any], arguments: list[str]) -> None:
+    with together(device_of(options["device"])) as joined:
+        _study(kind, options, arguments, joined)
+
+
+def _study(kind: type[Study], options: dict[str, Any], arguments: list[str], joined: Ranks) -> None:
     study = kind.from_options({**options, "device": device_of(options["device"])})
     config = prepare(study.config, options)
     study = dataclasses.replace(study, config=config)
     if study.needs_scipy():
         require("scipy", "this study")  # not after all the runs
     out = options["out"]
-    path = Path(out) if out is not None else store.default_folder(study)
+    path = joined.mirrored(Path(out) if out is not None else store.default_folder(study))
     store.check_folder(path)
-    dataset = data.load(config.data, config.limit, progress=True, download=options["download"])
+    with joined.first():
+        dataset = data.load(
+            config.data, config.limit, progress=joined.is_first, download=options["download"]
+        )
     model = models.build(config.model, dataset.shape, dataset.outputs, config.seed)
     with RunFolder(path).locked():
         runner = Runner(
-            study, dataset, path, ProgressBar,
+            study, dataset, path, partial(ProgressBar, shown=joined.is_first),
             lambda entry: print(entry_line(study, entry), flush=True),
         )  # fmt: skip
         print(header(config, dataset, models.count_parameters(model)))

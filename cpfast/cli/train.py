@@ -10,15 +10,16 @@ import torch
 
 from cpfast.cli.options import add_run_options, device_of
 from cpfast.cli.report import show_run
-from cpfast.cli.start import Interrupted, header, prepare
+from cpfast.cli.start import Interrupted, header, prepare, together
 from cpfast.pruning import policies
 from cpfast.recipes import RecipeFile, recipes
-from cpfast.train import data, models, report, run
+from cpfast.train import data, models, ranks, report, run
 from cpfast.train.config import ENVIRONMENT, Config, differences
 from cpfast.train.errors import UserError
 from cpfast.train.loop import Training
 from cpfast.train.progress import ProgressBar
-from cpfast.train.runfolder import RunFolder, new_folder
+from cpfast.train.ranks import Ranks
+from cpfast.train.runfolder import RunFolder
 
 
 def add(commands: Any) -> None:
@@ -65,10 +66,19 @@ def add(commands: Any) -> None:
 
 
 def _run(options: dict[str, Any], arguments: list[str]) -> None:
+    with together(device_of(options["device"])) as joined:
+        _train(options, joined)
+
+
+def _train(options: dict[str, Any], joined: Ranks) -> None:
     out, resume = options.pop("out"), options.pop("resume")
     download = options.pop("download")
     options.update(_of_file(options.pop("recipe")))
-    folder = None if out is None else RunFolder(out)
+    if out is None and ranks.may_restart():
+        raise UserError("--out: needed with torchrun --max-restarts, to find the run again")
+    folder = None if out is None else RunFolder(joined.mirrored(Path(out)))
+    if folder is not None and ranks.is_restarted() and folder.is_run():
+        resume = True
     if resume:
         if folder is None:
             raise UserError("--resume needs --out RUN, the folder of the run")
@@ -78,11 +88,12 @@ def _run(options: dict[str, Any], arguments: list[str]) -> None:
             folder.check_free()
         config = Config.from_options({**options, "device": device_of(options["device"])})
     config = prepare(config, options)
-    dataset = data.load(config.data, config.limit, progress=True, download=download)
+    with joined.first():
+        dataset = data.load(config.data, config.limit, progress=joined.is_first, download=download)
     training = Training(config, dataset.to(torch.device(config.device)))
     if folder is None:
         name = f"{report.data_name(config.replace(limit=None))}-{config.model}-{config.method}"
-        folder = RunFolder(new_folder(Path("runs"), name))
+        folder = RunFolder(joined.new_folder(Path("runs"), name))
     with folder.locked():
         if not resume:
             folder.create(config)
@@ -91,7 +102,7 @@ def _run(options: dict[str, Any], arguments: list[str]) -> None:
         state = ", finished" if done == config.epochs else f", after epoch {done}"
         print(f"run folder {folder.path}{state if done else ''}", flush=True)
         try:
-            with ProgressBar(config.epochs, done) as bar:
+            with ProgressBar(config.epochs, done, shown=joined.is_first) as bar:
                 run.advance(training, folder, progress=bar)
         except KeyboardInterrupt:
             raise Interrupted(

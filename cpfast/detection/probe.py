@@ -47,6 +47,7 @@ class ModelProbe:
 
     Raises:
         ValueError: the model has not what is needed, or there are no ``batches``.
+        RuntimeError: the weights are sharded, and more than the accuracy is needed.
     """
 
     def __init__(
@@ -62,6 +63,13 @@ class ModelProbe:
     ) -> None:
         needs = set(needs)
         check_needs(needs, rotation.model)
+        whole = sorted(needs - {"accuracy"})
+        if whole and rotation.is_sharded:
+            raise RuntimeError(
+                f"rotation: of sharded weights (DTensor), of which each process would measure "
+                f"other {' and '.join(whole)}; choose a criterion that needs none of them, such as "
+                "slope45"
+            )
         if "batches" in needs and batches is None:
             raise ValueError(
                 "batches: expected a source of them, which a criterion needs, got None"
@@ -95,9 +103,8 @@ class ModelProbe:
         """
         self._seen.clear()
         self._steps, self._counts = steps or 0, steps is None
-        for part in (self._walk, self._sums, self._hits):
-            if part is not None:
-                part.begin()
+        for part in self._parts():
+            part.begin()
         if self._extra is not None:
             self._extra.samples = 0
 
@@ -159,7 +166,8 @@ class ModelProbe:
 
     @torch.no_grad()
     def accuracy(self) -> Tensor:
-        """
+        """Over the samples of all processes: a collective under torch.distributed.
+
         Raises:
             RuntimeError: without the need of ``accuracy``.
         """
@@ -248,28 +256,45 @@ class ModelProbe:
             self._seen[name] = measure()
         return self._seen[name]
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the next epoch is compared with."""
+    def _parts(self) -> list[Walk | GradientSums | Hits]:
+        return [part for part in (self._walk, self._sums, self._hits) if part is not None]
+
+    def state_dict(self, *, within: bool = False) -> dict[str, Any]:
+        """What the next epoch is compared with.
+
+        Args:
+            within: an epoch goes on: with what it has shown so far, some copies of the weights.
+        """
+        shown = [tensor.clone() for part in self._parts() for tensor in part.tensors()]
         return {
+            **({"steps": self._steps, "shown": shown} if within else {}),
             "ranks": None if self._ranks is None else self._ranks.clone(),
             "gradients": {key: [g.clone() for g in past] for key, past in self._gradients.items()},
             "masks": {key: [mask.clone() for mask in past] for key, past in self._masks.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`, between two epochs.
+        """Restores :meth:`state_dict`, between two epochs; in one, if it was made there, which then
+        goes on without :meth:`begin`.
 
         Raises:
             ValueError: where it is not that of a probe of such a model; nothing is changed then.
         """
         parameters = sum(p.numel() for p in self._rotation.model.parameters())
         channels = sum(scale.numel() for scale in _scales(self._rotation.model))
-        form = {
+        form: dict[str, Any] = {
             "ranks": Maybe(Rows(torch.empty(0, dtype=torch.int32))),
             "gradients": Table(Several(torch.empty(parameters, device="meta"))),
             "masks": Table(Several(torch.empty(channels, dtype=torch.bool))),
         }
+        own = [tensor for part in self._parts() for tensor in part.tensors()]
+        if "steps" in state:
+            form |= {"steps": int, "shown": own}
         check(state, form, "state_dict")
+        if "steps" in state:
+            self._steps, self._counts = state["steps"], True
+            for tensor, saved in zip(own, state["shown"], strict=True):
+                tensor.copy_(saved)
         ranks, device = state["ranks"], self._rotation.device
         self._ranks = None if ranks is None else ranks.to(device, copy=True)
         self._gradients, self._masks = (

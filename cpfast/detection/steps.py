@@ -4,6 +4,7 @@ that a step that was captured in a CUDA graph adds to them too."""
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -36,6 +37,10 @@ class Walk:
         torch._foreach_copy_(self._before, weights)
         torch._foreach_copy_(self._first, weights)
         self._steps.zero_()
+
+    def tensors(self) -> list[Tensor]:
+        """What the epoch has shown so far, in place."""
+        return [*self._before, *self._first, self._steps]
 
     def add_step(self) -> None:
         self._steps += self._step_plan.layer_statistics().l2_distance.double().square()
@@ -70,6 +75,10 @@ class GradientSums:
     def begin(self) -> None:
         torch._foreach_zero_(self._sums)
         self._decrease.zero_()
+
+    def tensors(self) -> list[Tensor]:
+        """What the epoch has shown so far, in place."""
+        return [*self._sums, self._decrease]
 
     def add_step(self) -> None:
         decrease = torch.zeros_like(self._decrease)
@@ -119,10 +128,17 @@ class Hits:
     def begin(self) -> None:
         self._counts.zero_()
 
+    def tensors(self) -> list[Tensor]:
+        """What the epoch has shown so far, in place."""
+        return [self._counts]
+
     def add(self, logits: Tensor, target: Tensor) -> None:
         self._counts[0] += (logits.argmax(-1) == target).sum()
         self._counts[1] += target.numel()
 
     def share(self) -> Tensor:
-        hits, count = self._counts.double().unbind()
+        counts = self._counts.double()
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(counts)  # or each process would judge by its own samples
+        hits, count = counts.unbind()
         return hits / count

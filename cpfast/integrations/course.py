@@ -117,8 +117,9 @@ class Course:
         self._diffusion: list[float] = []
         self._diffused = 0.0
         self._begun: int | None = None
-        self._resumes = False
+        self._goes_on = False  # between an epoch's beginning and its end
         self._loops = False
+        self._has_said = False
         self._frozen: set[nn.Parameter] = set()
         self._pending: dict[str, Any] | None = None
         self._applied = tuple(applied)
@@ -171,36 +172,51 @@ class Course:
         Raises:
             ValueError: a state that was loaded does not fit the model.
             RuntimeError: a recipe that freezes, and a model whose gradients are synchronised or
-                sharded by a wrapper, which would wait for those of the frozen layers.
+                sharded, which would wait for those of the frozen layers, or whose weights are
+                computed from several parameters; a criterion that needs whole weights of sharded
+                ones.
         """
         model_ = layers.unwrapped(model)
         if self.detector is not None and (
             self.rotation is None or self.rotation.model is not model_
         ):
-            self.rotation = LayerRotation(model)
-        if self.recipe is not None and self._freezes() and model is not model_:
-            kind = type(model).__name__
-            if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
-                raise RuntimeError(
-                    f"recipe: freezes layers, and {kind} waits for the gradients of all; leave "
-                    "freezing out, or make it with find_unused_parameters and name 'frozen' in "
-                    "applied"
-                )
+            self.rotation, self._probe = LayerRotation(model), None
+        if self._freezes():
+            self._check_freezing(model, model_)
         self._hook(list(optimizers))
         if self.rotation is not None and self.detector is not None and self.detector.rule.needs:
+            before = self._probe
             self._probe = ModelProbe(
                 self.rotation,
                 optimizer=self._optimizers[0] if self._optimizers else None,
                 losses=None if self.pruner is None else lambda: self.pruner.scores,  # type: ignore[union-attr]
                 needs=self.detector.rule.needs,
             )
+            if before is not None:
+                self._probe.load_state_dict(before.state_dict(within=self._goes_on))
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._restore_measured(pending)
 
     def _freezes(self) -> bool:
-        assert self.recipe is not None
-        return any(isinstance(action, Freeze) for action in self.recipe.actions)
+        actions = () if self.recipe is None else self.recipe.actions
+        return any(isinstance(action, Freeze) for action in actions)
+
+    def _check_freezing(self, model: nn.Module, inner: nn.Module) -> None:
+        kind = type(model).__name__
+        if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+            raise RuntimeError(
+                f"recipe: freezes layers, and {kind} waits for the gradients of all; leave that out"
+            )
+        if self.rotation is None:
+            return
+        parameters = {id(parameter) for parameter in inner.parameters()}
+        for name, weight in zip(self.rotation.names, self.rotation.weights(), strict=True):
+            if id(weight) not in parameters:
+                raise RuntimeError(
+                    f"recipe: freezes layers, and {name} is no parameter, but sharded, or computed "
+                    "from several; leave that out"
+                )
 
     def _hook(self, optimizers: list[Optimizer]) -> None:
         for hook in self._hooks:
@@ -292,30 +308,20 @@ class Course:
             self.sampler.set_epoch(epoch)
             self.sampler.held = True
         self.epoch = epoch
-        is_new, resumes, self._resumes = self._begun != epoch, self._resumes, False
-        if is_new:
-            self._begun, self._diffused = epoch, 0.0
+        if self._begun != epoch:
+            self._begun, self._diffused, self._goes_on = epoch, 0.0, True
             if self._optimizers:
                 rate = float(self._optimizers[0].param_groups[0]["lr"])
                 self._lrs = [*self._lrs[:epoch], rate]
-        if self._probe is not None and (is_new or resumes):
-            self._probe.begin()
-            if not is_new and self.completed == epoch and self._adds_up():
-                logger.warning(
-                    "resumed within epoch %d, of which the criterion measures the rest alone", epoch
-                )
+            if self._probe is not None:
+                self._probe.begin()
         self._freeze()
         return self.settings
-
-    def _adds_up(self) -> bool:
-        """Whether the criterion measures each step; a state has no part of an epoch's sums."""
-        needs = () if self.detector is None else self.detector.rule.needs
-        return "paths" in needs or "gradients" in needs
 
     def _freeze(self) -> None:
         """No gradient for what comes before the first layer that is trained on, in the order of
         the model's parameters."""
-        if self.recipe is None or self.rotation is None or not self._freezes():
+        if self.rotation is None or not self._freezes():
             return
         first = self.rotation.weights()[self.settings.frozen]
         is_frozen = self.settings.frozen > 0
@@ -339,6 +345,7 @@ class Course:
             the share of full passes that was planned, and, once it has ended,
             ``cpfast/period_end``.
         """
+        self._say_what_is_left()
         self.sync()
         metrics: dict[str, float] = {}
         completed = self.epoch + 1
@@ -350,7 +357,7 @@ class Course:
             metrics["cpfast/kept"] = self.pruner.kept
         self._check_planned()
         self._diffusion = [*self._diffusion[: self.epoch], self._diffused]
-        self.completed = completed
+        self.completed, self._goes_on = completed, False
         if self.sampler is not None:
             self.sampler.held = False
         return metrics
@@ -417,6 +424,24 @@ class Course:
             self._loops = False
             self.end()
 
+    def _say_what_is_left(self) -> None:
+        """Once, of a policy that wants more of a loop than its samples and a loss."""
+        plan = None if self.pruner is None else self.pruner._lazy_plan
+        if self.pruner is None or plan is None or self._has_said:
+            return
+        hidden, selects = len(plan.rescored), self.pruner.batch_filter is not None
+        if hidden:
+            logger.warning(
+                "the policy %r has %d samples scored again after the steps of epoch %d, which is "
+                "the loop's to do, by pruner.score", self.pruner.policy, hidden, self.epoch
+            )  # fmt: skip
+        if selects:
+            logger.warning(
+                "the policy %r selects within the batches, which is the loop's to do, by "
+                "pruner.batch_filter", self.pruner.policy
+            )  # fmt: skip
+        self._has_said = hidden > 0 or selects
+
     def _is_trained(self) -> bool:
         """Whether nothing is left of the epoch that was begun."""
         if self.pruner is None or self.pruner.planned is None or self._begun != self.completed:
@@ -439,29 +464,20 @@ class Course:
         self.sync()
         if self._loops and self._is_trained():
             self.end()
-        parts = {
-            "detector": self.detector,
-            "pruner": self.pruner,
-            "rotation": self.rotation,
-            "probe": self._probe,
-        }
+        parts = {"detector": self.detector, "pruner": self.pruner}
+        rotation, probe = self.rotation, self._probe
         return {
             "epoch": self.epoch,
             "completed": self.completed,
-            "begun": self._begun,
-            "diffused": self._diffused,
+            "begun": self._begun if self._goes_on else None,
+            "diffused": float(self._diffused),
             "rotations": [list(layer) for layer in self._rotations],
             "lrs": list(self._lrs),
             "diffusion": list(self._diffusion),
-            **{
-                name: None
-                if part is None
-                # of sharded weights the whole, for trainers have one process write it
-                else part.state_dict(full=True)
-                if isinstance(part, LayerRotation)
-                else part.state_dict()
-                for name, part in parts.items()
-            },
+            **{name: None if part is None else part.state_dict() for name, part in parts.items()},
+            # of sharded weights the whole, for trainers have one process write it
+            "rotation": None if rotation is None else rotation.state_dict(full=True),
+            "probe": None if probe is None else probe.state_dict(within=self._goes_on),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -483,7 +499,8 @@ class Course:
             if own is not None:
                 own.load_state_dict(state[name])
         self.epoch, self.completed = state["epoch"], state["completed"]
-        self._begun, self._diffused, self._resumes = state["begun"], state["diffused"], True
+        self._begun, self._diffused = state["begun"], state["diffused"]
+        self._goes_on = self._begun is not None
         self._rotations = [tuple(layer) for layer in state["rotations"]]
         self._lrs, self._diffusion = list(state["lrs"]), list(state["diffusion"])
         measured = {name: state[name] for name in ("rotation", "probe")}

@@ -665,12 +665,17 @@ class DataPruner:
             self._unsynced = True
 
     @torch.no_grad()
-    def sync(self) -> None:
+    def sync(self) -> int:
         """Merges the scores of all ranks, in one collective; call it once an epoch on each rank.
 
         A sample that several ranks have scored gets the mean. Does nothing outside
         torch.distributed.
+
+        Returns:
+            The bytes that this rank gave to the collective: 4 a sample for each column, 4 more to
+            say which it has scored, and 8.
         """
+        given = 0
         if _world_size() > 1:
             if self._touched is None:
                 self._touched = torch.zeros_like(self.scores, dtype=torch.bool)
@@ -684,6 +689,7 @@ class DataPruner:
                 ]
             )
             dist.all_reduce(merged)
+            given = merged.nbytes
             *totals, ranks = merged[:-2].view(-1, self.num_samples)
             for name, total in zip(self._columns, totals, strict=True):
                 self._columns[name].copy_(
@@ -694,6 +700,7 @@ class DataPruner:
             self._recorded.zero_()
             self._touched.zero_()
         self._unsynced = False
+        return given
 
     def _move_to(self, device: torch.device) -> None:
         if device == self.device:

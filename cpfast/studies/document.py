@@ -102,8 +102,8 @@ def last_notes(results: Results, config: Config) -> list[str]:
     return notes
 
 
-def finding(what: str, estimate: Estimate | None) -> list[str]:
-    """A note that says of a difference in points whether it was seen; none of no difference."""
+def finding(what: str, estimate: Estimate | None, unit: str = "points") -> list[str]:
+    """A note that says of a difference whether it was seen; none of no difference."""
     if estimate is None:
         return []
     if estimate.half is None:
@@ -112,7 +112,7 @@ def finding(what: str, estimate: Estimate | None) -> list[str]:
         said = "seen"
     else:
         said = "not seen, for the interval contains 0"
-    return [f"{what}: {estimate.text(sign=True)} points ({said})."]
+    return [f"{what}: {estimate.text(sign=True)} {unit} ({said})."]
 
 
 def shown(estimate: Estimate | None, digits: int, sign: bool = False) -> str:

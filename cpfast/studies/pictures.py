@@ -59,3 +59,25 @@ def series(
         color=colour, marker=marker, markersize=5, linestyle=linestyle, linewidth=1.4, capsize=3,
         label=label,
     )  # fmt: skip
+
+
+def band(
+    axes: Any,
+    places: Sequence[float],
+    values: Sequence[Estimate],
+    colour: str,
+    label: str | None = None,
+    linestyle: str = "-",
+) -> None:
+    """A line for the means, within their intervals."""
+    if not values:
+        return
+    if all(value.half is not None for value in values):
+        axes.fill_between(
+            places, [v.low for v in values], [v.mean + (v.half or 0.0) for v in values],
+            color=colour, alpha=0.2, linewidth=0,
+        )  # fmt: skip
+    axes.plot(
+        places, [v.mean for v in values], color=colour, linewidth=1.5, linestyle=linestyle,
+        label=label,
+    )  # fmt: skip

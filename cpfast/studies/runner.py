@@ -34,6 +34,11 @@ class Branch(NamedTuple):
     change: Change | None = None
 
 
+def at(epoch: int) -> Callable[[Training], bool]:
+    """Of a run, whether so many of its epochs are completed: what is due, or enough, then."""
+    return lambda training: training.epoch == epoch
+
+
 class Runner:
     """What is done of a study, and does the rest.
 

@@ -14,6 +14,7 @@ from cpfast.detection import criteria
 from cpfast.pruning import policies
 from cpfast.recipes import Recipe, RecipeFile, recipes
 from cpfast.registry import Entry, options_of
+from cpfast.train import ranks
 from cpfast.train.data import datasets, is_text
 from cpfast.train.errors import UserError
 from cpfast.train.models import models
@@ -251,7 +252,8 @@ class Config:
             given.setdefault("threads", _default_threads(given["model"]))
         else:
             given.setdefault("precision", "bf16")
-            given.setdefault("step", "eager" if given["precision"] == "fp16" else "graph")
+            eager = given["precision"] == "fp16" or ranks.is_one_of_several()
+            given.setdefault("step", "eager" if eager else "graph")
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
@@ -334,7 +336,7 @@ def _default_threads(model: str) -> int:
     if model == "cnn":
         return 1
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return max(1, processors // 2)
+    return max(1, processors // 2 // ranks.on_this_machine())
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:

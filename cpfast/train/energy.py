@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from cpfast.train import ranks
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError, require
 from cpfast.train.runfolder import RunFolder
@@ -306,7 +307,10 @@ def _arguments(tracker: type) -> set[str]:
 
 
 def _gpu_ids(device: torch.device) -> list[str] | None:
-    """The GPU by its UUID: torch's index counts visible devices, codecarbon's all."""
+    """The GPU by its UUID: torch's index counts visible devices, codecarbon's all. Those of all of
+    a run's processes on this machine, of which one meters."""
     if device.type != "cuda":
         return None
-    return [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
+    several = ranks.on_this_machine()
+    devices = [device] if several == 1 else range(several)
+    return [f"GPU-{torch.cuda.get_device_properties(one).uuid}" for one in devices]

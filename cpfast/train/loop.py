@@ -39,6 +39,7 @@ from cpfast.train.data import ImageData, TextData
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError, first_line
 from cpfast.train.metrics import EpochMetrics, Seconds
+from cpfast.train.ranks import Ranks
 from cpfast.train.step import Step
 from cpfast.train.stream import SampleStream
 from cpfast.train.watch import Watch, statistic_of
@@ -73,7 +74,8 @@ class Training:
     def __init__(
         self, config: Config, data: ImageData | TextData, actions: Sequence[Action] = ()
     ) -> None:
-        check(config, data)
+        self.ranks = Ranks()
+        check(config, data, self.ranks)
         self.config = config
         self.device = torch.device(config.device)
         if self.device.type == "cuda":
@@ -128,7 +130,9 @@ class Training:
         self.passes = max(settings.repeats for settings in possible)
         most = max(settings.batch for settings in possible)
         capacity = self.passes * data.train_size
-        self.stream = SampleStream(capacity, config.batch_size, self.device, most=most)
+        self.stream = SampleStream(
+            capacity, config.batch_size, self.device, most, self.ranks.rank, self.ranks.size
+        )
         self.mixer = cpfast.Mixer(config.seed, capacity // config.batch_size + most, self.device)
         _try_sizes(self, {settings.shape for settings in possible})
         self.clock = Clock(self.device)
@@ -150,7 +154,7 @@ class Training:
 
     def step_of(self, settings: EpochSettings, batch_filter: BatchFilter | None) -> Step:
         """The step of an epoch: one for each shape of it, which is compiled and captured once."""
-        size = settings.batch * self.config.batch_size
+        size = settings.batch * self.config.batch_size // self.ranks.size
         kept = None if batch_filter is None else batch_filter.kept(size)
         key = (settings.shape, kept)
         if key not in self._steps:
@@ -182,6 +186,7 @@ class Training:
         with nullcontext() if self.captured else self.clock.part("scoring"):
             loss = self.mixer.loss(self.pruner, logits, targets, index, share, weight=weight)
         self.scaler.scale(loss).backward()
+        self.ranks.average_gradients(self.model.parameters())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if batch_filter is None:
@@ -243,8 +248,9 @@ class Training:
         )
 
 
-def check(config: Config, data: ImageData | TextData) -> None:
-    """Whether these settings and these data go together, before anything is written.
+def check(config: Config, data: ImageData | TextData, ranks: Ranks) -> None:
+    """Whether these settings, these data and these processes go together, before anything is
+    written.
 
     Raises:
         UserError: they do not.
@@ -254,16 +260,25 @@ def check(config: Config, data: ImageData | TextData) -> None:
             f"--batch-size {config.batch_size}: there are only {data.train_size} samples to train "
             "on"
         )
+    if config.batch_size % ranks.size:
+        raise UserError(
+            f"--batch-size {config.batch_size}: {ranks.size} processes cannot share it evenly"
+        )
+    if ranks.size > 1 and "graph" in config.step:
+        raise UserError(
+            f"--step {config.step}: not for {ranks.size} processes; use eager or compile"
+        )
     _check_recipe(config, data)
     rule = policies.make(config.policy)
     if rule.needs_labels and not isinstance(data, ImageData):
         raise UserError(f"--policy {config.policy} looks at classes, and {config.data} has none")
     for epoch in range(config.epochs):
         chosen = rule.batch_filter(Moment(epoch, config.epochs), config.keep or rule.keep)
-        if chosen is not None and chosen.kept(config.batch_size) >= config.batch_size:
+        own = config.batch_size // ranks.size
+        if chosen is not None and chosen.kept(own) >= own:
             raise UserError(
                 f"--batch-size {config.batch_size}: too few for --policy {config.policy} to leave "
-                "any out"
+                f"any out{f' of the {own} of each process' if ranks.size > 1 else ''}"
             )
 
 
@@ -315,16 +330,22 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         with optimizers.decayed(t.optimizer, settings.weight_decay):
             filtered = _run_steps(t, settings, steps, progress)
         rescored = _rescore(t, plan, settings)
+        t.ranks.average_buffers(t.model)
+        t.ranks.sum(t.loss_sum)
+        synced = t.pruner.sync()
+        if t.ranks.size > 1:
+            t.ranks.count(synced)
         # Of a batch's mean and its size, over the weights, which stand for the samples left out
         # too: it estimates the mean over all.
-        summary = [settings.batch * config.batch_size * t.loss_sum / t.stream.weight_sum()]
+        own = settings.batch * config.batch_size // t.ranks.size
+        summary = [own * t.loss_sum / t.stream.weight_sum()]
         layers = len(t.rotation.names) if config.detect else 0
         if config.detect:
             with t.clock.part("detection"):
                 summary += t.probe.all_rotations().double().unbind()
                 for values in t.watch.measure(t.probe, t.clock):
                     summary += values.to(t.device).unbind()
-        train_loss, *measured = torch.stack(summary).tolist()
+        train_loss, *measured = t.ranks.agree(torch.stack(summary)).tolist()
         rotation = measured[:layers]
         mean_rotation = None
         if steps:
@@ -348,6 +369,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
             test_loss, test_accuracy = evaluate(t, progress)
         # What the last step spoilt shows in no later loss.
         _check_finite("test loss", test_loss, t.epoch)
+    collectives, sent = t.ranks.counted()
     trained, scored = _counted(t, settings, steps, filtered, rescored)
     parts = t.clock.read()
     return {
@@ -373,6 +395,12 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         "measured_samples": t.probe.measured_samples,
         "full_samples": _full_samples(t, t.epoch) - _full_samples(t, t.epoch - 1),
         "lr": float(t.optimizer.param_groups[0]["lr"]),
+        "communication": {
+            "ranks": t.ranks.size,
+            "collectives": collectives,
+            "bytes": sent,
+            "sync_bytes": synced,
+        },
         "seconds": _seconds(t, parts, filtered),
     }
 
@@ -425,7 +453,7 @@ def _rescore(t: Training, plan: LazyPlan, settings: EpochSettings) -> int:
     draw = torch.full_like(hidden, t.epoch * t.passes)
     positions = torch.arange(-(-len(hidden) // size) * size, device=t.device) % len(hidden)
     with t.clock.part("forwards"):
-        for batch in positions.split(size):
+        for batch in positions[t.ranks.rank :: t.ranks.size].split(size // t.ranks.size):
             index = hidden[batch]
             inputs, targets = t.batches.train(index, draw[batch], settings.shape)
             with t.autocast():
@@ -440,7 +468,8 @@ def _counted(
 ) -> tuple[int, int]:
     """How many samples were trained on, and how many were only scored."""
     batch, batch_filter = settings.batch * t.config.batch_size, t.pruner.batch_filter
-    kept = batch if batch_filter is None else batch_filter.kept(batch)
+    size = t.ranks.size
+    kept = batch if batch_filter is None else size * batch_filter.kept(batch // size)
     return (steps - filtered) * batch + filtered * kept, filtered * batch + rescored
 
 
@@ -477,7 +506,8 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
     correct = torch.zeros((), dtype=torch.int64, device=t.device)
     count = 0
     with torch.inference_mode():
-        for index in torch.arange(t.data.test_size, device=t.device).split(EVALUATION_BATCH):
+        own = torch.arange(t.ranks.rank, t.data.test_size, t.ranks.size, device=t.device)
+        for index in own.split(EVALUATION_BATCH):
             inputs, targets = t.batches.test(index)
             with t.autocast():
                 logits = t.model(inputs)
@@ -487,7 +517,9 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
             count += len(targets)
             if progress is not None:
                 progress.step(0.0)  # where Ctrl-C is noticed
-    return loss.item() / count, correct.item() / count
+    of_all = torch.stack([loss, correct.double(), loss.new_tensor(count)])
+    total, hits, samples = t.ranks.sum(of_all).tolist()
+    return total / samples, hits / samples
 
 
 def _check_finite(what: str, value: float, epoch: int) -> None:

@@ -46,6 +46,21 @@ class CriterionMetrics(TypedDict):
     """Of ``measured_samples``, likewise."""
 
 
+class Communication(TypedDict):
+    """What a process gave to the others in an epoch."""
+
+    ranks: int
+    """How many they are."""
+    collectives: int
+    bytes: int
+    """Of which most are gradients."""
+    sync_bytes: int
+    """Of the scores' one collective."""
+
+
+ALONE: Communication = {"ranks": 1, "collectives": 0, "bytes": 0, "sync_bytes": 0}
+
+
 class EpochMetrics(TypedDict):
     """A line of metrics.jsonl."""
 
@@ -89,18 +104,21 @@ class EpochMetrics(TypedDict):
     scored_samples: int
     """Those of forward_samples that were only scored."""
     measured_samples: int
-    """Those that went forward and backward for the criteria alone, beside the others."""
+    """Those that went forward and backward for the criteria alone, beside the others; in each
+    process the same."""
     full_samples: int
     """What k passes throughout would have trained on in this epoch."""
     lr: float
     """Of the last step."""
+    communication: Communication
+    """Between the processes of the run."""
     seconds: Seconds
 
 
 # What lines of version 0.1.0 lack, and what holds for them.
 _SINCE: dict[str, Any] = {
     "settings": {}, "bias": None, "scored_samples": 0, "measured_samples": 0, "censored": False,
-    "criteria": {},
+    "criteria": {}, "communication": ALONE,
 }  # fmt: skip
 
 # What tables and pictures are made of: only that is looked at in a file.
@@ -130,6 +148,7 @@ _FORM = Open(
         "test_loss": Maybe(Finite),
         "censored": bool,
         "measured_samples": int,
+        "communication": {"ranks": int, "collectives": int, "bytes": int, "sync_bytes": int},
         "criteria": Table(
             {
                 "period_end": Maybe(int),

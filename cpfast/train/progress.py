@@ -81,9 +81,12 @@ def bar(label: str, shown: bool = True, **options: Any) -> Any:
 class ProgressBar:
     """A bar over epochs that moves within them; nothing where stderr is no terminal."""
 
-    def __init__(self, epochs: int, done: int = 0, label: str = "training") -> None:
+    def __init__(
+        self, epochs: int, done: int = 0, label: str = "training", *, shown: bool = True
+    ) -> None:
         self._bar = bar(
             label,
+            shown,
             total=epochs,
             initial=done,
             bar_format="{desc} {percentage:3.0f} %|{bar}| epoch {n:.1f}/{total} "

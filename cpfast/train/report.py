@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "config" and "metrics" (the lines), "epochs", "test_accuracy" (of the last epoch that was
         evaluated: in a finished run the last), "forward_samples", "backward_samples",
         "full_samples" and "measured_samples", "criteria" (as in a line, with the sums of their
-        seconds and samples), "seconds" by part (None: not timed), "energy" (of energy.json, or
-        None), "period_end" and "period_end_reason".
+        seconds and samples), "communication" (of an epoch in the mean), "seconds" by part (None:
+        not timed), "energy" (of energy.json, or None), "period_end" and "period_end_reason".
 
     Raises:
         UserError: no run, or none of its epochs is completed, or a line is damaged.
@@ -55,6 +56,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "full_samples": sum(line["full_samples"] for line in lines),
         "measured_samples": sum(line["measured_samples"] for line in lines),
         "criteria": _criteria(lines),
+        "communication": _communication(lines, config.passes),
         "seconds": _seconds(lines),
         "energy": folder.energy(),
         "period_end": last["period_end"],
@@ -98,6 +100,8 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     scored = summary["forward_samples"] - summary["backward_samples"]
     if scored > 0:
         rows.append(("only scored", _scored_text(scored, summary)))
+    if summary["communication"]["ranks"] > 1:
+        rows.append(("communication", _communication_text(summary["communication"])))
     for name, found in summary["criteria"].items():
         if name != config.criterion:
             rows.append((f"watched: {name}", _watched_text(found)))
@@ -127,6 +131,27 @@ def _scored_text(scored: int, summary: dict[str, Any]) -> str:
     if energy is not None and energy["kwh"] is not None:
         text += f"; by its time {share * watt_hours(energy):.3g} Wh of the energy"
     return text
+
+
+def _communication_text(sent: dict[str, Any]) -> str:
+    """Of an epoch, in the mean over those of as many processes as the last."""
+    return (
+        f"between {sent['ranks']} processes: {sent['collectives']:,.0f} collectives an epoch, of "
+        f"{sent['bytes'] / 1e6:,.3g} MB from each; one of them syncs the scores, "
+        f"{sent['sync_bytes'] / sent['samples']:.3g} bytes a sample"
+    )
+
+
+def _communication(lines: list[EpochMetrics], passes: int) -> dict[str, Any]:
+    """Also the samples of the data, but for what does not fill a batch."""
+    last = lines[-1]["communication"]["ranks"]
+    parts = [c for line in lines if (c := line["communication"])["ranks"] == last]
+    means = {
+        key: statistics.fmean(part[key] for part in parts)
+        for key in ("collectives", "bytes", "sync_bytes")
+    }
+    samples = sum(line["full_samples"] for line in lines) / (passes * len(lines))
+    return {"ranks": last, "samples": samples, **means}
 
 
 def data_name(config: Config) -> str:

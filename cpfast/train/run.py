@@ -104,7 +104,7 @@ def advance(
             training.rotation.reset()
         # So that lines never stand without one.
         folder.save_checkpoint({**state_dict(training), "metrics": lines})
-    if folder.restore_metrics(lines):
+    if folder.restore_metrics(lines) and training.ranks.is_first:
         print(
             f"cpfast: note: {folder.path / METRICS}: damaged, or lines are missing; it is written "
             f"again from {CHECKPOINT}, for epochs 1 to {training.epoch}",

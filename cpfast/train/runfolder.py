@@ -292,19 +292,6 @@ class RunFolder:
             yield
 
 
-def new_folder(parent: Path, name: str) -> Path:
-    """Make and return parent/name-1, or the first number that is free."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = parent / f"{name}-{number}"
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
-            number += 1
-
-
 def _entry(line: str, number: int) -> dict[str, Any]:
     """The metrics of epoch `number`.
 

@@ -23,16 +23,27 @@ class SampleStream:
         batch_size: B.
         most: the most batches that are taken as one.
         device: of the buffers.
+        rank, size: of the processes that share each batch, all with the same plan: this one takes
+            every ``size``-th sample of it. The batch size is divisible by it.
     """
 
-    def __init__(self, capacity: int, batch_size: int, device: torch.device, most: int = 1) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        batch_size: int,
+        device: torch.device,
+        most: int = 1,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
         self.batch_size, self.largest = batch_size, batch_size * most
-        size = capacity + self.largest
-        self._index = torch.zeros(size, dtype=torch.int64, device=device)
-        self._draw = torch.zeros(size, dtype=torch.int64, device=device)
-        self._weight = torch.ones(size, device=device)
+        length = capacity + self.largest
+        self._index = torch.zeros(length, dtype=torch.int64, device=device)
+        self._draw = torch.zeros(length, dtype=torch.int64, device=device)
+        self._weight = torch.ones(length, device=device)
         self._cursor = torch.zeros((), dtype=torch.int64, device=device)
-        self._positions = torch.arange(self.largest, device=device)
+        self._ranks = size
+        self._positions = torch.arange(rank, self.largest, size, device=device)
         self._begin = self._end = 0  # of what is left over
 
     def extend(self, index: Tensor, draw: Tensor, weight: Tensor, times: int = 1) -> int:
@@ -56,10 +67,10 @@ class SampleStream:
         return batches
 
     def next(self, times: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-        """The next batch's indices, draws and weights: [times x B] each, ``times`` as the epoch
-        was appended with."""
+        """The next batch's indices, draws and weights: [times x B / size] each, ``times`` as the
+        epoch was appended with."""
         size = times * self.batch_size
-        positions = self._cursor + self._positions[:size]
+        positions = self._cursor + self._positions[: size // self._ranks]
         self._cursor += size
         return self._index[positions], self._draw[positions], self._weight[positions]
 

@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from cpfast import cli
+
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "headline.sh"
 PIL = pytest.importorskip("PIL.Image")
@@ -114,7 +116,8 @@ def test_the_budget_stops_it_cleanly_and_is_for_all_experiments(tmp_path):
         "== resnet20",
         "== resnet20: stopped; run again to go on",
         *(f"== {name}: no time left; run again to go on" for name in
-          ("resnet56", "falsify", "oracle")),
+          ("resnet56", "falsify", "oracle", "deficit", "window", "warm-start", "early-phase",
+           "enlightenment")),
     ]  # fmt: skip
     (line,) = (tmp_path / "calls").read_text().splitlines()
     assert line.startswith("compare --model resnet20 --arms full,")
@@ -131,6 +134,20 @@ def test_on_a_gpu_the_step_is_compiled(tmp_path):
     assert first.endswith(f" --out {tmp_path}/bin/out/falsify")
     assert second.startswith("study oracle --model resnet20 ")
     assert second.endswith(f" --out {tmp_path}/bin/out/oracle")
+
+
+@pytest.mark.parametrize(
+    "study", ["deficit", "window", "warm-start", "early-phase", "enlightenment"]
+)
+def test_the_studies_of_critical_periods_take_its_settings(tmp_path, study):
+    environment = install(tmp_path / "bin", f'echo "$@" >> {tmp_path}/calls')
+    assert headline(environment, "folder", study).returncode == 0
+    (line,) = (tmp_path / "calls").read_text().splitlines()
+    arguments = line.split()
+    arguments[arguments.index("--data") + 1] = "digits"
+    device = arguments.index("--device")
+    parsed = cli._parser().parse_args([*arguments[:device], "--device", "cpu"])
+    assert parsed.study == study and parsed.model == "resnet20" and parsed.batch_size == 256
 
 
 def test_an_error_stops_it_with_its_exit_code(tmp_path):

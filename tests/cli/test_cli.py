@@ -345,6 +345,7 @@ def test_compare_end_to_end(npz, tmp_path, capsys):
         ("window", ["--regularisers", "decay", "--switches", "2"], 6, "window.png"),
         ("early-phase", ["--perturbations", "layer", "--rewinds", "1", "--iterations", "3"], 2,
          "early-phase.png"),
+        ("enlightenment", ["--strategies", "removal", "--lengths", "2"], 3, "enlightenment.png"),
     ],
 )  # fmt: skip
 def test_studies_end_to_end(npz, tmp_path, capsys, kind, options, runs, picture):

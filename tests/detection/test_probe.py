@@ -100,6 +100,33 @@ def test_ranks_are_compared_with_those_an_epoch_ago():
         resumed.load_state_dict({**state, "ranks": torch.zeros(3)})
 
 
+def test_an_epoch_goes_on_in_another_probe():
+    def stepped(model, probe):
+        for w in model.parameters():
+            w.grad = torch.ones_like(w)
+        with torch.no_grad():
+            model[0].weight += 0.5
+        probe.after_step()
+
+    model, _ = make()
+    probe = ModelProbe(cpfast.LayerRotation(model), needs=("paths", "gradients"))
+    probe.begin()
+    stepped(model, probe)
+    other = copy.deepcopy(model)
+    resumed = ModelProbe(cpfast.LayerRotation(other), needs=("paths", "gradients"))
+    resumed.load_state_dict(probe.state_dict(within=True))
+    assert "shown" not in probe.state_dict()
+    results = []
+    for net, one in ((model, probe), (other, resumed)):
+        stepped(net, one)
+        paths, gradients = one.paths(), one.gradients()
+        results.append([*(t.tolist() for t in paths[:2]), paths.count,
+                        gradients.norms.tolist(), float(gradients.decrease)])  # fmt: skip
+    assert results[0] == results[1] and results[0][2] == 2
+    with pytest.raises(ValueError, match=r"state_dict\['shown'\]"):
+        resumed.load_state_dict({**probe.state_dict(within=True), "shown": []})
+
+
 def test_what_was_not_asked_for_is_refused():
     torch.manual_seed(0)
     probe = ModelProbe(cpfast.LayerRotation(torch.nn.Linear(3, 2)))

@@ -169,6 +169,36 @@ def test_a_resume_equals_the_undisturbed_training(criterion, stop, tmp_path):
     assert second.rotation.compute() == whole_.rotation.compute()
 
 
+@pytest.mark.parametrize("criterion", ["slope45", "path_efficiency", "gradient_norm_growth"])
+def test_a_resume_in_the_middle_of_an_epoch_equals_the_undisturbed_training(criterion, tmp_path):
+    results = []
+    for stops in (False, True):
+        course, loader = made(pruned_after(), criterion)
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        train(course, loader, net, optimizer, range(2))
+        course.begin(2)
+        for number, ((x, y), index) in enumerate(list(loader)):
+            if number == 2:
+                optimizer.param_groups[0]["lr"] = 0.07  # by a schedule of steps
+                if stops:
+                    torch.save(course.state_dict(), tmp_path / "state.pt")
+                    course.detach()
+                    course, _ = made(pruned_after(), criterion)
+                    course.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+                    course.attach(net, [optimizer])
+                    course.begin(2)
+                course.attach(net, [optimizer])  # and once more, which changes nothing
+            loss = course.pruner.loss(net(x), y, index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        course.end()
+        state = course.state_dict()
+        results.append(repr([state[key] for key in ("detector", "lrs", "diffusion", "rotations")]))
+    assert results[0] == results[1]
+
+
 def test_beginning_and_ending_twice_changes_nothing():
     course, loader = made(pruned_after())
     net = model()
@@ -186,6 +216,17 @@ def test_beginning_and_ending_twice_changes_nothing():
     assert len(optimizer._optimizer_step_pre_hooks) == 1
     course.detach()
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_freezing_what_is_no_parameter_is_refused():
+    recipe = cpfast.Recipe(EPOCHS, [Freeze(below=0.9, epochs=1)])
+    course, _ = made(recipe)
+    net = model()
+    torch.nn.utils.parametrizations.weight_norm(net[2])
+    with pytest.raises(RuntimeError, match="freezes layers, and 2.weight is no parameter"):
+        course.attach(net)
+    with pytest.raises(RuntimeError, match="DataParallel waits for the gradients of all"):
+        course.attach(nn.DataParallel(model()))
 
 
 def test_a_recipe_that_comes_after_the_length_was_asked_for_is_followed():
@@ -331,19 +372,25 @@ def test_the_loop_over_epochs_resumes_where_it_was_saved(criterion, save_in, sto
     assert course.completed == EPOCHS
 
 
-def test_what_a_criterion_misses_after_a_resume_within_an_epoch_is_said(caplog):
-    def new():
-        course, loader = made(pruned_after(), "path_efficiency")
-        net = model()
-        return course, loader, net, torch.optim.SGD(net.parameters(), 0.1)
-
-    state = looped(*new(), 1, 2)
-    course, _, net, optimizer = new()
-    course.load_state_dict(state["course"])
-    next(course.epochs(net, optimizer))
-    assert [record.getMessage() for record in caplog.records] == [
-        "resumed within epoch 1, of which the criterion measures the rest alone"
-    ]
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (
+            "kakurenbo",
+            "samples scored again after the steps of epoch",
+        ),
+        ("selective_backprop", "selects within the batches, which is the loop's to do"),
+        ("infobatch", None),
+    ],
+)
+def test_what_a_policy_leaves_to_the_loop_is_said_once(policy, said, caplog):
+    pruner = cpfast.DataPruner(96, EPOCHS, policy, anneal=1.0)
+    course = Course(pruner=pruner, sampler=cpfast.PrunedSampler(pruner))
+    loader = DataLoader(cpfast.IndexedDataset(data()), 16, sampler=course.sampler)
+    net = model()
+    looped(course, loader, net, torch.optim.SGD(net.parameters(), 0.5, momentum=0.9))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (said is not None) and (said is None or said in messages[0])
 
 
 def test_the_end_of_the_period_is_logged_once(caplog):

@@ -30,7 +30,7 @@ from support.toy_comparison import (
 
 from cpfast import criteria, pruning, recipes, studies
 from cpfast.studies import show, statistics, store
-from cpfast.studies.compare import Comparison, arms, verdict
+from cpfast.studies.compare import Comparison, arms, picture, verdict
 from cpfast.studies.falsify import Falsification
 from cpfast.studies.oracle import Oracle
 from cpfast.train import loop
@@ -893,19 +893,47 @@ def test_the_best_control_is_that_of_the_arms_without_a_budget():
 
 
 @pytest.mark.needs("scipy")
+def test_each_arm_there_is_can_be_drawn(tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    known = arms.known(AT, (25, 50))
+    runs = [
+        timed(arm, seed, 0.9 + 0.002 * seed, 1 + number % 3 + 0.1 * seed)
+        for number, arm in enumerate(known) for seed in range(3)
+    ]  # fmt: skip
+    results = made_up(tuple(known), runs, budgets=[25, 50])
+    study = Comparison.of(results)
+    pictures = study.pictures(results)
+    assert list(pictures) == ["accuracy.png", "rotation.png", "equal-time.png"]
+    for name, draw_picture in pictures.items():
+        draw_picture(tmp_path / name)
+    labels = [label.get_text() for label in figures[-1].axes[0].get_yticklabels()]
+    summaries, _ = verdict.summarise(results)
+    assert labels and set(labels) == {s.arm for s in summaries.values() if s.to_equal is not None}
+    assert any(arm.by_name for name, arm in known.items() if name in labels)
+    styles = {name: picture.style_of(arm) for name, arm in known.items() if arm.budget is None}
+    assert styles["paper"] != styles["k1+early-decay"] != styles["detector:fisher"]
+
+
+def timed(arm, seed, accuracy, seconds):
+    """A thousand samples a second."""
+    return entry(arm, seed, accuracy, seconds, forward_samples=round(1000 * seconds))
+
+
+@pytest.mark.needs("scipy")
 def test_against_ordinary_training_of_the_same_time():
     # k1 gains 10 points for each doubling of its time, and 1 more with each seed
     times = {"k1@25": 1.0, "k1@50": 2.0, "k1": 4.0}
     runs = [
-        entry(arm, seed, 0.7 + 0.1 * np.log2(seconds) + 0.01 * seed, seconds)
+        timed(arm, seed, 0.7 + 0.1 * np.log2(seconds) + 0.01 * seed, seconds)
         for arm, seconds in times.items() for seed in range(3)
     ]  # fmt: skip
     gains = (0.02, 0.03, 0.04)
-    runs += [entry("full", seed, 0.95, 9.0) for seed in range(3)]
+    runs += [timed("full", seed, 0.95, 9.0) for seed in range(3)]
+    runs[4]["seconds"] *= 3  # the machine was busy
     for seed, (seconds, gain) in enumerate(zip((1.5, 2.0, 3.5), gains, strict=True)):
         value = 0.7 + 0.1 * np.log2(seconds) + 0.01 * seed + gain
-        runs += [entry("infobatch", seed, value, seconds)]
-        runs += [entry("k1+infobatch", seed, 0.6, 0.5 if seed == 0 else 1.5)]
+        runs += [timed("infobatch", seed, value, seconds)]
+        runs += [timed("k1+infobatch", seed, 0.6, 0.5 if seed == 0 else 1.5)]
     names = ("full", "k1", "infobatch", "k1+infobatch", "k1@25", "k1@50")
     results = made_up(names, runs, budgets=[25, 50])
     summaries, _ = verdict.summarise(results)
@@ -915,7 +943,7 @@ def test_against_ordinary_training_of_the_same_time():
     assert summaries["k1+infobatch"].to_equal is None and summaries["full"].to_equal is None
     assert summaries["k1"].to_equal is None
     text = told(results)
-    assert "to k1@time" in text and "between k1, k1@25, k1@50, seed by seed" in text
+    assert "to k1@time" in text and "between k1, k1@25, k1@50, seed by" in text
     alone = made_up(names[:4], [r for r in runs if "@" not in r["arm"]])
     assert "k1@time" not in told(alone)
 

@@ -99,9 +99,37 @@ def test_an_early_phase():
     assert (made.perturbations, made.rewinds, made.iterations) == (("noise",), (2, 4), 3)
 
 
+def test_an_enlightenment_period():
+    made = plan("enlightenment", epochs=None)
+    assert (made.strategies, made.lengths) == (("pause", "boost", "removal"), (2, 4, 8, 16))
+    assert (made.alpha, made.boost, made.removed) == (0.2, 0.8, 0.1)
+    assert (made.config.epochs, made.config.repeats, made.config.eval_every) == (32, 1, 32)
+    assert [run[1:] for run in made.runs() if run.arm == "pause"] == [
+        (0, 16), (0, 8), (0, 4), (0, 2), (14, 16), (12, 16), (8, 16)
+    ]  # fmt: skip
+    made = plan(
+        "enlightenment", strategies="removal,pause", lengths=[9, 3, 9], removed=0.3, eval_every=2
+    )
+    assert (made.strategies, made.lengths, made.removed) == (("removal", "pause"), (3, 9), 0.3)
+    assert made.config.eval_every == 2
+    assert plan("enlightenment", epochs=2, strategies="pause").lengths == (1,)
+
+
 @pytest.mark.parametrize(
     ("study", "given", "message"),
     [
+        ("enlightenment", {"strategies": "mixup"}, "must be of pause, boost, removal; got 'mixup'"),
+        ("enlightenment", {"strategies": ","}, "--strategies: no name in ','"),
+        ("enlightenment", {"lengths": [20]}, "--lengths must be in 1 .. 19, got 20"),
+        ("enlightenment", {"lengths": [0, 3]}, "--lengths must be in 1 .. 19, got 0"),
+        ("enlightenment", {"lengths": [1]}, "--lengths 1: removal needs one of 2 or more epochs"),
+        ("enlightenment", {"alpha": 0.0}, "--alpha must be positive, got 0.0"),
+        ("enlightenment", {"alpha": math.nan}, "--alpha must be positive, got nan"),
+        ("enlightenment", {"boost": 0.2}, "--boost must be above --alpha, 0.2, got 0.2"),
+        ("enlightenment", {"boost": math.inf}, "--boost must be above --alpha, 0.2, got inf"),
+        ("enlightenment", {"removed": 1.0}, "--removed must be in (0, 1), got 1.0"),
+        ("enlightenment", {"epochs": 1}, "--epochs must be at least 2"),
+        ("enlightenment", {"data": "python-docs"}, "--data python-docs: this study is of images"),
         ("early-phase", {"perturbations": "zero"}, "--perturbations: must be of magnitudes, layer"),
         ("early-phase", {"rewinds": [20]}, "--rewinds must be in 1 .. 19, got 20"),
         ("early-phase", {"iterations": 0}, "--iterations must be at least 1, got 0"),

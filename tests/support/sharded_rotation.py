@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import cpfast
+from cpfast.detection.probe import ModelProbe
 
 
 def rotation_of(before: torch.Tensor, now: torch.Tensor) -> float:
@@ -45,6 +46,11 @@ def main(folder: pathlib.Path) -> None:
         cpfast.LayerRotation(model, history=2).record()
     except RuntimeError as error:
         log["refused"] = str(error)
+    try:
+        ModelProbe(rotation, needs=("paths", "accuracy"))
+    except RuntimeError as error:
+        log["paths refused"] = str(error)
+    ModelProbe(rotation, needs=("accuracy",))
     (folder / f"rank{rank}.json").write_text(json.dumps(log))
     dist.barrier()
 

@@ -13,8 +13,8 @@ import torch
 from cpfast.train import files
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
-from cpfast.train.files import write_atomically
-from cpfast.train.runfolder import RunFolder, new_folder
+from cpfast.train.files import new_folder, write_atomically
+from cpfast.train.runfolder import RunFolder
 
 
 @pytest.fixture

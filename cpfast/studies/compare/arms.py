@@ -132,13 +132,13 @@ def known(at: int, budgets: Sequence[int] = ()) -> dict[str, Arm]:
             Arm(recipe, f"k = {{k}}, {recipe}", partial(_by_recipe, recipe=recipe), watches=True,
                 by_name=True),
             Arm(f"k1+{recipe}", f"k = 1, {recipe}", partial(_by_recipe, recipe=recipe, repeats=1),
-                watches=True, repeated=True, by_name=True),
+                watches=True, repeated=True, base="k1", by_name=True),
         ]  # fmt: skip
     for criterion in [name for name in criteria if name != "fixed"]:
         arms.append(
             Arm(f"detector:{criterion}", f"k = {{k}}, 1 after {criterion}",
                 partial(_by_criterion, criterion=criterion), watches=True, repeated=True,
-                by_name=True)
+                base="detector", by_name=True)
         )  # fmt: skip
     for budget in budgets:
         share = budget / 100

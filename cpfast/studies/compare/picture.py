@@ -8,7 +8,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpfast.detection import criteria
 from cpfast.pruning import policies
+from cpfast.recipes import recipes
 from cpfast.studies.compare.arms import BUDGETED, Arm
 from cpfast.studies.compare.verdict import Summary, summarise
 from cpfast.studies.statistics import percent
@@ -41,19 +43,26 @@ BASE_STYLE = {
     "rs2": (SKY, "X"),
 }  # fmt: skip
 SEEDS_SHOWN = 10  # one by one: the points of more would hide the means
-# of a policy's arms; their markers are hollow but for that which prunes alone
-POLICY_COLOURS = (GREY, PURPLE, BLUE, GREEN, ORANGE, VERMILION, BLACK)
+# of a method's arms; their markers are hollow but for that which is nothing else
+COLOURS = (GREY, PURPLE, BLUE, GREEN, ORANGE, VERMILION, BLACK)
 
 
 def style_of(arm: Arm) -> tuple[str, str, bool]:
     """Colour, marker, and whether it is filled."""
     if arm.name in BASE_STYLE:
         return *BASE_STYLE[arm.name], True
-    others = [policy for policy in policies if policy != "random"]
-    colours = {"random": SKY, **dict(zip(others, cycle(POLICY_COLOURS), strict=False))}
-    assert arm.policy is not None
-    marker = "*" if arm.base is None else BASE_STYLE[arm.base][1]
-    return colours[arm.policy], marker, arm.base is None
+    if arm.budget is not None and arm.base is not None:
+        return *BASE_STYLE[arm.base], False
+    methods = [name for name in (*policies, *recipes, *criteria) if name != "random"]
+    colours = {"random": SKY, **dict(zip(methods, cycle(COLOURS), strict=False))}
+    alone = "h" if arm.policy is None else "*"
+    marker = alone if arm.base is None else BASE_STYLE[arm.base][1]
+    return colours[arm.policy or method_of(arm)], marker, arm.base is None
+
+
+def method_of(arm: Arm) -> str:
+    """Of an arm by its name: the recipe's, or the criterion's."""
+    return arm.name.removeprefix("k1+").removeprefix("detector:")
 
 
 def draw_accuracy(study: Comparison, results: Results, path: Path) -> None:
@@ -230,6 +239,35 @@ def draw_rotation(study: Comparison, results: Results, path: Path) -> None:
         axes.set_title(
             f"{report.data_name(config)}, {config.model}, k = {config.repeats} throughout, "
             f"{seeds_text(len(runs))}"
+        )
+        save(figure, path)
+        pyplot.close(figure)
+
+
+def draw_equal_time(study: Comparison, results: Results, path: Path) -> None:
+    """Each arm's accuracy less that of ordinary training of its time, the best above: a PNG."""
+    pyplot = load_pyplot()
+    config, known = study.config, study.known()
+    summaries, _ = summarise(results)
+    gains = [(s.arm, s.to_equal) for s in summaries.values() if s.to_equal is not None]
+    gains.sort(key=lambda gain: gain[1].mean)
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(7.5, 1.6 + 0.24 * len(gains)), layout="constrained")
+        axes.axvline(0, color=BLACK, linewidth=1)
+        for row, (arm, gain) in enumerate(gains):
+            colour, marker, filled = style_of(known[arm])
+            axes.errorbar(
+                gain.mean, row, xerr=gain.half, color=colour, marker=marker, markersize=6,
+                markerfacecolor=colour if filled else "white", linewidth=1.2, capsize=3,
+            )  # fmt: skip
+        axes.set_yticks(range(len(gains)), [arm for arm, _ in gains])
+        axes.set_ylim(-0.7, len(gains) - 0.3)
+        axes.set_xlabel("test accuracy less that of k1 of the same time, points (95 % intervals)")
+        grid(axes)
+        caveat = ": the mechanism, not a benefit" if config.data == "digits" else ""
+        axes.set_title(
+            f"{report.data_name(config)}, {config.model}, {seeds_text(len(begun_seeds(results)))}"
+            f"{caveat}"
         )
         save(figure, path)
         pyplot.close(figure)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cpfast.studies.compare import arms, picture, table
 from cpfast.studies.compare.arms import Arm
+from cpfast.studies.compare.verdict import summarise
 from cpfast.studies.document import Document
 from cpfast.studies.runner import Branch, Runner, check_branched
 from cpfast.studies.store import Entry, Results, entry_of
@@ -158,10 +159,13 @@ class Comparison(Study):
         return table.document(self, results)
 
     def pictures(self, results: Results) -> Mapping[str, Callable[[Path], None]]:
-        return {
+        drawn = {
             "accuracy.png": partial(picture.draw_accuracy, self, results),
             "rotation.png": partial(picture.draw_rotation, self, results),
         }
+        if any(s.to_equal is not None for s in summarise(results)[0].values()):
+            drawn["equal-time.png"] = partial(picture.draw_equal_time, self, results)
+        return drawn
 
 
 def _is_due(fork: Callable[[int, int | None], bool], training: Training) -> bool:

@@ -122,9 +122,10 @@ def _notes(
     if any(s.to_equal is not None for s in summaries.values()):
         curve = ", ".join(arm for arm in summaries if equal_time.is_control(arm))
         notes.append(
-            "To k1@time: against ordinary training of the seconds that the arm took, on "
-            f"straight lines in the logarithm of time between {curve}, seed by seed; blank where a "
-            "seed took less time, or more, than all of these."
+            "To k1@time: against ordinary training of the time that the arm took, on straight "
+            f"lines in the logarithm of time between {curve}, seed by seed; blank where a seed "
+            "took less time, or more, than all of these. Time there is that of the samples, at "
+            "the median over seeds of what one took in this arm."
         )
     notes.append("Accuracy is that of the last epoch.")
     notes += _time_notes(results, summaries)

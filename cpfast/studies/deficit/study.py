@@ -28,7 +28,7 @@ from cpfast.studies.deficit import picture, table
 from cpfast.studies.deficit.damage import CLEAN
 from cpfast.studies.deficit.deficits import DEFICITS
 from cpfast.studies.document import Document
-from cpfast.studies.runner import Branch, Runner, check_branched
+from cpfast.studies.runner import Branch, Runner, at, check_branched
 from cpfast.studies.store import Entry, Results, entry_of
 from cpfast.studies.study import (
     Study,
@@ -42,7 +42,6 @@ from cpfast.studies.study import (
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData
 from cpfast.train.errors import UserError
-from cpfast.train.loop import Training
 from cpfast.train.runfolder import Change, RunFolder
 
 if TYPE_CHECKING:
@@ -167,17 +166,17 @@ class Deficit(Study):
             return
         parent, config = runner.out / f"seed{seed}", self.configured(seed)
         branches = [
-            Branch(_segment(parent, name, begin), config, _at(begin), _shown(data))
+            Branch(_segment(parent, name, begin), config, at(begin), _shown(data))
             for name, data in altered.items()
             for begin in {begin for begin, _ in self.spans() if begin > 0}
         ]
         branches += [
-            Branch(_folder(parent, key), config, _at(self.annealed(key["end"]))) for key in keys
+            Branch(_folder(parent, key), config, at(self.annealed(key["end"]))) for key in keys
         ]
         last = max(self.annealed(ends[-1]), *self.onsets, 0)
         diverged = runner.train(
             config, RunFolder(parent / CLEAN), f"seed {seed}, clean", branches=branches,
-            until=_at(last),
+            until=at(last),
         )  # fmt: skip
         for key in keys:
             self._finish(runner, key, diverged)
@@ -196,12 +195,12 @@ class Deficit(Study):
         segment, diverged = _segment(parent, name, begin), None
         if begin == 0 or segment.is_run():
             branches = [
-                Branch(_folder(parent, key), config, _at(key["end"]), _shown(runner.data))
+                Branch(_folder(parent, key), config, at(key["end"]), _shown(runner.data))
                 for key in keys
             ]
             label = f"seed {seed}, {name} from epoch {begin}"
             diverged = runner.train(
-                config, segment, label, branches=branches, until=_at(max(ends)), data=data
+                config, segment, label, branches=branches, until=at(max(ends)), data=data
             )
         else:
             clean = runner.find(deficit=CLEAN, begin=max(self.ends()), seed=seed)
@@ -222,7 +221,7 @@ class Deficit(Study):
         config, label = self.configured(seed), f"seed {seed}, clean after {key['deficit']}, {end}"
         window = Window.between(self.annealed(end), config.epochs, config.epochs)
         diverged = runner.train(
-            config, folder, label, until=_at(end + self.config.epochs),
+            config, folder, label, until=at(end + self.config.epochs),
             actions=[LearningRate(window=window)],
         )  # fmt: skip
         entry = normalisation.tested(entry_of(folder, seed, diverged), folder, runner.data)
@@ -251,10 +250,6 @@ def _folder(parent: Path, key: Key) -> RunFolder:
 
 def _segment(parent: Path, deficit: str, begin: int) -> RunFolder:
     return RunFolder(parent / f"{deficit}-from-{begin}")
-
-
-def _at(epoch: int) -> Callable[[Training], bool]:
-    return lambda training: training.epoch == epoch
 
 
 def _shown(data: ImageData) -> Change:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpfast.studies.early_phase import table
-from cpfast.studies.pictures import SERIES, caption, dodged, series
-from cpfast.studies.statistics import Estimate, estimate
+from cpfast.studies.pictures import SERIES, band, caption, dodged, series
+from cpfast.studies.statistics import estimate
 from cpfast.studies.store import Results, accuracies
 from cpfast.train import report
 from cpfast.train.plots.style import BLACK, BLUE, GREY, STYLE, VERMILION, grid, load_pyplot, save
@@ -34,7 +34,8 @@ def draw(study: EarlyPhase, results: Results, path: Path) -> None:
         figure, panels = pyplot.subplots(2, 4, figsize=(15, 7), layout="constrained")
         for axes, (title, columns) in zip(panels.flat, PANELS, strict=False):
             for (name, label), colour in zip(columns.items(), (BLUE, VERMILION), strict=False):
-                _band(axes, table.traced(results, name), colour, label)
+                values = table.traced(results, name)
+                band(axes, range(len(values)), values, colour, label)
             axes.set_title(title)
             axes.set_xlabel("iteration")
             if any(columns.values()) and axes.lines:
@@ -48,18 +49,6 @@ def draw(study: EarlyPhase, results: Results, path: Path) -> None:
         )
         save(figure, path)
         pyplot.close(figure)
-
-
-def _band(axes: Any, values: list[Estimate], colour: str, label: str | None) -> None:
-    """A line for the mean, within its interval."""
-    steps = range(len(values))
-    if values and all(value.half is not None for value in values):
-        axes.fill_between(
-            steps, [v.low for v in values], [v.mean + (v.half or 0.0) for v in values],
-            color=colour, alpha=0.2, linewidth=0,
-        )  # fmt: skip
-    if values:
-        axes.plot(steps, [v.mean for v in values], color=colour, linewidth=1.5, label=label)
 
 
 def _draw_perturbed(axes: Any, study: EarlyPhase, results: Results) -> None:

@@ -22,7 +22,7 @@ from cpfast.studies.document import Document
 from cpfast.studies.early_phase import picture, table
 from cpfast.studies.early_phase.perturb import PERTURBATIONS, perturbed
 from cpfast.studies.early_phase.trace import NAMES, trace
-from cpfast.studies.runner import Branch, Runner, check_branched
+from cpfast.studies.runner import Branch, Runner, at, check_branched
 from cpfast.studies.store import Entry, Results, entry_of
 from cpfast.studies.study import (
     Study,
@@ -37,7 +37,6 @@ from cpfast.train import models
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData
 from cpfast.train.errors import UserError
-from cpfast.train.loop import Training
 from cpfast.train.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ class EarlyPhase(Study):
         weights = _weights(config, runner.data)
         branches = [
             Branch(
-                RunFolder(parent / f"{name}-{epoch}"), config, partial(_is_at, epoch),
+                RunFolder(parent / f"{name}-{epoch}"), config, at(epoch),
                 partial(perturbed, name=name, weights=weights, seed=seed),
             )
             for name in self.perturbations
@@ -190,7 +189,3 @@ def _weights(config: Config, data: ImageData) -> list[str]:
     """The names of what is perturbed: the weights of layers."""
     model = models.build(config.model, data.shape, data.outputs, config.seed)
     return list(cpfast.LayerRotation(model).names)
-
-
-def _is_at(epoch: int, training: Training) -> bool:
-    return training.epoch == epoch

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cpfast.recipes import Action, Augment, WeightDecay, Window
 from cpfast.studies import normalisation
 from cpfast.studies.document import Document
-from cpfast.studies.runner import Branch, Runner, check_branched
+from cpfast.studies.runner import Branch, Runner, at, check_branched
 from cpfast.studies.store import Entry, Results, entry_of
 from cpfast.studies.study import (
     Study,
@@ -32,7 +32,6 @@ from cpfast.studies.study import (
 )
 from cpfast.studies.window import picture, table
 from cpfast.train.errors import UserError
-from cpfast.train.loop import Training
 from cpfast.train.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -150,16 +149,16 @@ class RegularisationWindow(Study):
         if runner.find(**key) is not None:
             return
         parent, config = runner.out / f"seed{seed}", self.config.replace(seed=seed)
-        folder, at = _folder(parent, name, span), _forked_at(span)
-        if name != ALWAYS and at > 0 and not folder.is_run():
+        folder, fork = _folder(parent, name, span), _forked_at(span)
+        if name != ALWAYS and fork > 0 and not folder.is_run():
             begins_as = self.always() if span[0] == 0 else {**key, "begin": 0, "end": 0}
             root = runner.find(**{**begins_as, "seed": seed})
-            check_branched(folder, was_due=root is None or root["epochs"] >= at)
-            reason = f"not run: what it begins as diverged before epoch {at}"
+            check_branched(folder, was_due=root is None or root["epochs"] >= fork)
+            reason = f"not run: what it begins as diverged before epoch {fork}"
             runner.store({**key, **entry_of(None, seed, reason)})
             return
         branches = [
-            Branch(_folder(parent, other, later), config, partial(_is_at, _forked_at(later)))
+            Branch(_folder(parent, other, later), config, at(_forked_at(later)))
             for other in into
             for later in self.spans()
             if later != (0, 0) and (name == ALWAYS or span == (0, 0))
@@ -196,10 +195,6 @@ def _forked_at(span: Span) -> int:
     """The epoch up to which a run is as always, or as never."""
     begin, end = span
     return begin if begin > 0 else end
-
-
-def _is_at(epoch: int, training: Training) -> bool:
-    return training.epoch == epoch
 
 
 def _folder(parent: Path, name: str, span: Span) -> RunFolder:

@@ -63,6 +63,12 @@ def _notes(study: RegularisationWindow, results: Results) -> list[str]:
         "A critical period would show as no loss where it is only on early, and no gain where it "
         "is only on late. What is not seen may still be there, within the interval."
     )
+    if study.config.schedule != "constant":
+        notes.append(
+            f"The learning rate falls (--schedule {study.config.schedule}), and what is on late "
+            "acts on smaller steps: that it is worth less is no evidence of a critical period by "
+            "itself."
+        )
     notes.append(
         f"The weight decay is {study.config.weight_decay:g}, of kernels; augmentation is rotation "
         f"and shift{' and mirroring' if study.config.flip else ''}. Each is tried with the other "
