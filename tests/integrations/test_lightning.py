@@ -606,7 +606,9 @@ def test_a_callback_is_of_one_training(tmp_path):
 def test_another_version_that_lacks_a_name_is_named(monkeypatch):
     parts = made(policy="random")
     monkeypatch.delattr(pl.Trainer, "distributed_sampler_kwargs")
-    with pytest.raises(RuntimeError, match=r"lightning 2\..*: trainer.distributed_sampler_kwargs is"):
+    with pytest.raises(
+        RuntimeError, match=r"lightning 2\..*: trainer.distributed_sampler_kwargs is"
+    ):
         fit(parts)
 
 
