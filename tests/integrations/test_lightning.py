@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import importlib.util
 import json
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -36,6 +38,7 @@ if find_spec("torchdata"):
 
 pytestmark = [pytest.mark.needs("lightning"), pytest.mark.usefixtures("one_thread")]
 SUPPORT = pathlib.Path(__file__).parents[1] / "support"
+PAGE = SUPPORT.parents[1] / "docs" / "lightning.md"
 
 
 @pytest.fixture
@@ -276,6 +279,18 @@ def test_a_loader_is_prepared_in_one_call(workers):
         prepare(DataLoader(toys.data(), BATCH), EPOCHS)
     with pytest.raises(RuntimeError, match="has no pruner"):
         _ = CriticalPeriodCallback().pruner
+
+
+def test_the_page_shows_the_lines_that_change():
+    root = SUPPORT.parents[1]
+    before, after = (
+        [line for line in (root / name).read_text().splitlines() if line]
+        for name in ("examples/plain/lightning_digits.py", "examples/lightning_digits.py")
+    )
+    diff = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
+    (shown,) = re.findall(r"^```diff\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    assert sorted(shown.splitlines()) == sorted(line[0] + line[2:] for line in diff)
+    assert sum(line[0] == "+" for line in diff) <= 5
 
 
 # --- schedules ------------------------------------------------------------------------------
