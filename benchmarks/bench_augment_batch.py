@@ -1,4 +1,5 @@
-"""A batch gathered, augmented and normalised, against the twin and against plain torch ops."""
+"""A batch gathered, augmented and normalised, against the twin and against plain torch ops; and one
+of smaller images, averaged in the same pass, against the same in a second one."""
 
 import math
 
@@ -8,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from cpfast import ops, reference
+from cpfast._area import area_averaged
 
 DRAW = {"seed": 0, "epoch": 0}
 # The paper's pipeline, the usual one of CIFAR, and no augmentation at all.
@@ -20,6 +22,14 @@ SHAPES = {
     "512 of 32x32x3": (50_000, 32, 32, 3, 512),
     "32 of 8x8x1": (256, 8, 8, 1, 32),
     "64 of 224x224x3": (500, 224, 224, 3, 64),
+}
+# What smaller images are made of, and their size.
+SMALLER = {
+    "128 of 32x32x3 to 24x24": ((50_000, 32, 32, 3, 128), (24, 24)),
+    "128 of 32x32x3 to 16x16": ((50_000, 32, 32, 3, 128), (16, 16)),
+    "512 of 32x32x3 to 24x24": ((50_000, 32, 32, 3, 512), (24, 24)),
+    "512 of 32x32x3 to 16x16": ((50_000, 32, 32, 3, 512), (16, 16)),
+    "32 of 224x224x3 to 160x160": ((500, 224, 224, 3, 32), (160, 160)),
 }
 
 
@@ -48,19 +58,23 @@ def torch_ops(images, index, mean, *, rotation=0.0, shift=0.0, flip=False, crop=
     return x - mean.permute(2, 0, 1)
 
 
+def batches(shape, device):
+    """Images, an index and a mean image: other samples in every call, as in training."""
+    *size, batch = shape
+    g = torch.Generator(device).manual_seed(0)
+    images = torch.randint(256, size, dtype=torch.uint8, generator=g, device=device)
+    mean = torch.rand(size[1:], generator=g, device=device)
+    return [
+        (images, torch.randint(size[0], (batch,), generator=g, device=device), mean)
+        for _ in range(16)
+    ]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def bench_augment_batch(race, device, shape, pipeline):
-    samples, height, width, channels, batch = SHAPES[shape]
-    g = torch.Generator(device).manual_seed(0)
-    size, options = (samples, height, width, channels), PIPELINES[pipeline]
-    images = torch.randint(256, size, dtype=torch.uint8, generator=g, device=device)
-    mean = torch.rand(size[1:], generator=g, device=device)
-    # Other samples in every call, as in training.
-    sets = [
-        (images, torch.randint(samples, (batch,), generator=g, device=device), mean)
-        for _ in range(16)
-    ]
+    _, height, width, channels, batch = SHAPES[shape]
+    sets, options = batches(SHAPES[shape], device), PIPELINES[pipeline]
     contenders = {
         "cpfast": lambda x, i, m: ops.augment_batch(x, i, **DRAW, mean=m, **options),
         "cpfast, bfloat16": lambda x, i, m: ops.augment_batch(
@@ -78,3 +92,36 @@ def bench_augment_batch(race, device, shape, pipeline):
     moved = batch * height * width * channels * (1 + 4)
     case = f"{shape}: {pipeline}"
     race("augment_batch", case, contenders, sets, moved, budget=2.0 if device == "cpu" else 0.5)
+
+
+@pytest.mark.parametrize("shape", SMALLER)
+@pytest.mark.parametrize("pipeline", ["rotate, shift, flip", "gather"])
+def bench_smaller_images(race, device, shape, pipeline):
+    (_, height, width, channels, batch), size = SMALLER[shape]
+    options = PIPELINES[pipeline]
+
+    def full(x, i, m):
+        return ops.augment_batch(x, i, **DRAW, mean=m, **options)
+
+    contenders = {
+        "cpfast": lambda x, i, m: ops.augment_batch(x, i, **DRAW, mean=m, **options, size=size),
+        "cpfast, bfloat16": lambda x, i, m: ops.augment_batch(
+            x, i, **DRAW, mean=m, dtype=torch.bfloat16, **options, size=size
+        ),
+        "cpfast, the full size": full,
+        "two passes": lambda x, i, m: area_averaged(full(x, i, m), size),
+        # Where areas cut pixels, it counts them whole, in each.
+        "two passes, F.interpolate": lambda x, i, m: F.interpolate(
+            full(x, i, m), size, mode="area"
+        ),
+        "torch ops, F.interpolate": lambda x, i, m: F.interpolate(
+            torch_ops(x, i, m, **options), size, mode="area"
+        ),
+    }
+    # Bytes read, float32 written.
+    moved = batch * channels * (height * width + 4 * size[0] * size[1])
+    case = f"{shape}: {pipeline}"
+    budget = 2.0 if device == "cpu" else 0.5
+    race(
+        "augment_batch", case, contenders, batches(SMALLER[shape][0], device), moved, budget=budget
+    )

@@ -87,7 +87,7 @@ KERNELS = {
     "scored_cross_entropy": 140,
     "layer_statistics": 110,
     "select_samples": 60,
-    "augment_batch": 60,
+    "augment_batch": 80,
     "record_scores": 25,
     "policies": 20,
 }

@@ -88,6 +88,24 @@ def augment(images, index):
     )
 
 
+def augment_smaller(images, index):
+    height, width = images.shape[1:3]
+    for size in ((height - 1, width), (height // 3, width // 2), (1, 5)):
+        yield ops.augment_batch(
+            images,
+            index,
+            seed=1,
+            epoch=2,
+            flip=True,
+            shift=0.1,
+            rotation=15.0,
+            crop=4,
+            cutout=8,
+            mean=images[0].float() / 255,
+            size=size,
+        )
+
+
 def check_layers(g):
     shapes = [(1,), (3, 5), (0,), (127, 33), (4097,), (300, 300)]
     for dtype in (torch.float32, torch.bfloat16):
@@ -122,6 +140,11 @@ def check_augment(g):
     images = torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8, generator=g)
     index = torch.randint(20, (37,), generator=g)
     compare("augment", augment, images, index, rtol=1e-2, atol=1e-2)
+    compare("augment, smaller", augment_smaller, images, index, atol=1e-5)
+    # Beyond 4096 pixels, images are not read into shared memory.
+    images = torch.randint(256, (20, 80, 70, 3), dtype=torch.uint8, generator=g)
+    compare("augment, larger images", augment, images, index, rtol=1e-2, atol=1e-2)
+    compare("augment, larger images made smaller", augment_smaller, images, index, atol=1e-5)
 
 
 OPS = {

@@ -1,5 +1,5 @@
 // augment_batch(images, index, repeats, mean_image, mean, std, seed, epoch, repeat, flip, shift,
-//               rotation, crop, cutout, dtype) -> [B, H, W, C]
+//               rotation, crop, cutout, dtype, height, width) -> [B, height, width, C]
 //
 // images      uint8 [N, H, W, C], contiguous; H and W up to 16384, C from 1 to 4
 // index       [B] int64 or int32 in [0, N): the samples, any of them more than once
@@ -7,6 +7,7 @@
 //             epoch it is that a sample is drawn
 // mean_image  optional float32 [H, W, C], contiguous, in place of `mean`
 // mean, std   C numbers each, or none (0 and 1), for images in [0, 1]
+// height, width  of the result, at most those of the images, which they are if not given
 // result      float32, bfloat16 or float16
 //
 // What is done to a sample, in this order:
@@ -20,6 +21,8 @@
 //   numbers   value / 255, minus mean, over std
 //   cutout    a square of side `cutout` becomes 0, that is the mean; its centre is uniform among
 //             the pixels, and what lies outside is clipped (DeVries and Taylor, arXiv 1708.04552)
+//   size      a pixel of a smaller result is the mean over the area that it covers, where areas cut
+//             pixels too: float32 sums in a fixed order. No image of the full size is written
 // Without a warp every pixel is one of the image's, untouched by interpolation.
 //
 // The draws are a function of (seed, epoch, sample, repeat): Philox words of a key made from seed
@@ -36,6 +39,7 @@
 #include "philox.h"
 
 #include <cmath>
+#include <numeric>
 
 namespace cpfast::augment_batch {
 
@@ -143,6 +147,39 @@ struct Numbers {
   float scale[kMaxChannels], bias[kMaxChannels], inverse_std[kMaxChannels];
 };
 
+// The pixels of the image that one of the result covers, along one axis. Those between the first
+// and the last are covered whole.
+struct Span {
+  int32_t first, last;
+  float of_first, of_last;  // what is covered of them, in the axis's units
+};
+
+// An axis of the image and of the result, in units in which the pixels of both are whole.
+struct Axis {
+  int32_t pixel, area;  // lengths of a pixel of the image, and of one of the result
+
+  CPFAST_HOST_DEVICE Span span(int32_t i) const {
+    // Up to the product of two sizes.
+    const int32_t begin = i * area, end = begin + area;
+    const int32_t first = begin / pixel, last = (end - 1) / pixel;
+    const int32_t first_end = (first + 1) * pixel;
+    return {first, last, static_cast<float>((first_end < end ? first_end : end) - begin),
+            static_cast<float>(end - last * pixel)};
+  }
+};
+
+inline Axis axis_of(int64_t pixels, int64_t size) {
+  const int64_t both = std::gcd(pixels, size);
+  return {static_cast<int32_t>(size / both), static_cast<int32_t>(pixels / both)};
+}
+
+// Of a result that is smaller than the images.
+struct Areas {
+  int32_t height, width;
+  Axis down, across;
+  float share;  // of a unit of both axes in a pixel of the result
+};
+
 // All arguments but the tensors.
 struct Arguments {
   std::vector<double> mean, std;
@@ -151,6 +188,16 @@ struct Arguments {
   double shift, rotation;
   int64_t crop, cutout;
   ScalarType dtype;
+  std::optional<int64_t> height, width;
+
+  // Or nothing, if the result is as large as the images.
+  std::optional<Areas> areas(int64_t image_height, int64_t image_width) const {
+    const int64_t rows = height.value_or(image_height), columns = width.value_or(image_width);
+    if (rows == image_height && columns == image_width) return std::nullopt;
+    const Axis down = axis_of(image_height, rows), across = axis_of(image_width, columns);
+    return Areas{static_cast<int32_t>(rows), static_cast<int32_t>(columns), down, across,
+                 static_cast<float>(1 / (double(down.area) * across.area))};
+  }
 
   Options options() const {
     constexpr double kDegree = 3.14159265358979323846 / 180;
@@ -245,6 +292,10 @@ inline void check_arguments(const Tensor& images, const Tensor& index,
   const ScalarType dtype = arguments.dtype;
   check(is_floating(dtype) && dtype != ScalarType::Double, op,
         "dtype: expected float32, bfloat16 or float16, got ", dtype_name(dtype));
+  const int64_t rows = arguments.height.value_or(height);
+  const int64_t columns = arguments.width.value_or(width);
+  check(rows >= 1 && rows <= height && columns >= 1 && columns <= width, op, "size: expected 1 to ",
+        height, ", 1 to ", width, ", got ", rows, ", ", columns);
 }
 
 }  // namespace cpfast::augment_batch

@@ -51,7 +51,8 @@ STABLE_TORCH_LIBRARY(cpfast, m) {
   m.def(
       "augment_batch(Tensor images, Tensor index, Tensor? repeats, Tensor? mean_image, "
       "float[] mean, float[] std, int seed, int epoch, int repeat, bool flip, float shift, "
-      "float rotation, int crop, int cutout, ScalarType dtype) -> Tensor");
+      "float rotation, int crop, int cutout, ScalarType dtype, int? height=None, int? width=None) "
+      "-> Tensor");
   m.def("record_scores(Tensor(a!) scores, Tensor index, Tensor values) -> ()");
 }
 

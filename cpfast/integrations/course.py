@@ -128,6 +128,16 @@ class Course:
             self.use(sampler, pruner)
         else:
             self.pruner = pruner
+            self._check_length()
+
+    def _check_length(self) -> None:
+        """The pruner stops at a share of its own length, which is 200 where nobody says."""
+        total = self.total_epochs
+        if self.pruner is not None and self.pruner.num_epochs != total:
+            raise ValueError(
+                f"pruner: made for num_epochs={self.pruner.num_epochs}, and the recipe or detector "
+                f"is of {total} epochs"
+            )
 
     @property
     def total_epochs(self) -> int | None:
@@ -160,6 +170,7 @@ class Course:
         if self.recipe is None and sampler.recipe is not None:
             _check_recipe(sampler.recipe, self.detector, self._applied)
             self.recipe = sampler.recipe
+        self._check_length()
         sampler.follow(self.recipe, self.detector if self.recipe is not None else None)
 
     # --- the model --------------------------------------------------------------------------

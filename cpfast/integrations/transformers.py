@@ -246,12 +246,6 @@ class CriticalPeriodCallback(TrainerCallback):
             raise ValueError("CriticalPeriodCallback: expected a detector, a pruner or a recipe")
         self.course = Course(detector, pruner=pruner, recipe=recipe, applied=applied)
         self.scores = pruner is not None
-        total = self.course.total_epochs
-        if pruner is not None and pruner.num_epochs != total:
-            raise ValueError(
-                f"pruner: made for num_epochs={pruner.num_epochs}, and the training is of {total} "
-                "epochs"
-            )
         possible = recipe.possible() if recipe is not None else frozenset[EpochSettings]()
         if pruner is None and any(settings.prune for settings in possible):
             raise ValueError("recipe: prunes, and there is no pruner")

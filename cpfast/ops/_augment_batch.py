@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cpfast import _backend, reference
 from cpfast.forms import shown
-from cpfast.ops._area import area_averaged
 from cpfast.ops._common import OPS, REFERENCE, check_devices, check_tensors, real, whole
 
 __all__ = ["augment_batch"]
@@ -59,7 +57,8 @@ def augment_batch(
             mean may also be an image: [H, W, C] float32, on the device of the images.
         dtype: torch.float32, torch.bfloat16 or torch.float16.
         size: height and width, at most those of the images, to whose pixels their areas are
-            averaged, in float32; None: as the images..
+            averaged, in float32: a pixel is the mean over the area that it covers, where areas cut
+            pixels too. None: as the images.
 
     Returns:
         [B, C, H, W] in ``dtype``, channels last in memory.
@@ -83,9 +82,10 @@ def augment_batch(
     shift, rotation = real(op, "shift", shift), real(op, "rotation", rotation)
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"cpfast::{op}: dtype: expected a floating dtype, got {dtype!r}")
-    made, size = (dtype, None) if size is None else (torch.float32, _checked_size(size, images))
+    if size is not None:
+        size = _pair(size)
     if REFERENCE:
-        full = reference.augment_batch(
+        return reference.augment_batch(
             images,
             index,
             seed=seed,
@@ -98,9 +98,9 @@ def augment_batch(
             cutout=cutout,
             mean=mean,
             std=std,
-            dtype=made,
+            dtype=dtype,
+            size=size,
         )
-        return full if size is None else area_averaged(full, size).to(dtype)
     _backend.require_kernels("augment_batch", "images", images.device)
     is_image = isinstance(mean, Tensor) and mean.dim() != 1
     repeats, repeat = (repeat.contiguous(), 0) if isinstance(repeat, Tensor) else (None, repeat)
@@ -119,21 +119,16 @@ def augment_batch(
         rotation,
         crop,
         cutout,
-        made,
+        dtype,
+        *(size or (None, None)),
     )
-    full = out.permute(0, 3, 1, 2)
-    return full if size is None else area_averaged(full, size).to(dtype)
+    return out.permute(0, 3, 1, 2)
 
 
-def _checked_size(size: tuple[int, int], images: Tensor) -> tuple[int, int]:
+def _pair(size: tuple[int, int]) -> tuple[int, int]:
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise TypeError(f"cpfast::augment_batch: size: expected two integers, got {shown(size)}")
     height, width = (whole("augment_batch", f"size[{i}]", side) for i, side in enumerate(size))
-    if images.dim() == 4 and not (1 <= height <= images.shape[1] and 1 <= width <= images.shape[2]):
-        raise RuntimeError(
-            f"cpfast::augment_batch: size: expected 1 to {images.shape[1]}, 1 to "
-            f"{images.shape[2]}, got {height}, {width}"
-        )
     return height, width
 
 
@@ -156,7 +151,25 @@ if not REFERENCE:
 
     @torch.library.register_fake("cpfast::augment_batch")
     def _(
-        images: Tensor, index: Tensor, repeats: Tensor | None, mean: Tensor | None, *numbers: Any
+        images: Tensor,
+        index: Tensor,
+        repeats: Tensor | None,
+        mean: Tensor | None,
+        means: list[float],
+        stds: list[float],
+        seed: int,
+        epoch: int,
+        repeat: int,
+        flip: bool,
+        shift: float,
+        rotation: float,
+        crop: int,
+        cutout: int,
+        dtype: torch.dtype,
+        height: int | None = None,
+        width: int | None = None,
     ) -> Tensor:
         check_devices("augment_batch", images=images, index=index, repeat=repeats, mean=mean)
-        return images.new_empty((index.shape[0], *images.shape[1:]), dtype=numbers[-1])
+        _, rows, columns, channels = images.shape
+        rows, columns = rows if height is None else height, columns if width is None else width
+        return images.new_empty((index.shape[0], rows, columns, channels), dtype=dtype)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cpfast._area import area_averaged
 from cpfast.reference._checks import check_range
 from cpfast.reference._draws import AUGMENT, LONG, WORD, mix64, philox4x32
 
@@ -58,8 +59,14 @@ def augment_batch(
     mean: Sequence[float] | Tensor | None = None,
     std: Sequence[float] | Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     samples, height, width, _ = images.shape
+    if size is not None and not (1 <= size[0] <= height and 1 <= size[1] <= width):
+        raise RuntimeError(
+            f"cpfast::augment_batch: size: expected 1 to {height}, 1 to {width}, got {size[0]}, "
+            f"{size[1]}"
+        )
     check_range("augment_batch", "index", index, samples, f"a number in [0, {samples})")
     device = images.device
     index = index.long()
@@ -99,4 +106,6 @@ def augment_batch(
             )
         )
         x = x.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+    if size is not None:
+        x = area_averaged(x, size)
     return x.to(dtype).contiguous(memory_format=torch.channels_last)

@@ -124,9 +124,115 @@ inline void scale_values(const From* from, int64_t n, const float* scale, const 
   store_part(to + i, load_values(part) * load(scale + i) + load(bias + i), n - i);
 }
 
+// The numbers of rows [first, first + rows), but for the hole. `to` may be `values`, though not
+// where `flipped` is it.
 template <int kChannels, typename T>
-void augment_samples(const Batch& batch, int64_t begin, int64_t end, uint8_t* bytes,
-                     float* values) {
+inline void number_rows(const uint8_t* image, const Batch& batch, const Placement& at,
+                        int64_t first, int64_t rows, float* values, uint8_t* flipped, T* to) {
+  const int64_t width = batch.width, line = width * kChannels, n = rows * line;
+  const float* const bias = batch.bias + (batch.bias_of_image ? first * line : 0);
+  if (batch.options.warps()) {
+    for (int64_t r = 0; r < rows; ++r)
+      warp_row<kChannels>(image, batch, at, first + r, values + r * line);
+    scale_values(values, n, batch.scale, bias, to);
+  } else {
+    const uint8_t* from = image + first * line;
+    if (at.flips) {
+      for (int64_t r = 0; r < rows; ++r)
+        flip_row<kChannels>(from + r * line, width, flipped + r * line);
+      from = flipped;
+    }
+    scale_values(from, n, batch.scale, bias, to);
+  }
+}
+
+// Of rows [first, first + rows), which begin at `to`.
+template <int kChannels, typename T>
+inline void clear_hole(const Batch& batch, const Placement& at, int64_t first, int64_t rows,
+                       T* to) {
+  const int64_t width = batch.width;
+  const int64_t top = std::max<int64_t>(at.hole_row, first), left = std::max(at.hole_column, 0);
+  const int64_t bottom = std::min(at.hole_row + int64_t{batch.options.cutout}, first + rows);
+  const int64_t right = std::min(at.hole_column + int64_t{batch.options.cutout}, width);
+  for (int64_t r = top; r < bottom; ++r)
+    std::memset(to + ((r - first) * width + left) * kChannels, 0,
+                (right - left) * kChannels * sizeof(T));
+}
+
+// Both may be read, and sums written, up to a vector past their n numbers.
+template <bool kMore>
+inline void sum_row(const float* row, float share, int64_t n, float* sums) {
+  for (int64_t i = 0; i < n; i += kLanes<float>) {
+    const Vec<float> values = load(row + i) * share;
+    store(sums + i, kMore ? load(sums + i) + values : values);
+  }
+}
+
+// The sums over the columns of the result; writes up to three floats past their end.
+template <int kChannels>
+void sum_columns(const Span* columns, int64_t width, float whole, const float* sums, float* to) {
+  const auto pixel = [](const float* from) {
+    Pixel values;
+    std::memcpy(&values, from, sizeof(values));
+    return values;
+  };
+  for (int64_t i = 0; i < width; ++i, to += kChannels) {
+    const Span at = columns[i];
+    const float* from = sums + int64_t{at.first} * kChannels;
+    const float* const last = sums + int64_t{at.last} * kChannels;
+    Pixel sum = pixel(from) * at.of_first;
+    if (from < last) {
+      while ((from += kChannels) < last) sum += pixel(from) * whole;
+      sum += pixel(last) * at.of_last;
+    }
+    std::memcpy(to, &sum, sizeof(sum));
+  }
+}
+
+template <typename T>
+inline void store_means(const float* sums, int64_t n, float share, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes<float> <= n; i += kLanes<float>) store(to + i, load(sums + i) * share);
+  if (i < n) store_part(to + i, load(sums + i) * share, n - i);
+}
+
+// A smaller sample: its rows are made band by band, and summed while they are in the cache.
+template <int kChannels, typename T>
+void average_rows(const uint8_t* image, const Batch& batch, const Placement& at,
+                  const Scratch& scratch, T* out) {
+  const Areas& areas = *batch.areas;
+  const int64_t height = batch.height, line = batch.width * kChannels;
+  const int64_t out_line = int64_t{areas.width} * kChannels;
+  int32_t out_row = 0;
+  Span span = areas.down.span(0);
+  for (int64_t first = 0; first < height; first += batch.band) {
+    const int64_t rows = std::min(batch.band, height - first);
+    number_rows<kChannels>(image, batch, at, first, rows, scratch.values, scratch.flipped,
+                           scratch.values);
+    if (batch.options.cutout > 0) clear_hole<kChannels>(batch, at, first, rows, scratch.values);
+    float* means = scratch.means;
+    for (int64_t r = first; r < first + rows; ++r) {
+      const float* const row = scratch.values + (r - first) * line;
+      const float share = r == span.last ? span.of_last : static_cast<float>(areas.down.pixel);
+      if (r == span.first)
+        sum_row<false>(row, span.of_first, line, scratch.sums);
+      else
+        sum_row<true>(row, share, line, scratch.sums);
+      if (r < span.last) continue;
+      sum_columns<kChannels>(batch.columns, areas.width, static_cast<float>(areas.across.pixel),
+                             scratch.sums, means);
+      means += out_line;
+      span = areas.down.span(++out_row);
+      if (r == span.first) sum_row<false>(row, span.of_first, line, scratch.sums);
+    }
+    const int64_t n = means - scratch.means;
+    store_means(scratch.means, n, areas.share, out);
+    out += n;
+  }
+}
+
+template <int kChannels, typename T>
+void augment_samples(const Batch& batch, int64_t begin, int64_t end, const Scratch& scratch) {
   const int64_t height = batch.height, width = batch.width, line = width * kChannels;
   const int64_t size = height * line;
   for (int64_t i = begin; i < end; ++i) {
@@ -134,53 +240,36 @@ void augment_samples(const Batch& batch, int64_t begin, int64_t end, uint8_t* by
     const Placement at = place(batch.options, static_cast<int32_t>(height),
                                static_cast<int32_t>(width), sample, batch.repeats[i]);
     const uint8_t* image = batch.images + sample * size;
-    T* const out = static_cast<T*>(batch.out) + i * size;
-    const bool warps = batch.options.warps();
     if (batch.options.crop > 0) {
-      crop_image<kChannels>(image, batch, at, bytes);
-      image = bytes;
-    } else if (warps && sample >= batch.samples_before_end) {
+      crop_image<kChannels>(image, batch, at, scratch.image);
+      image = scratch.image;
+    } else if (batch.options.warps() && sample >= batch.samples_before_end) {
       // Past the images may lie memory that is not to be read.
-      std::memcpy(bytes, image, size);
-      image = bytes;
+      std::memcpy(scratch.image, image, size);
+      image = scratch.image;
     }
+    if (batch.areas != nullptr) {
+      const int64_t out_size = int64_t{batch.areas->height} * batch.areas->width * kChannels;
+      average_rows<kChannels>(image, batch, at, scratch, static_cast<T*>(batch.out) + i * out_size);
+      continue;
+    }
+    T* const out = static_cast<T*>(batch.out) + i * size;
     for (int64_t first = 0; first < height; first += batch.band) {
-      const int64_t rows = std::min(batch.band, height - first), n = rows * line;
-      const float* const bias = batch.bias + (batch.bias_of_image ? first * line : 0);
-      if (warps) {
-        for (int64_t r = 0; r < rows; ++r)
-          warp_row<kChannels>(image, batch, at, first + r, values + r * line);
-        scale_values(values, n, batch.scale, bias, out + first * line);
-      } else {
-        const uint8_t* from = image + first * line;
-        if (at.flips) {
-          uint8_t* const flipped = reinterpret_cast<uint8_t*>(values);
-          for (int64_t r = 0; r < rows; ++r)
-            flip_row<kChannels>(from + r * line, width, flipped + r * line);
-          from = flipped;
-        }
-        scale_values(from, n, batch.scale, bias, out + first * line);
-      }
+      const int64_t rows = std::min(batch.band, height - first);
+      number_rows<kChannels>(image, batch, at, first, rows, scratch.values,
+                             reinterpret_cast<uint8_t*>(scratch.values), out + first * line);
     }
-    if (batch.options.cutout > 0) {
-      const int64_t top = std::max(at.hole_row, 0), left = std::max(at.hole_column, 0);
-      const int64_t bottom = std::min<int64_t>(at.hole_row + batch.options.cutout, height);
-      const int64_t right = std::min<int64_t>(at.hole_column + batch.options.cutout, width);
-      for (int64_t r = top; r < bottom; ++r)
-        std::memset(out + (r * width + left) * kChannels, 0,
-                    (right - left) * kChannels * sizeof(T));
-    }
+    if (batch.options.cutout > 0) clear_hole<kChannels>(batch, at, 0, height, out);
   }
 }
 
-// `bytes` and `values` are scratch: an image, and a band of values of one.
-inline void augment(const Batch& batch, int64_t begin, int64_t end, uint8_t* bytes, float* values) {
+inline void augment(const Batch& batch, int64_t begin, int64_t end, const Scratch& scratch) {
   for_floating(batch.dtype, [&]<typename T>(T) {
     if constexpr (!std::is_same_v<T, double>) {
-      if (batch.channels == 1) augment_samples<1, T>(batch, begin, end, bytes, values);
-      if (batch.channels == 2) augment_samples<2, T>(batch, begin, end, bytes, values);
-      if (batch.channels == 3) augment_samples<3, T>(batch, begin, end, bytes, values);
-      if (batch.channels == 4) augment_samples<4, T>(batch, begin, end, bytes, values);
+      if (batch.channels == 1) augment_samples<1, T>(batch, begin, end, scratch);
+      if (batch.channels == 2) augment_samples<2, T>(batch, begin, end, scratch);
+      if (batch.channels == 3) augment_samples<3, T>(batch, begin, end, scratch);
+      if (batch.channels == 4) augment_samples<4, T>(batch, begin, end, scratch);
     }
   });
 }

@@ -16,6 +16,8 @@ constexpr int kWarpPixels = 32 * kGroup;
 constexpr int kStagedPixels = 4096;
 // Of a larger one, a block writes so many, and reads through the caches.
 constexpr int kTilePixels = kWarps * kWarpPixels;
+// Of a smaller result of a larger image, a thread writes one pixel, and a block so many.
+constexpr int kTileMeans = kThreads;
 
 // An optional tensor of int64 or int32, or one number.
 struct Integers {
@@ -149,6 +151,13 @@ __device__ void load_some(const float* from, int n, float (&to)[kCount]) {
   for (int i = 0; i < kCount; ++i) to[i] = i < n ? from[i] : 0;
 }
 
+// Whether the pixel at row r, column c is cut out.
+__device__ inline bool is_hole(const Batch& batch, const Placement& at, int r, int c) {
+  const auto side = static_cast<unsigned>(batch.options.cutout);
+  return static_cast<unsigned>(r - at.hole_row) < side &&
+      static_cast<unsigned>(c - at.hole_column) < side;
+}
+
 // The values of a group of pixels from `first` on, of which n are the image's. Those past it are
 // computed too, from pixels of the image, for a branch would keep the four apart.
 template <int kChannels, bool kStaged>
@@ -202,14 +211,57 @@ __device__ void augment_group(const Batch& batch, const Placement& at,
   }
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) {
-    const auto side = static_cast<unsigned>(batch.options.cutout);
-    const bool hole = static_cast<unsigned>(rows[i] - at.hole_row) < side &&
-        static_cast<unsigned>(columns[i] - at.hole_column) < side;
+    const bool hole = is_hole(batch, at, rows[i], columns[i]);
 #pragma unroll
     for (int k = 0; k < kChannels; ++k) {
       float& value = values[i * kChannels + k];
       value = hole ? 0 : value * batch.numbers.scale[k] + biases[i * kChannels + k];
     }
+  }
+}
+
+// The sum over the area of one pixel of a smaller result, a row of it after the other.
+template <int kChannels, bool kStaged>
+__device__ void sum_area(const Batch& batch, const Areas& areas, const Placement& at,
+                         const Reader<kChannels, kStaged>& read, int row, int column,
+                         float (&sums)[kChannels]) {
+  const Span down = areas.down.span(row), across = areas.across.span(column);
+  const bool warps = batch.options.warps();
+#pragma unroll
+  for (int k = 0; k < kChannels; ++k) sums[k] = 0;
+  for (int r = down.first; r <= down.last; ++r) {
+    float of_row[kChannels] = {};
+    int64_t y = at.row + r * at.row_down + across.first * at.row_right;
+    int64_t x = at.column + r * at.column_down + across.first * at.column_right;
+    for (int c = across.first; c <= across.last; ++c) {
+      float values[kChannels];
+      if (warps) {
+        interpolate<kChannels>(read, batch, y, x, values);
+        y += at.row_right;
+        x += at.column_right;
+      } else {
+        const uint32_t bytes = read(r, at.flips ? batch.width - 1 - c : c);
+#pragma unroll
+        for (int k = 0; k < kChannels; ++k) values[k] = channel_plus(bytes, k) - kPlus;
+      }
+      const float share = c == across.first ? across.of_first
+          : c == across.last                ? across.of_last
+                                            : static_cast<float>(areas.across.pixel);
+      if (is_hole(batch, at, r, c)) continue;
+      const int64_t pixel = r * batch.width + c;
+#pragma unroll
+      for (int k = 0; k < kChannels; ++k) {
+        const float bias = batch.mean_image == nullptr
+            ? batch.numbers.bias[k]
+            : __ldg(batch.mean_image + pixel * kChannels + k) * -batch.numbers.inverse_std[k];
+        of_row[k] += share * (values[k] * batch.numbers.scale[k] + bias);
+      }
+    }
+    const float share = r == down.first ? down.of_first
+        : r == down.last                ? down.of_last
+                                        : static_cast<float>(areas.down.pixel);
+#pragma unroll
+    for (int k = 0; k < kChannels; ++k) sums[k] += share * of_row[k];
   }
 }
 
@@ -240,6 +292,23 @@ __device__ void copy_out(const Batch& batch, const T* from, int n, T* to) {
   }
 }
 
+// Where the sample of a position lies, and, in shared memory, its placement and its pixels.
+template <int kChannels, bool kStaged>
+__device__ const uint8_t* begin_sample(const Batch& batch, int64_t position, int threads,
+                                       Placement& at, uint32_t* pixels) {
+  const int64_t sample = batch.index[position];
+  CUDA_KERNEL_ASSERT(sample >= 0 && sample < batch.samples && "augment_batch: index out of range");
+  const uint8_t* const image = batch.images + sample * (int64_t{batch.pixels} * kChannels);
+  if (threadIdx.x == 0) {
+    const int64_t repeat = batch.repeats[position];
+    CUDA_KERNEL_ASSERT(repeat >= 0 && repeat >> 32 == 0 && "augment_batch: repeat out of range");
+    at = place(batch.options, batch.height, batch.width, sample, static_cast<uint32_t>(repeat));
+  }
+  if constexpr (kStaged) stage_image<kChannels>(batch, at, image, pixels, threads);
+  __syncthreads();
+  return image;
+}
+
 template <typename T, int kChannels, bool kStaged>
 __global__ void __launch_bounds__(kThreads)
     augment(const __grid_constant__ Batch batch, int threads) {
@@ -251,18 +320,10 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t position = blockIdx.x / static_cast<unsigned>(batch.tiles);
   const int first_pixel =
       static_cast<int>(blockIdx.x % static_cast<unsigned>(batch.tiles)) * kTilePixels;
-  const int64_t sample = batch.index[position];
-  CUDA_KERNEL_ASSERT(sample >= 0 && sample < batch.samples && "augment_batch: index out of range");
   const int64_t size = int64_t{batch.pixels} * kChannels;
-  const uint8_t* const image = batch.images + sample * size;
   uint32_t* const pixels = reinterpret_cast<uint32_t*>(staged);
-  if (threadIdx.x == 0) {
-    const int64_t repeat = batch.repeats[position];
-    CUDA_KERNEL_ASSERT(repeat >= 0 && repeat >> 32 == 0 && "augment_batch: repeat out of range");
-    at = place(batch.options, batch.height, batch.width, sample, static_cast<uint32_t>(repeat));
-  }
-  if constexpr (kStaged) stage_image<kChannels>(batch, at, image, pixels, threads);
-  __syncthreads();
+  const uint8_t* const image =
+      begin_sample<kChannels, kStaged>(batch, position, threads, at, pixels);
 
   const Reader<kChannels, kStaged> read{batch, at, image, pixels};
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -280,6 +341,48 @@ __global__ void __launch_bounds__(kThreads)
     const int n = end - first < kWarpPixels ? end - first : kWarpPixels;
     copy_out(batch, result, n * kChannels, out + int64_t{first} * kChannels);
     __syncwarp();
+  }
+}
+
+// The same of a smaller result: batch.tiles are of its pixels, and a thread sums the area of each
+// of its own. Pixels of the image that several areas share are made for each of them again.
+template <typename T, int kChannels, bool kStaged>
+__global__ void __launch_bounds__(kThreads)
+    average(const __grid_constant__ Batch batch, const __grid_constant__ Areas areas, int threads) {
+  __shared__ Placement at;
+  __shared__ uint4 staged[kStaged ? kStagedPixels / 4 : 1];
+
+  const int64_t position = blockIdx.x / static_cast<unsigned>(batch.tiles);
+  const int first = static_cast<int>(blockIdx.x % static_cast<unsigned>(batch.tiles)) * kTileMeans;
+  uint32_t* const pixels = reinterpret_cast<uint32_t*>(staged);
+  const uint8_t* const image =
+      begin_sample<kChannels, kStaged>(batch, position, threads, at, pixels);
+
+  const Reader<kChannels, kStaged> read{batch, at, image, pixels};
+  const int means = areas.height * areas.width;
+  const int end = kStaged ? means : min(means, first + kTileMeans);
+  T* const out = static_cast<T*>(batch.out) + position * means * kChannels;
+  for (int i = first + threadIdx.x; i < end; i += threads) {
+    const int row = i / areas.width;
+    float sums[kChannels];
+    sum_area<kChannels, kStaged>(batch, areas, at, read, row, i - row * areas.width, sums);
+#pragma unroll
+    for (int k = 0; k < kChannels; ++k)
+      out[int64_t{i} * kChannels + k] = static_cast<T>(sums[k] * areas.share);
+  }
+}
+
+template <typename T, int kChannels>
+void launch_average(const Launcher& launch, Batch batch, const Areas& areas, int64_t samples) {
+  const int means = areas.height * areas.width;
+  if (batch.pixels > kStagedPixels) {
+    batch.tiles = (means + kTileMeans - 1) / kTileMeans;
+    launch(average<T, kChannels, false>, samples * batch.tiles, kThreads, batch, areas, kThreads);
+  } else {
+    // Few pixels of the result are no reason for few threads to stage many of the image.
+    const int warps = std::max((means + 31) / 32, (batch.pixels + kWarpPixels - 1) / kWarpPixels);
+    const int threads = 32 * std::min(warps, kWarps);
+    launch(average<T, kChannels, true>, samples, threads, batch, areas, threads);
   }
 }
 
@@ -308,13 +411,18 @@ bool is_multiple(const void* at, int64_t bytes, int64_t of) {
 Tensor augment_cuda(Tensor images, Tensor index, std::optional<Tensor> repeats,
                     std::optional<Tensor> mean_image, std::vector<double> mean,
                     std::vector<double> std, int64_t seed, int64_t epoch, int64_t repeat, bool flip,
-                    double shift, double rotation, int64_t crop, int64_t cutout, ScalarType dtype) {
-  const Arguments arguments{mean,  std,      seed, epoch,  repeat, flip,
-                            shift, rotation, crop, cutout, dtype};
+                    double shift, double rotation, int64_t crop, int64_t cutout, ScalarType dtype,
+                    std::optional<int64_t> height_of_result,
+                    std::optional<int64_t> width_of_result) {
+  const Arguments arguments{mean,     std,  seed,   epoch, repeat,           flip,           shift,
+                            rotation, crop, cutout, dtype, height_of_result, width_of_result};
   check_arguments(images, index, repeats, mean_image, arguments);
   const int64_t samples = index.size(0), height = images.size(1), width = images.size(2);
   const int64_t channels = images.size(3), pixels = height * width;
-  Tensor out = torch::stable::new_empty(images, {samples, height, width, channels}, dtype);
+  const std::optional<Areas> areas = arguments.areas(height, width);
+  Tensor out = torch::stable::new_empty(
+      images, {samples, areas ? areas->height : height, areas ? areas->width : width, channels},
+      dtype);
   if (samples == 0) return out;
   const int64_t item = dtype == ScalarType::Float ? 4 : 2;
   const int64_t tiles = pixels > kStagedPixels ? (pixels + kTilePixels - 1) / kTilePixels : 1;
@@ -336,10 +444,17 @@ Tensor augment_cuda(Tensor images, Tensor index, std::optional<Tensor> repeats,
   const Launcher launch(images);
   for_floating(dtype, [&]<typename T>(T) {
     if constexpr (!std::is_same_v<T, double>) {
-      if (channels == 1) launch_augment<T, 1>(launch, batch, samples);
-      if (channels == 2) launch_augment<T, 2>(launch, batch, samples);
-      if (channels == 3) launch_augment<T, 3>(launch, batch, samples);
-      if (channels == 4) launch_augment<T, 4>(launch, batch, samples);
+      const auto run = [&]<int kChannels>(std::integral_constant<int, kChannels>) {
+        if (channels != kChannels) return;
+        if (areas)
+          launch_average<T, kChannels>(launch, batch, *areas, samples);
+        else
+          launch_augment<T, kChannels>(launch, batch, samples);
+      };
+      run(std::integral_constant<int, 1>{});
+      run(std::integral_constant<int, 2>{});
+      run(std::integral_constant<int, 3>{});
+      run(std::integral_constant<int, 4>{});
     }
   });
   return out;

@@ -413,8 +413,9 @@ def augment_batch(r: Draws):
         deviation = 0.01 + r.numpy.random(channels)
         std = r.one_of([deviation.tolist(), torch.tensor(deviation)])
     dtype = r.one_of([torch.float32, torch.float16, torch.bfloat16])
+    size = r.one_of([None, (1 + r.below(height), 1 + r.below(width))])
     found = ops.augment_batch(
-        images, index, **key, repeat=repeat, **geometry, mean=mean, std=std, dtype=dtype
+        images, index, **key, repeat=repeat, **geometry, mean=mean, std=std, dtype=dtype, size=size
     )
     if not found.is_contiguous(memory_format=torch.channels_last) and found.numel():
         raise Wrong("the result is not channels last in memory")
@@ -425,10 +426,16 @@ def augment_batch(r: Draws):
             pixels[sample], sample, times, tuple(key.values()), **geometry
         )
         expected = np.where(hole, 0.0, (shown / 255 - mean_image) / deviation)
+        sums = 0.0
+        if size is not None:
+            # Half a unit in the last place for each addition, of a column and then of a row.
+            additions = sum(2 + -(-n // m) for n, m in zip((height, width), size, strict=True))
+            sums = additions * 2.0**-24 * np.abs(expected).max()
+            expected = references.area_means(expected, size)
         smallest = SMALLEST.get(dtype, 1e-37)
         check(
             f"image {i}", found[i].permute(1, 2, 0), expected, ROUNDING.get(dtype, 0.0),
-            atol + smallest,
+            atol + sums + smallest,
         )  # fmt: skip
     if LOOKS_AT_VALUES and batch and r.chance(0.1):
         at[r.below(batch)] = r.one_of([n, -1, 2**31 - 1, -(2**31)])

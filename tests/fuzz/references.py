@@ -180,6 +180,17 @@ def augmented(image, sample, repeat, key, flip, shift, rotation, crop, cutout):
     return pixels, hole
 
 
+def area_means(image, size):
+    """Means over equal areas, which cut pixels too: of each pixel as many times as makes them
+    whole."""
+    for axis, n in enumerate(size):
+        pixels = np.moveaxis(image, axis, 0)
+        fine = np.repeat(pixels, n, 0)
+        means = fine.reshape(n, len(pixels), *pixels.shape[1:]).mean(1)
+        image = np.moveaxis(means, 0, axis)
+    return image
+
+
 def warped(image, angle, down, right):
     height, width, _ = image.shape
     r, c = np.mgrid[:height, :width].astype(np.float64)

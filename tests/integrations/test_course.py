@@ -417,6 +417,8 @@ def test_what_does_not_go_together_is_refused():
         Course(detector, recipe=cpfast.Recipe(7, []))
     with pytest.raises(ValueError, match="'accuracy50' needs accuracy of a probe"):
         Course(cpfast.CriticalPeriodDetector("accuracy50", EPOCHS))
+    with pytest.raises(ValueError, match="pruner: made for num_epochs=200, and .* of 6 epochs"):
+        Course(detector, pruner=cpfast.DataPruner(8))
     a, b = (cpfast.DataPruner(8, num_epochs=EPOCHS) for _ in range(2))
     with pytest.raises(ValueError, match="sampler: its pruner is another one"):
         Course(pruner=a, sampler=cpfast.PrunedSampler(b))

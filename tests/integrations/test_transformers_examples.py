@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.needs("transformers"), pytest.mark.needs("accelerate")
 
 @pytest.mark.parametrize("name", ["causal_lm", "classification"])
 def test_five_lines_of_code_are_all_that_changes(name):
-    plain = (EXAMPLES / f"transformers_{name}_plain.py").read_text().splitlines()
+    plain = (EXAMPLES / "plain" / f"transformers_{name}.py").read_text().splitlines()
     pruned = (EXAMPLES / f"transformers_{name}.py").read_text().splitlines()
     changes = list(difflib.ndiff(plain, pruned))
     added, removed = ([c[2:] for c in changes if c[0] == sign and c[2:].strip()] for sign in "+-")

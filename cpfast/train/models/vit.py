@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cpfast.ops._area import area_averaged
+from cpfast._area import area_averaged
 from cpfast.train.errors import UserError
 from cpfast.train.models import Model, models
 from cpfast.train.models.attention import Block, init_transformer

@@ -19,7 +19,7 @@ def area_averaged(images: Tensor, size: tuple[int, int]) -> Tensor:
     across = coverage(width, size[1], images)
     # channels last is a matrix [W C] a row
     rows = down @ images.permute(0, 2, 3, 1).flatten(2)
-    columns = across @ rows.view(len(images), size[0], width, -1)
+    columns = across @ rows.view(len(images), size[0], width, images.shape[1])
     return columns.permute(0, 3, 1, 2)
 
 
