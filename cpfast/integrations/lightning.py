@@ -304,20 +304,16 @@ class CriticalPeriodCallback(pl.Callback):
         Raises:
             ValueError: of a recipe, a detector or a pruner of fewer epochs than the training has.
         """
-        course, epochs = self.course, trainer.max_epochs
-        if epochs in (None, -1) or trainer.fast_dev_run:
+        total, epochs = self.course.total_epochs, trainer.max_epochs
+        if total is None or epochs in (None, -1) or trainer.fast_dev_run:
             return
-        lengths = {
-            name: part.num_epochs if name == "pruner" else part.total_epochs
-            for name in ("recipe", "detector", "pruner")
-            if (part := getattr(course, name)) is not None
-        }
-        for name, length in lengths.items():
-            message = f"max_epochs: {epochs}, and the {name} was made for {length} epochs"
-            if length < epochs:
-                raise ValueError(message)
-            if length > epochs:
-                warnings.warn(f"{message}: what comes at their end is left out", stacklevel=2)
+        message = (
+            f"max_epochs: {epochs}, and the recipe, the detector or the pruner was made for {total}"
+        )
+        if total < epochs:
+            raise ValueError(message)
+        if total > epochs:
+            warnings.warn(f"{message}, of which the end is left out", stacklevel=2)
 
     def _check_pruner(self, trainer: Any, pruner: DataPruner) -> None:
         rule, total = pruner.rule, pruner.num_epochs
@@ -449,8 +445,15 @@ class CriticalPeriodCallback(pl.Callback):
         self._loader_states = loop.pop("combined_loader", [])
 
     def _restore(self) -> bool:
+        """Whether a training goes on."""
         if self._state is None:
             return False
-        self.course.load_state_dict(self._state["course"])
+        state, course = self._state["course"], self.course
         self._energy, self._state = self._state["energy"], None
+        if state["begun"] is None and state["completed"] == 0:
+            # of one that had not begun, nor found its sampler: LearningRateFinder goes back there
+            if course.pruner is not None and state["pruner"] is not None:
+                course.pruner.load_state_dict(state["pruner"])
+            return False
+        course.load_state_dict(state)
         return True

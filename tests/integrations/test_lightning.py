@@ -119,7 +119,7 @@ def test_a_recipe_holds_from_the_first_epoch_on_wherever_the_loader_is_made(plac
     parts, whole = parts_of(True, workers=workers), own(True)
     maker = Makes(parts, num_workers=workers)
     trainer = toys.trainer(parts.callback, epochs=1)
-    with pytest.warns(UserWarning, match="max_epochs: 1, and the recipe was made for 6"):
+    with pytest.warns(UserWarning, match="max_epochs: 1, and the recipe, .* was made for 6"):
         if place == "given":
             trainer.fit(maker, parts.loader)
         elif place == "module":
@@ -534,7 +534,7 @@ def test_a_second_fit_goes_on(silent):
 
 def test_a_second_fit_of_more_epochs_goes_on():
     parts, whole = made(policy="random"), own(False)
-    with pytest.warns(UserWarning, match="max_epochs: 3, and the detector was made for 6"):
+    with pytest.warns(UserWarning, match="max_epochs: 3, and the recipe, .* was made for 6"):
         trainer = fit(parts, epochs=3)
     trainer.fit_loop.max_epochs = EPOCHS
     trainer.fit(parts.module, parts.loader, toys.validation())
@@ -583,6 +583,33 @@ def test_what_averages_the_weights_may_stand_anywhere(is_first, tmp_path):
     assert again.callback.rotation.compute() == rotation_of(whole)
 
 
+@pytest.mark.parametrize("finder", ["LearningRateFinder", "BatchSizeFinder"])
+def test_what_is_tried_before_the_training_leaves_nothing_behind(finder):
+    class Tuned(Toy):
+        def train_dataloader(self):
+            return DataLoader(parts.loader.dataset, self.batch_size, sampler=parts.loader.sampler)
+
+        def val_dataloader(self):
+            return toys.validation()
+
+        def on_train_start(self):
+            self.batches.clear()
+
+    options = {
+        "LearningRateFinder": {"num_training_steps": 20, "update_attr": False},
+        "BatchSizeFinder": {"steps_per_trial": 2, "max_trials": 2},
+    }[finder]
+    parts, whole = made(policy="random"), own(False)
+    pruner, detector = parts.module.pruner, parts.callback.course.detector
+    module = Tuned(pruner)
+    module.batch_size = BATCH
+    callback = CriticalPeriodCallback(detector, pruner=pruner)
+    toys.trainer(callback, getattr(pl.callbacks, finder)(**options)).fit(module)
+    trained = {e: [i for b in batches for i in b] for e, batches in module.batches.items()}
+    assert trained == {e: [i for b in batches for i in b] for e, batches in whole.batches.items()}
+    assert pruner.samples_seen == sum(map(len, trained.values()))
+
+
 # --- what is refused ------------------------------------------------------------------------
 
 
@@ -615,7 +642,7 @@ def test_what_would_go_wrong_unnoticed_is_refused(tmp_path):
         RuntimeError, "takes share 1 of 3, and this process of the trainer is 0 of 1",
         loader=DataLoader(dataset, BATCH, sampler=third),
     )  # fmt: skip
-    refuses(ValueError, "max_epochs: 9, and the detector was made for 6 epochs", epochs=9)
+    refuses(ValueError, "max_epochs: 9, and the recipe, .* was made for 6", epochs=9)
     chosen = made(policy="selective_backprop")
     refuses(ValueError, "selects within the batches", chosen.callback, chosen.loader)
     few = cpfast.DataPruner(N, num_epochs=EPOCHS, policy="random", keep=0.05)
