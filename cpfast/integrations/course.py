@@ -243,9 +243,11 @@ class Course:
         self._held = []
 
     def detach(self) -> None:
-        """Leaves the optimizers alone again."""
+        """Leaves the optimizers and the sampler alone again."""
         for hook in self._hooks:
             hook.remove()
+        if self.sampler is not None:
+            self.sampler.held = False
         self._hooks, self._optimizers = [], []
 
     def _rate(self) -> float:

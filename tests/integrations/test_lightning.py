@@ -239,6 +239,12 @@ def test_without_a_pruner_the_training_is_lightnings_own(silent):
     assert callback.course.sampler is None
 
 
+def test_a_trial_run_is_not_warned_of(silent):
+    parts = parts_of(True)
+    fit(parts, fast_dev_run=True)
+    assert [len(batches) for batches in parts.module.batches.values()] == [1]
+
+
 def test_learning_rates_change_within_the_step_alone():
     during = cpfast.Window("during")
     parts = made(cpfast.Recipe(EPOCHS, [LearningRate(0.5, during)]))
@@ -476,6 +482,32 @@ def test_a_resume_by_steps_equals_the_undisturbed_training(saved, checkpoints, s
     parts = parts_of(False)
     fit(parts, ckpt_path=checkpoints(False, **options) / f"{saved}.ckpt", **options)
     check_resumed(parts, saved, False)
+
+
+@pytest.mark.parametrize("loader", PLAIN_AND_STATEFUL)
+@pytest.mark.parametrize("criterion", ["slope45", "path_efficiency", "gradient_norm_growth"])
+def test_a_resume_after_a_validation_within_an_epoch(criterion, loader, tmp_path, silent):
+    class SaveHalfway(pl.callbacks.Checkpoint):
+        def on_validation_end(self, trainer, module):
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            if trainer.current_epoch == 3 and done == 3:
+                trainer.save_checkpoint(tmp_path / "x.ckpt")
+
+    options = {"val_check_interval": 0.5}
+    new = functools.partial(
+        made, policy="random", criterion=criterion, loader=loader_of(loader), schedule=fraction_lr
+    )
+    whole, parts = new(), new()
+    fit(whole, SaveHalfway(), **options)
+    fit(parts, ckpt_path=tmp_path / "x.ckpt", **options)
+    left = {e: b for e, b in whole.module.batches.items() if e > 3}
+    left[3] = whole.module.batches[3][3:]
+    assert parts.module.batches == left
+    assert parts.module.validated == [3, 4, 4, 5, 5]
+    assert same(parts.module.net, whole.module.net)
+    assert parts.module.rates == whole.module.rates[-len(parts.module.rates) :]
+    mine, theirs = (one.callback.course.detector for one in (parts, whole))
+    assert len(mine.history) == EPOCHS and repr(mine.history) == repr(theirs.history)
 
 
 @pytest.mark.needs("torchdata")
