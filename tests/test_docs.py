@@ -12,6 +12,7 @@ PRINTED = {
     "accelerate.md": ["0.7 of the samples of 20 full epochs"],
     "distributed.md": ["loaded ['detector', 'pruner', 'rotation']"],
     "layca.md": ["0.weight turned by 0.020 in one step, its norm is what it was: True"],
+    "lightning.md": ["8 epochs measured, some samples left out: True"],
     "recipes.md": ["3 0.0\n1 0.1\n1 0.2"],
     "criteria.md": ["5 epochs, 32 samples each"],
     "extending.md": [
@@ -21,7 +22,11 @@ PRINTED = {
     ],
     "transformers.md": ["4 epochs measured, some samples left out: True"],
 }
-NEEDS = {"accelerate.md": ["accelerate"], "transformers.md": ["transformers", "accelerate"]}
+NEEDS = {
+    "accelerate.md": ["accelerate"],
+    "lightning.md": ["lightning"],
+    "transformers.md": ["transformers", "accelerate"],
+}
 SNIPPETS = [
     pytest.param(
         page,

@@ -14,13 +14,13 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from cpfast.arguments import typed, whole
 from cpfast.sampling import PrunedSampler
 
-__all__ = ["PlannedBatches", "WithIndex", "part_of", "parts_of", "reads"]
+__all__ = ["KEPT", "PlannedBatches", "WithIndex", "part_of", "parts_of", "reads"]
 
-# What a loader is made of, but its data and the order of them.
-_KEPT = (
+KEPT = (
     "generator", "in_order", "multiprocessing_context", "num_workers", "persistent_workers",
     "pin_memory", "prefetch_factor", "timeout", "worker_init_fn",
 )  # fmt: skip
+"""What a loader is made of, but its data and the order of them."""
 
 
 def part_of(size: int, ranks: int, rank: int) -> slice:
@@ -180,5 +180,5 @@ def reads(
         loader.dataset if dataset is None else dataset,
         batch_sampler=batches,
         collate_fn=loader.collate_fn if collate_fn is None else collate_fn,
-        **{name: getattr(loader, name) for name in _KEPT},
+        **{name: getattr(loader, name) for name in KEPT},
     )

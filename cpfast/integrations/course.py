@@ -243,9 +243,11 @@ class Course:
         self._held = []
 
     def detach(self) -> None:
-        """Leaves the optimizers alone again."""
+        """Leaves the optimizers and the sampler alone again."""
         for hook in self._hooks:
             hook.remove()
+        if self.sampler is not None:
+            self.sampler.held = False
         self._hooks, self._optimizers = [], []
 
     def _rate(self) -> float:
@@ -345,18 +347,22 @@ class Course:
                 self._frozen.discard(parameter)
                 parameter.requires_grad_(True)
 
-    def end(self) -> dict[str, float]:
+    def end(self, *, rescored: bool = False) -> dict[str, float]:
         """After the epoch that was begun: merges the scores of all ranks, measures, and judges.
 
         A collective under torch.distributed: every process must call it. Once more for the same
         epoch measures nothing.
+
+        Args:
+            rescored: whether the loop has scored again what the policy wants to be.
 
         Returns:
             For a log: ``cpfast/rotation``, the mean, ``cpfast/rotation/<layer>``, ``cpfast/kept``,
             the share of full passes that was planned, and, once it has ended,
             ``cpfast/period_end``.
         """
-        self._say_what_is_left()
+        if not rescored:
+            self._say_what_is_left()
         self.sync()
         metrics: dict[str, float] = {}
         completed = self.epoch + 1

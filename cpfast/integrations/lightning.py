@@ -13,11 +13,14 @@ from cpfast.arguments import typed
 from cpfast.detection import CriticalPeriodDetector
 from cpfast.forms import Maybe, check
 from cpfast.integrations import _lightning_loops as loops
+from cpfast.integrations import plain
+from cpfast.integrations.batches import KEPT, PlannedBatches
 from cpfast.integrations.course import Course
 from cpfast.moment import Moment
 from cpfast.pruning import DataPruner
 from cpfast.recipes import EpochSettings, Recipe
 from cpfast.rotation import LayerRotation
+from cpfast.sampling import PrunedSampler
 
 try:
     import lightning.pytorch as pl
@@ -29,9 +32,69 @@ except ImportError:
             "cpfast.integrations.lightning needs Lightning: pip install 'cpfast[lightning]'"
         ) from error
 
-__all__ = ["CriticalPeriodCallback"]
+__all__ = ["CriticalPeriodCallback", "prepare"]
 
 _STATE = {"course": dict, "energy": Maybe(dict)}
+
+
+@typed
+def prepare(
+    loader: DataLoader,
+    epochs: int,
+    *,
+    recipe: str | Recipe = "detector+prune",
+    repeats: int = 1,
+    detector: CriticalPeriodDetector | None = None,
+    pruner: DataPruner | None = None,
+    applied: Sequence[str] = (),
+    seed: int = 0,
+    log: bool = True,
+    energy: bool = False,
+) -> tuple[CriticalPeriodCallback, DataLoader]:
+    """What a training by a recipe needs, and the loader that follows it. ::
+
+        watch, loader = prepare(loader, epochs=30)
+        trainer = Trainer(max_epochs=30, callbacks=[watch])
+
+    In a training step then, ``(inputs, target), index = batch`` and
+    ``watch.pruner.loss(logits, target, index)``. The new loader has the batch size, the workers and
+    all else of the given one; in several processes each gets its share of the plan.
+
+    Args:
+        loader: shuffles a map-style data set, by ``shuffle=True``, whose place the plan takes.
+        epochs: length of the training.
+        recipe: or its name.
+        repeats: passes over the data in an epoch of a named recipe's beginning; the papers' is 3.
+        detector: None: ``CriticalPeriodDetector("slope45", epochs)``.
+        pruner: None: ``DataPruner(len(dataset), epochs)``, InfoBatch's.
+        applied, log, energy: as :class:`CriticalPeriodCallback` takes them.
+        seed: of the plans, where there is no pruner.
+
+    Raises:
+        TypeError: for an argument of another type, or an iterable-style data set.
+        ValueError: for a loader in another order than a shuffled one; what the callback refuses.
+    """
+    course, planned = plain.prepare(
+        loader, epochs, recipe=recipe, repeats=repeats, detector=detector, pruner=pruner,
+        applied=applied, seed=seed,
+    )  # fmt: skip
+    watch = CriticalPeriodCallback(
+        course.detector, recipe=course.recipe, applied=applied, log=log, energy=energy
+    )
+    batches = planned.batch_sampler
+    assert isinstance(batches, PlannedBatches) and course.pruner is not None
+    # by a sampler that shares out, since Lightning replaces batch samplers in several processes
+    sampler = PrunedSampler(course.pruner)
+    watch.course.use(sampler)
+    options = {name: getattr(loader, name) for name in KEPT}
+    return watch, DataLoader(
+        planned.dataset,
+        batches.batch_size,
+        sampler=sampler,
+        drop_last=batches.drop_last,
+        collate_fn=planned.collate_fn,
+        **options,
+    )
 
 
 class CriticalPeriodCallback(pl.Callback):
@@ -97,6 +160,17 @@ class CriticalPeriodCallback(pl.Callback):
         self._varies = False
         self._meter: Any = None
         self._energy: dict[str, Any] | None = None
+
+    @property
+    def pruner(self) -> DataPruner:
+        """Whose ``loss`` a training step returns.
+
+        Raises:
+            RuntimeError: there is none, or none yet.
+        """
+        if self.course.pruner is None:
+            raise RuntimeError("CriticalPeriodCallback: has no pruner, or not before the training")
+        return self.course.pruner
 
     @property
     def settings(self) -> EpochSettings:
@@ -230,20 +304,16 @@ class CriticalPeriodCallback(pl.Callback):
         Raises:
             ValueError: of a recipe, a detector or a pruner of fewer epochs than the training has.
         """
-        course, epochs = self.course, trainer.max_epochs
-        if epochs in (None, -1) or trainer.fast_dev_run:
+        total, epochs = self.course.total_epochs, trainer.max_epochs
+        if total is None or epochs in (None, -1) or trainer.fast_dev_run:
             return
-        lengths = {
-            name: part.num_epochs if name == "pruner" else part.total_epochs
-            for name in ("recipe", "detector", "pruner")
-            if (part := getattr(course, name)) is not None
-        }
-        for name, length in lengths.items():
-            message = f"max_epochs: {epochs}, and the {name} was made for {length} epochs"
-            if length < epochs:
-                raise ValueError(message)
-            if length > epochs:
-                warnings.warn(f"{message}: what comes at their end is left out", stacklevel=2)
+        message = (
+            f"max_epochs: {epochs}, and the recipe, the detector or the pruner was made for {total}"
+        )
+        if total < epochs:
+            raise ValueError(message)
+        if total > epochs:
+            warnings.warn(f"{message}, of which the end is left out", stacklevel=2)
 
     def _check_pruner(self, trainer: Any, pruner: DataPruner) -> None:
         rule, total = pruner.rule, pruner.num_epochs
@@ -278,7 +348,7 @@ class CriticalPeriodCallback(pl.Callback):
         """
         if not late:
             self._score(trainer, pl_module)
-        metrics = self.course.end()
+        metrics = self.course.end(rescored=True)
         if self.energy and not late:
             kwh = trainer.strategy.broadcast(self._read_energy())
             if kwh is not None:
@@ -375,8 +445,15 @@ class CriticalPeriodCallback(pl.Callback):
         self._loader_states = loop.pop("combined_loader", [])
 
     def _restore(self) -> bool:
+        """Whether a training goes on."""
         if self._state is None:
             return False
-        self.course.load_state_dict(self._state["course"])
+        state, course = self._state["course"], self.course
         self._energy, self._state = self._state["energy"], None
+        if state["begun"] is None and state["completed"] == 0:
+            # of one that had not begun, nor found its sampler: LearningRateFinder goes back there
+            if course.pruner is not None and state["pruner"] is not None:
+                course.pruner.load_state_dict(state["pruner"])
+            return False
+        course.load_state_dict(state)
         return True

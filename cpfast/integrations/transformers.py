@@ -315,7 +315,7 @@ class CriticalPeriodCallback(TrainerCallback):
     def _end(self) -> None:
         assert self.clock is not None
         self._trainer.score_again()
-        metrics = self.course.end()
+        metrics = self.course.end(rescored=True)
         self.clock.ended = True
         if metrics:
             self._trainer.log(metrics)

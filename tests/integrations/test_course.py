@@ -261,6 +261,10 @@ def test_a_loader_that_counts_epochs_is_not_listened_to():
         course.end()
     loader.sampler.set_epoch(1)  # of nobody's epoch
     assert loader.sampler.epoch == 1
+    course.begin(2)
+    course.detach()
+    loader.sampler.set_epoch(1)
+    assert loader.sampler.epoch == 1
 
 
 def test_a_sampler_that_nobody_draws_from_is_warned_of():

@@ -49,6 +49,9 @@ def needs_accelerate(*values):
     return pytest.param(*values, marks=pytest.mark.needs("accelerate"))
 
 
+NEEDS_LIGHTNING = pytest.param("lightning_digits.py", marks=pytest.mark.needs("lightning"))
+
+
 def assert_learns_from_fewer(printed):
     accuracy, samples = outcome(printed)
     assert accuracy > 89  # of other people's handwriting
@@ -57,7 +60,9 @@ def assert_learns_from_fewer(printed):
 
 
 @pytest.mark.needs("sklearn")
-@pytest.mark.parametrize("name", ["plain_digits.py", needs_accelerate("accelerate_digits.py")])
+@pytest.mark.parametrize(
+    "name", ["plain_digits.py", needs_accelerate("accelerate_digits.py"), NEEDS_LIGHTNING]
+)
 def test_on_one_process(name, capsys, one_thread):
     plain = run_here(EXAMPLES / "plain" / name, capsys)
     accuracy, samples = outcome(plain)
