@@ -175,7 +175,7 @@ inline void sum_row(const float* row, float share, int64_t n, float* sums) {
 
 // The sums over the columns of the result; writes up to three floats past their end.
 template <int kChannels>
-void sum_columns(const Span* columns, int64_t width, float whole, const float* sums, float* to) {
+void sum_columns(const Span* columns, int64_t width, const float* sums, float* to) {
   const auto pixel = [](const float* from) {
     Pixel values;
     std::memcpy(&values, from, sizeof(values));
@@ -187,7 +187,7 @@ void sum_columns(const Span* columns, int64_t width, float whole, const float* s
     const float* const last = sums + int64_t{at.last} * kChannels;
     Pixel sum = pixel(from) * at.of_first;
     if (from < last) {
-      while ((from += kChannels) < last) sum += pixel(from) * whole;
+      while ((from += kChannels) < last) sum += pixel(from) * at.of_others;
       sum += pixel(last) * at.of_last;
     }
     std::memcpy(to, &sum, sizeof(sum));
@@ -219,14 +219,13 @@ __attribute__((noinline)) void average_rows(const uint8_t* image, const Batch& b
     float* means = scratch.means;
     for (int64_t r = first; r < first + rows; ++r) {
       const float* const row = scratch.values + (r - first) * line;
-      const float share = r == span.last ? span.of_last : static_cast<float>(areas.down.pixel);
+      const float share = span.share(static_cast<int32_t>(r));
       if (r == span.first)
-        sum_row<false>(row, span.of_first, line, scratch.sums);
+        sum_row<false>(row, share, line, scratch.sums);
       else
         sum_row<true>(row, share, line, scratch.sums);
       if (r < span.last) continue;
-      sum_columns<kChannels>(batch.columns, areas.width, static_cast<float>(areas.across.pixel),
-                             scratch.sums, means);
+      sum_columns<kChannels>(batch.columns, areas.width, scratch.sums, means);
       means += out_line;
       span = areas.down.span(++out_row);
       if (r == span.first) sum_row<false>(row, span.of_first, line, scratch.sums);
