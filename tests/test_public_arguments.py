@@ -269,7 +269,7 @@ OPS_TRIED = {
     "select_samples", "shuffled_slice",
 }  # fmt: skip
 # Whatever is given to these is true or false.
-FLAGS = {"set_to_none", "training", "prune", "trainable_only", "drop_last", "strict"}
+FLAGS = {"full", "set_to_none", "training", "prune", "trainable_only", "drop_last", "strict"}
 # What is right of its type, whatever else it is.
 RIGHT = {
     ("is_weight", "name", "a text"),
