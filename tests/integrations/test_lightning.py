@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import difflib
 import functools
 import importlib.util
@@ -476,12 +477,64 @@ def test_what_workers_prefetch_is_of_the_right_plan(saved, loader, checkpoints, 
     check_resumed(parts, saved, False)
 
 
+def test_workers_may_have_fetched_all_of_a_plan_before_it_is_chosen(silent):
+    parts = made(policy="random")
+    fit(parts, loader=DataLoader(parts.loader.dataset, 64, sampler=parts.loader.sampler,
+                                 num_workers=2))  # fmt: skip
+    assert [len(batches) for batches in parts.module.batches.values()] == [2, 2, 2, 2, 2, 4]
+
+
 @pytest.mark.parametrize("saved", SAVED)
 def test_a_resume_by_steps_equals_the_undisturbed_training(saved, checkpoints, silent):
     options = {"epochs": -1, "max_steps": sum(map(len, own(False).batches.values()))}
     parts = parts_of(False)
     fit(parts, ckpt_path=checkpoints(False, **options) / f"{saved}.ckpt", **options)
     check_resumed(parts, saved, False)
+
+
+def logged(folder):
+    """The steps of a CSVLogger at which was logged what was kept."""
+    (path,) = folder.rglob("metrics.csv")
+    with path.open() as file:
+        return [
+            (int(row["step"]), float(row["cpfast/kept"]))
+            for row in csv.DictReader(file)
+            if row["cpfast/kept"]
+        ]
+
+
+def test_a_resume_of_a_resume(checkpoints, tmp_path, silent):
+    """Of an epoch's last batch, which Lightning counts as none of the next."""
+    first = checkpoints(True) / "after the last batch, the next epoch is shorter.ckpt"
+    loggers = [pl.loggers.CSVLogger(tmp_path / name, version="") for name in "abc"]
+    options = {"log_every_n_steps": 1000}
+    whole, second, third = parts_of(True), parts_of(True), parts_of(True)
+    fit(whole, logger=loggers[0], **options)
+    save = Save(tmp_path / "x.ckpt", "on_train_batch_end", 3, 2)
+    fit(second, save, ckpt_path=first, logger=loggers[1], **options)
+    check_resumed(second, first.stem, True)
+    fit(third, ckpt_path=tmp_path / "x.ckpt", logger=loggers[2], **options)
+    assert third.module.batches[3] == whole.module.batches[3][3:]
+    assert third.module.validated == [3, 4, 5]
+    assert same(third.module.net, whole.module.net)
+    undisturbed = logged(tmp_path / "a")
+    assert len(undisturbed) == EPOCHS
+    assert logged(tmp_path / "b") == undisturbed[1:]  # of the last batch's epoch too
+    assert logged(tmp_path / "c") == undisturbed[3:]
+
+
+def test_a_plateau_is_looked_for_in_each_epoch_after_a_resume(tmp_path):
+    def plateau(module, optimizer):
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.5, patience=0, threshold=100.0, threshold_mode="abs"
+        )
+        return {"scheduler": scheduler, "monitor": "val_loss"}
+
+    parts, again = (made(policy="random", schedule=plateau) for _ in range(2))
+    fit(parts, Save(tmp_path / "x.ckpt", "on_train_batch_end", 1, 6))
+    fit(again, ckpt_path=tmp_path / "x.ckpt")
+    of_epochs = list(dict.fromkeys(again.module.rates))
+    assert of_epochs == [0.1 / 2**epoch for epoch in range(EPOCHS - 2)]
 
 
 @pytest.mark.parametrize("loader", PLAIN_AND_STATEFUL)
