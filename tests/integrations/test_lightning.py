@@ -213,6 +213,13 @@ def test_a_limit_of_batches_is_warned_of_and_counted():
     assert parts.module.validated == list(range(EPOCHS))
 
 
+def test_a_limit_of_one_batch_is_no_share():
+    parts = made(policy="random")
+    with pytest.warns(UserWarning, match="limit_train_batches: 1 leaves out"):
+        fit(parts, limit_train_batches=1)
+    assert [len(batches) for batches in parts.module.batches.values()] == [1] * EPOCHS
+
+
 def test_a_share_of_the_batches_is_taken_of_each_epoch():
     parts = parts_of(True)
     with pytest.warns(UserWarning, match="limit_train_batches: 0.5"):
@@ -646,6 +653,8 @@ def test_evaluation_leaves_the_training_where_it_is(checkpoints):
     trainer.validate(parts.module, toys.validation(), ckpt_path=path, verbose=False)
     trainer.test(parts.module, toys.validation(), ckpt_path=path, verbose=False)
     assert repr(parts.callback.state_dict()) == repr(before)
+    parts.callback.load_state_dict(before)  # by hand, it is listened to again
+    assert parts.callback.state_dict() is before
     assert trainer.validate_loop.max_batches == [2]
 
 
@@ -787,16 +796,22 @@ class Scores(toys.Toy if find_spec("lightning") else object):
     scored: list[int]
 
 
-def test_samples_that_were_left_out_are_scored_again(silent, caplog):
-    parts = made(policy="kakurenbo", epochs=EPOCHS)
+def scoring(*callbacks, **options):
+    parts = made(policy="kakurenbo")
     module = Scores(parts.module.pruner)
     module.scored = []
-    toys.trainer(parts.callback).fit(module, parts.loader, toys.validation())
+    trainer = toys.trainer(parts.callback, *callbacks)
+    trainer.fit(module, parts.loader, toys.validation(), **options)
+    return module
+
+
+def test_samples_that_were_left_out_are_scored_again(tmp_path, silent, caplog):
+    module = scoring(Save(tmp_path / "x.ckpt", "on_train_batch_end", 2, 10))
 
     net, dataset = toys.network(), toys.data()
     optimizer = toys.optimizer_of(net)
     pruner = cpfast.DataPruner(N, num_epochs=EPOCHS, policy="kakurenbo", anneal=0.8)
-    hidden = []
+    hidden = {}
     for epoch in range(EPOCHS):
         plan = pruner.prepare(epoch)
         for start in range(0, len(plan), BATCH):
@@ -807,19 +822,23 @@ def test_samples_that_were_left_out_are_scored_again(silent, caplog):
             for group in optimizer.param_groups:
                 group["lr"] = 0.1 * pruner.lr
             optimizer.step()
+        hidden[epoch] = plan.rescored.tolist()
         for index in plan.rescored.split(BATCH):
             x, y = dataset[index]
             with torch.no_grad():
                 pruner.score(net(x), y, index)
-            hidden.extend(index.tolist())
-    assert hidden and module.scored == hidden
+    assert len(module.batches[2]) == 11 and hidden[2]
+    assert module.scored == sum(hidden.values(), [])
     assert same(module.net, net) and module.training
     assert module.pruner.scores.equal(pruner.scores)
     assert not [r for r in caplog.records if "scored again" in r.getMessage()]
 
-    parts = made(policy="kakurenbo")
+    again = scoring(ckpt_path=tmp_path / "x.ckpt")  # of the last batch, before they were scored
+    assert again.scored == sum((samples for e, samples in hidden.items() if e >= 2), [])
+    assert same(again.net, net)
+
     with pytest.raises(RuntimeError, match=r"give Toy a method score_step\(self, batch\)"):
-        fit(parts)
+        fit(made(policy="kakurenbo"))
 
 
 def test_a_pruner_may_be_a_hyperparameter(tmp_path):
@@ -892,6 +911,14 @@ def test_nothing_is_logged_where_nothing_is_to_be():
     trainer = fit(parts)
     assert not any(name.startswith("cpfast") for name in trainer.callback_metrics)
     assert len(parts.callback.course.detector.history) == EPOCHS
+
+
+def test_energy_needs_its_library(monkeypatch):
+    monkeypatch.setattr("cpfast.integrations.lightning.find_spec", lambda name: None)
+    with pytest.raises(
+        ImportError, match=r"energy: needs codecarbon: pip install 'cpfast\[train\]"
+    ):
+        CriticalPeriodCallback(energy=True)
 
 
 @pytest.mark.needs("codecarbon")
