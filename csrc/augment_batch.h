@@ -147,14 +147,18 @@ struct Numbers {
   float scale[kMaxChannels], bias[kMaxChannels], inverse_std[kMaxChannels];
 };
 
-// The pixels of the image that one of the result covers, along one axis. Those between the first
-// and the last are covered whole.
+// The pixels of the image that one of the result covers, along one axis, in units in which the
+// pixels of both are whole.
 struct Span {
   int32_t first, last;
-  float of_first, of_last;  // what is covered of them, in the axis's units
+  float of_first, of_last;  // what is covered of them
+  float of_others;          // all
+
+  CPFAST_HOST_DEVICE float share(int32_t pixel) const {
+    return pixel == first ? of_first : pixel == last ? of_last : of_others;
+  }
 };
 
-// An axis of the image and of the result, in units in which the pixels of both are whole.
 struct Axis {
   int32_t pixel, area;  // lengths of a pixel of the image, and of one of the result
 
@@ -164,7 +168,7 @@ struct Axis {
     const int32_t first = begin / pixel, last = (end - 1) / pixel;
     const int32_t first_end = (first + 1) * pixel;
     return {first, last, static_cast<float>((first_end < end ? first_end : end) - begin),
-            static_cast<float>(end - last * pixel)};
+            static_cast<float>(end - last * pixel), static_cast<float>(pixel)};
   }
 };
 

@@ -115,6 +115,9 @@ GOOD = {
     "LayerRotation.of_live": (
         lambda: cpfast.LayerRotation(model()).of_live, {"values": torch.ones(2)},
     ),
+    "LayerRotation.state_dict": (
+        lambda: cpfast.LayerRotation(model()).state_dict, {"full": True},
+    ),
     "LayerRotation.load_state_dict": (
         lambda: cpfast.LayerRotation(model()).load_state_dict,
         {"state": cpfast.LayerRotation(model()).state_dict()},

@@ -120,7 +120,7 @@ def augment_batch(
         crop,
         cutout,
         dtype,
-        *(size or (None, None)),
+        *(size or ()),
     )
     return out.permute(0, 3, 1, 2)
 

@@ -16,8 +16,8 @@ constexpr int kWarpPixels = 32 * kGroup;
 constexpr int kStagedPixels = 4096;
 // Of a larger one, a block writes so many, and reads through the caches.
 constexpr int kTilePixels = kWarps * kWarpPixels;
-// Of a smaller result of a larger image, a thread writes one pixel, and a block so many.
-constexpr int kTileMeans = kThreads;
+// Of a smaller result of a larger image, a block writes so many strips, each thread one.
+constexpr int kTileStrips = kThreads;
 
 // An optional tensor of int64 or int32, or one number.
 struct Integers {
@@ -220,48 +220,63 @@ __device__ void augment_group(const Batch& batch, const Placement& at,
   }
 }
 
-// The sum over the area of one pixel of a smaller result, a row of it after the other.
+// The sum over a span of row r, of one column of a smaller result.
 template <int kChannels, bool kStaged>
-__device__ void sum_area(const Batch& batch, const Areas& areas, const Placement& at,
-                         const Reader<kChannels, kStaged>& read, int row, int column,
+__device__ void sum_span(const Batch& batch, const Placement& at,
+                         const Reader<kChannels, kStaged>& read, int r, const Span& span,
                          float (&sums)[kChannels]) {
-  const Span down = areas.down.span(row), across = areas.across.span(column);
-  const bool warps = batch.options.warps();
 #pragma unroll
   for (int k = 0; k < kChannels; ++k) sums[k] = 0;
-  for (int r = down.first; r <= down.last; ++r) {
-    float of_row[kChannels] = {};
-    int64_t y = at.row + r * at.row_down + across.first * at.row_right;
-    int64_t x = at.column + r * at.column_down + across.first * at.column_right;
-    for (int c = across.first; c <= across.last; ++c) {
-      float values[kChannels];
-      if (warps) {
-        interpolate<kChannels>(read, batch, y, x, values);
-        y += at.row_right;
-        x += at.column_right;
-      } else {
-        const uint32_t bytes = read(r, at.flips ? batch.width - 1 - c : c);
+  int64_t y = at.row + r * at.row_down + span.first * at.row_right;
+  int64_t x = at.column + r * at.column_down + span.first * at.column_right;
+  for (int c = span.first; c <= span.last; ++c) {
+    float values[kChannels];
+    if (batch.options.warps()) {
+      interpolate<kChannels>(read, batch, y, x, values);
+      y += at.row_right;
+      x += at.column_right;
+    } else {
+      const uint32_t bytes = read(r, at.flips ? batch.width - 1 - c : c);
 #pragma unroll
-        for (int k = 0; k < kChannels; ++k) values[k] = channel_plus(bytes, k) - kPlus;
-      }
-      const float share = c == across.first ? across.of_first
-          : c == across.last                ? across.of_last
-                                            : static_cast<float>(areas.across.pixel);
-      if (is_hole(batch, at, r, c)) continue;
-      const int64_t pixel = r * batch.width + c;
-#pragma unroll
-      for (int k = 0; k < kChannels; ++k) {
-        const float bias = batch.mean_image == nullptr
-            ? batch.numbers.bias[k]
-            : __ldg(batch.mean_image + pixel * kChannels + k) * -batch.numbers.inverse_std[k];
-        of_row[k] += share * (values[k] * batch.numbers.scale[k] + bias);
-      }
+      for (int k = 0; k < kChannels; ++k) values[k] = channel_plus(bytes, k) - kPlus;
     }
-    const float share = r == down.first ? down.of_first
-        : r == down.last                ? down.of_last
-                                        : static_cast<float>(areas.down.pixel);
+    if (is_hole(batch, at, r, c)) continue;
+    const float share = span.share(c);
+    const int64_t pixel = r * batch.width + c;
+#pragma unroll
+    for (int k = 0; k < kChannels; ++k) {
+      const float bias = batch.mean_image == nullptr
+          ? batch.numbers.bias[k]
+          : __ldg(batch.mean_image + pixel * kChannels + k) * -batch.numbers.inverse_std[k];
+      sums[k] += share * (values[k] * batch.numbers.scale[k] + bias);
+    }
+  }
+}
+
+// Writes rows [row, end) of one column of a smaller result. A row of the image that two of them
+// share is summed once; a pixel that two columns share, for each.
+template <typename T, int kChannels, bool kStaged>
+__device__ void average_column(const Batch& batch, const Areas& areas, const Placement& at,
+                               const Reader<kChannels, kStaged>& read, int row, int end, int column,
+                               T* out) {
+  const Span across = areas.across.span(column);
+  Span down = areas.down.span(row);
+  float sums[kChannels] = {};
+  for (int r = down.first; row < end; ++r) {
+    float of_row[kChannels];
+    sum_span<kChannels, kStaged>(batch, at, read, r, across, of_row);
+    const float share = down.share(r);
 #pragma unroll
     for (int k = 0; k < kChannels; ++k) sums[k] += share * of_row[k];
+    if (r < down.last) continue;
+    T* const to = out + (int64_t{row} * areas.width + column) * kChannels;
+    down = areas.down.span(++row);
+    const bool shares = r == down.first;
+#pragma unroll
+    for (int k = 0; k < kChannels; ++k) {
+      to[k] = static_cast<T>(sums[k] * areas.share);
+      sums[k] = shares ? down.of_first * of_row[k] : 0;
+    }
   }
 }
 
@@ -344,45 +359,45 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The same of a smaller result: batch.tiles are of its pixels, and a thread sums the area of each
-// of its own. Pixels of the image that several areas share are made for each of them again.
+// The same of a smaller result: batch.tiles are of strips, of up to so many rows of one column.
 template <typename T, int kChannels, bool kStaged>
 __global__ void __launch_bounds__(kThreads)
-    average(const __grid_constant__ Batch batch, const __grid_constant__ Areas areas, int threads) {
+    average(const __grid_constant__ Batch batch, const __grid_constant__ Areas areas, int rows,
+            int strips, int threads) {
   __shared__ Placement at;
   __shared__ uint4 staged[kStaged ? kStagedPixels / 4 : 1];
 
   const int64_t position = blockIdx.x / static_cast<unsigned>(batch.tiles);
-  const int first = static_cast<int>(blockIdx.x % static_cast<unsigned>(batch.tiles)) * kTileMeans;
+  const int first = static_cast<int>(blockIdx.x % static_cast<unsigned>(batch.tiles)) * kTileStrips;
   uint32_t* const pixels = reinterpret_cast<uint32_t*>(staged);
   const uint8_t* const image =
       begin_sample<kChannels, kStaged>(batch, position, threads, at, pixels);
 
   const Reader<kChannels, kStaged> read{batch, at, image, pixels};
-  const int means = areas.height * areas.width;
-  const int end = kStaged ? means : min(means, first + kTileMeans);
-  T* const out = static_cast<T*>(batch.out) + position * means * kChannels;
+  const int end = kStaged ? strips : min(strips, first + kTileStrips);
+  T* const out = static_cast<T*>(batch.out) + position * areas.height * areas.width * kChannels;
   for (int i = first + threadIdx.x; i < end; i += threads) {
-    const int row = i / areas.width;
-    float sums[kChannels];
-    sum_area<kChannels, kStaged>(batch, areas, at, read, row, i - row * areas.width, sums);
-#pragma unroll
-    for (int k = 0; k < kChannels; ++k)
-      out[int64_t{i} * kChannels + k] = static_cast<T>(sums[k] * areas.share);
+    const int row = i / areas.width, column = i - row * areas.width;
+    average_column<T, kChannels, kStaged>(batch, areas, at, read, row * rows,
+                                          min(areas.height, (row + 1) * rows), column, out);
   }
 }
 
 template <typename T, int kChannels>
 void launch_average(const Launcher& launch, Batch batch, const Areas& areas, int64_t samples) {
-  const int means = areas.height * areas.width;
+  // Whole areas share no rows. Others share fewer of those they have, the longer a strip is; but
+  // one beyond some five rows of the image leaves too few threads.
+  const int rows = areas.down.pixel == 1 ? 1 : std::max(1, 5 * areas.height / batch.height);
+  const int strips = (areas.height + rows - 1) / rows * areas.width;
   if (batch.pixels > kStagedPixels) {
-    batch.tiles = (means + kTileMeans - 1) / kTileMeans;
-    launch(average<T, kChannels, false>, samples * batch.tiles, kThreads, batch, areas, kThreads);
+    batch.tiles = (strips + kTileStrips - 1) / kTileStrips;
+    launch(average<T, kChannels, false>, samples * batch.tiles, kThreads, batch, areas, rows,
+           strips, kThreads);
   } else {
-    // Few pixels of the result are no reason for few threads to stage many of the image.
-    const int warps = std::max((means + 31) / 32, (batch.pixels + kWarpPixels - 1) / kWarpPixels);
+    // Few strips are no reason for few threads to stage many pixels.
+    const int warps = std::max((strips + 31) / 32, (batch.pixels + kWarpPixels - 1) / kWarpPixels);
     const int threads = 32 * std::min(warps, kWarps);
-    launch(average<T, kChannels, true>, samples, threads, batch, areas, threads);
+    launch(average<T, kChannels, true>, samples, threads, batch, areas, rows, strips, threads);
   }
 }
 

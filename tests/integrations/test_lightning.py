@@ -33,6 +33,8 @@ if find_spec("lightning"):
     from support.toy_lightning import BATCH, EPOCHS, N, Save, Toy, by_hand, ever_fewer, made, same
 
     from cpfast.integrations.lightning import CriticalPeriodCallback, prepare
+else:
+    pytest.skip("needs lightning", allow_module_level=True)  # settings are asked for below
 
 if find_spec("torchdata"):
     from torchdata.stateful_dataloader import StatefulDataLoader

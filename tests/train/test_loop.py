@@ -27,6 +27,7 @@ from cpfast.train import loop, report, run
 from cpfast.train.config import Config
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
+from cpfast.train.ranks import Ranks
 from cpfast.train.runfolder import Fork, RunFolder
 from cpfast.train.step import WARM_UP
 
@@ -65,10 +66,10 @@ def test_every_policy_trains_and_resumes_to_the_bit(tmp_path, policy):
 
 def test_a_policy_that_does_not_go_with_the_run_is_named_before_it():
     with pytest.raises(UserError, match="^--policy rcap looks at classes, and .* has none$"):
-        loop.check(text_config(policy="rcap"), toy_text())
+        loop.check(text_config(policy="rcap"), toy_text(), Ranks())
     config = make_config(policy="selective_backprop", batch_size=1)
     with pytest.raises(UserError, match="^--batch-size 1: too few for --policy selective_backprop"):
-        loop.check(config, toy_data())
+        loop.check(config, toy_data(), Ranks())
 
 
 @pytest.mark.parametrize("options", [{"policy": "random"}, {"anneal": 0.5}, {"precision": "bf16"}])

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NEW = {
     "settings": {}, "bias": None, "scored_samples": 0, "measured_samples": 0, "censored": False,
     "criteria": {},
+    "communication": {"ranks": 1, "collectives": 0, "bytes": 0, "sync_bytes": 0},
 }  # fmt: skip
 
 
