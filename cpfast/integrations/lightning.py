@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -137,7 +138,8 @@ class CriticalPeriodCallback(pl.Callback):
     Raises:
         TypeError: for an argument of another type.
         ValueError: a recipe that changes what is not done here and not ``applied``, or needs a
-            detector; another one than the sampler's.
+            detector; parts of different lengths.
+        ImportError: ``energy`` without codecarbon.
     """
 
     @typed
@@ -152,6 +154,8 @@ class CriticalPeriodCallback(pl.Callback):
         energy: bool = False,
     ) -> None:
         super().__init__()
+        if energy and find_spec("codecarbon") is None:
+            raise ImportError("energy: needs codecarbon: pip install 'cpfast[train]'")
         self.course = Course(detector, pruner=pruner, recipe=recipe, applied=applied)
         self._logs, self.energy = log, energy  # Lightning sets log of its callbacks
         self._state: dict[str, Any] | None = None  # that was loaded, before the sampler is there
@@ -323,9 +327,10 @@ class CriticalPeriodCallback(pl.Callback):
                 f"pruner: the policy {pruner.policy!r} selects within the batches, which is not "
                 "done here"
             )
-        if trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:
+        limit = trainer.limit_train_batches
+        if (isinstance(limit, int) or limit != 1) and not trainer.fast_dev_run:  # 1 is one batch
             warnings.warn(
-                f"limit_train_batches: {trainer.limit_train_batches} leaves out of each epoch what "
+                f"limit_train_batches: {limit} leaves out of each epoch what "
                 "comes after so many of its batches, on top of what the pruner leaves out",
                 stacklevel=2,
             )
@@ -344,10 +349,9 @@ class CriticalPeriodCallback(pl.Callback):
     def _end(self, trainer: Any, pl_module: Any, *, late: bool = False) -> None:
         """
         Args:
-            late: after a resume from what was saved at its last batch.
+            late: after a resume from what was saved at its last batch, outside of its hooks.
         """
-        if not late:
-            self._score(trainer, pl_module)
+        self._score(trainer, pl_module)
         metrics = self.course.end(rescored=True)
         if self.energy and not late:
             kwh = trainer.strategy.broadcast(self._read_energy())
@@ -421,6 +425,7 @@ class CriticalPeriodCallback(pl.Callback):
             ValueError: where something is missing or of another type.
         """
         if self._is_evaluating:
+            self._is_evaluating = False
             return
         check(state_dict, _STATE, "state_dict")
         self._state = state_dict
@@ -430,11 +435,11 @@ class CriticalPeriodCallback(pl.Callback):
         Raises:
             ValueError: a training is to be resumed from a checkpoint without this callback's state.
         """
-        # the weights of a checkpoint are validated, and the training stays where it is
-        self._is_evaluating = trainer.state.fn != "fit"
-        if self._is_evaluating:
+        has_state = self.state_key in checkpoint["callbacks"]
+        if trainer.state.fn != "fit":
+            self._is_evaluating = has_state  # and the training stays where it is
             return
-        if self.state_key not in checkpoint["callbacks"]:
+        if not has_state:
             raise ValueError(
                 "ckpt_path: of a training without CriticalPeriodCallback, whose state it would go "
                 "on from; load its weights by load_from_checkpoint, and begin anew"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import difflib
 import functools
 import importlib.util
@@ -212,6 +213,13 @@ def test_a_limit_of_batches_is_warned_of_and_counted():
     assert [len(batches) for batches in parts.module.batches.values()] == [5] * EPOCHS
     assert parts.module.pruner.samples_seen == parts.module.pruner._earlier["seen"] + 80 == 480
     assert parts.module.validated == list(range(EPOCHS))
+
+
+def test_a_limit_of_one_batch_is_no_share():
+    parts = made(policy="random")
+    with pytest.warns(UserWarning, match="limit_train_batches: 1 leaves out"):
+        fit(parts, limit_train_batches=1)
+    assert [len(batches) for batches in parts.module.batches.values()] == [1] * EPOCHS
 
 
 def test_a_share_of_the_batches_is_taken_of_each_epoch():
@@ -478,12 +486,64 @@ def test_what_workers_prefetch_is_of_the_right_plan(saved, loader, checkpoints, 
     check_resumed(parts, saved, False)
 
 
+def test_workers_may_have_fetched_all_of_a_plan_before_it_is_chosen(silent):
+    parts = made(policy="random")
+    fit(parts, loader=DataLoader(parts.loader.dataset, 64, sampler=parts.loader.sampler,
+                                 num_workers=2))  # fmt: skip
+    assert [len(batches) for batches in parts.module.batches.values()] == [2, 2, 2, 2, 2, 4]
+
+
 @pytest.mark.parametrize("saved", SAVED)
 def test_a_resume_by_steps_equals_the_undisturbed_training(saved, checkpoints, silent):
     options = {"epochs": -1, "max_steps": sum(map(len, own(False).batches.values()))}
     parts = parts_of(False)
     fit(parts, ckpt_path=checkpoints(False, **options) / f"{saved}.ckpt", **options)
     check_resumed(parts, saved, False)
+
+
+def logged(folder):
+    """The steps of a CSVLogger at which was logged what was kept."""
+    (path,) = folder.rglob("metrics.csv")
+    with path.open() as file:
+        return [
+            (int(row["step"]), float(row["cpfast/kept"]))
+            for row in csv.DictReader(file)
+            if row["cpfast/kept"]
+        ]
+
+
+def test_a_resume_of_a_resume(checkpoints, tmp_path, silent):
+    """Of an epoch's last batch, which Lightning counts as none of the next."""
+    first = checkpoints(True) / "after the last batch, the next epoch is shorter.ckpt"
+    loggers = [pl.loggers.CSVLogger(tmp_path / name, version="") for name in "abc"]
+    options = {"log_every_n_steps": 1000}
+    whole, second, third = parts_of(True), parts_of(True), parts_of(True)
+    fit(whole, logger=loggers[0], **options)
+    save = Save(tmp_path / "x.ckpt", "on_train_batch_end", 3, 2)
+    fit(second, save, ckpt_path=first, logger=loggers[1], **options)
+    check_resumed(second, first.stem, True)
+    fit(third, ckpt_path=tmp_path / "x.ckpt", logger=loggers[2], **options)
+    assert third.module.batches[3] == whole.module.batches[3][3:]
+    assert third.module.validated == [3, 4, 5]
+    assert same(third.module.net, whole.module.net)
+    undisturbed = logged(tmp_path / "a")
+    assert len(undisturbed) == EPOCHS
+    assert logged(tmp_path / "b") == undisturbed[1:]  # of the last batch's epoch too
+    assert logged(tmp_path / "c") == undisturbed[3:]
+
+
+def test_a_plateau_is_looked_for_in_each_epoch_after_a_resume(tmp_path):
+    def plateau(module, optimizer):
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.5, patience=0, threshold=100.0, threshold_mode="abs"
+        )
+        return {"scheduler": scheduler, "monitor": "val_loss"}
+
+    parts, again = (made(policy="random", schedule=plateau) for _ in range(2))
+    fit(parts, Save(tmp_path / "x.ckpt", "on_train_batch_end", 1, 6))
+    fit(again, ckpt_path=tmp_path / "x.ckpt")
+    of_epochs = list(dict.fromkeys(again.module.rates))
+    assert of_epochs == [0.1 / 2**epoch for epoch in range(EPOCHS - 2)]
 
 
 @pytest.mark.parametrize("loader", PLAIN_AND_STATEFUL)
@@ -595,6 +655,8 @@ def test_evaluation_leaves_the_training_where_it_is(checkpoints):
     trainer.validate(parts.module, toys.validation(), ckpt_path=path, verbose=False)
     trainer.test(parts.module, toys.validation(), ckpt_path=path, verbose=False)
     assert repr(parts.callback.state_dict()) == repr(before)
+    parts.callback.load_state_dict(before)  # by hand, it is listened to again
+    assert parts.callback.state_dict() is before
     assert trainer.validate_loop.max_batches == [2]
 
 
@@ -736,16 +798,22 @@ class Scores(toys.Toy if find_spec("lightning") else object):
     scored: list[int]
 
 
-def test_samples_that_were_left_out_are_scored_again(silent, caplog):
-    parts = made(policy="kakurenbo", epochs=EPOCHS)
+def scoring(*callbacks, **options):
+    parts = made(policy="kakurenbo")
     module = Scores(parts.module.pruner)
     module.scored = []
-    toys.trainer(parts.callback).fit(module, parts.loader, toys.validation())
+    trainer = toys.trainer(parts.callback, *callbacks)
+    trainer.fit(module, parts.loader, toys.validation(), **options)
+    return module
+
+
+def test_samples_that_were_left_out_are_scored_again(tmp_path, silent, caplog):
+    module = scoring(Save(tmp_path / "x.ckpt", "on_train_batch_end", 2, 10))
 
     net, dataset = toys.network(), toys.data()
     optimizer = toys.optimizer_of(net)
     pruner = cpfast.DataPruner(N, num_epochs=EPOCHS, policy="kakurenbo", anneal=0.8)
-    hidden = []
+    hidden = {}
     for epoch in range(EPOCHS):
         plan = pruner.prepare(epoch)
         for start in range(0, len(plan), BATCH):
@@ -756,19 +824,23 @@ def test_samples_that_were_left_out_are_scored_again(silent, caplog):
             for group in optimizer.param_groups:
                 group["lr"] = 0.1 * pruner.lr
             optimizer.step()
+        hidden[epoch] = plan.rescored.tolist()
         for index in plan.rescored.split(BATCH):
             x, y = dataset[index]
             with torch.no_grad():
                 pruner.score(net(x), y, index)
-            hidden.extend(index.tolist())
-    assert hidden and module.scored == hidden
+    assert len(module.batches[2]) == 11 and hidden[2]
+    assert module.scored == sum(hidden.values(), [])
     assert same(module.net, net) and module.training
     assert module.pruner.scores.equal(pruner.scores)
     assert not [r for r in caplog.records if "scored again" in r.getMessage()]
 
-    parts = made(policy="kakurenbo")
+    again = scoring(ckpt_path=tmp_path / "x.ckpt")  # of the last batch, before they were scored
+    assert again.scored == sum((samples for e, samples in hidden.items() if e >= 2), [])
+    assert same(again.net, net)
+
     with pytest.raises(RuntimeError, match=r"give Toy a method score_step\(self, batch\)"):
-        fit(parts)
+        fit(made(policy="kakurenbo"))
 
 
 def test_a_pruner_may_be_a_hyperparameter(tmp_path):
@@ -841,6 +913,14 @@ def test_nothing_is_logged_where_nothing_is_to_be():
     trainer = fit(parts)
     assert not any(name.startswith("cpfast") for name in trainer.callback_metrics)
     assert len(parts.callback.course.detector.history) == EPOCHS
+
+
+def test_energy_needs_its_library(monkeypatch):
+    monkeypatch.setattr("cpfast.integrations.lightning.find_spec", lambda name: None)
+    with pytest.raises(
+        ImportError, match=r"energy: needs codecarbon: pip install 'cpfast\[train\]"
+    ):
+        CriticalPeriodCallback(energy=True)
 
 
 @pytest.mark.needs("codecarbon")
