@@ -104,7 +104,7 @@ def test_it_equals_a_loop_written_by_hand(pruned, accumulate, silent):
     assert not trainer.optimizers[0]._optimizer_step_pre_hooks
 
 
-class Makes(toys.Toy if find_spec("lightning") else object):
+class Makes(toys.Toy):
     """A module that makes its loader, with a new sampler each time."""
 
     def __init__(self, parts, **options):
@@ -788,7 +788,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
 # --- policies, pickles, logs ----------------------------------------------------------------
 
 
-class Scores(toys.Toy if find_spec("lightning") else object):
+class Scores(toys.Toy):
     def score_step(self, batch):
         assert not self.training and not torch.is_grad_enabled()
         (x, y), index = batch
