@@ -32,11 +32,10 @@ class LayerRotation:
     Weights that a module computes from others (``torch.nn.utils.parametrize``, weight_norm,
     spectral_norm, adapters of PEFT) are measured as it computes with them: of LoRA W0 + s B A,
     whether the adapters came before the snapshot or after it, are merged, switched off or removed.
-    Of sharded weights
-    (DTensor: FSDP2, tensor parallelism) each process keeps its part of the snapshot, and
-    :meth:`update` is a collective: every process of the mesh must call it. Names are those of the
-    model without DataParallel, DistributedDataParallel, torch.compile and checkpoint wrappers, so
-    that states fit with and without them.
+    Of sharded weights (DTensor: FSDP2, tensor parallelism) each process keeps its part of the
+    snapshot, and :meth:`update` is a collective: every process of the mesh must call it. Names are
+    those of the model without DataParallel, DistributedDataParallel, torch.compile and checkpoint
+    wrappers, so that states fit with and without them.
 
     Args:
         model: any module; its weights may change dtype or storage later, not shape or device.

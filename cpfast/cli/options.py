@@ -89,14 +89,15 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def device_of(name: str | None) -> str:
-    """The device to run on; without a name, CUDA where both torch and cpfast have it.
+    """The device to run on; without a name, CUDA where both torch and cpfast have it. Of several
+    processes each has a GPU of its own, whichever is named.
 
     Raises:
         UserError: the device is not there.
     """
     if name is None:
         usable = torch.cuda.is_available() and cpfast.backend() != "cpu"
-        return ranks.own_device("cuda:0") if usable else "cpu"
+        name = "cuda" if usable else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -114,7 +115,7 @@ def device_of(name: str | None) -> str:
         raise UserError(
             f"--device {name}: there is only {counted(torch.cuda.device_count(), 'CUDA device')}"
         )
-    return f"cuda:{index}"
+    return ranks.own_device(f"cuda:{index}")
 
 
 def no_cuda() -> str:

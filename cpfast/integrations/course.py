@@ -111,7 +111,7 @@ class Course:
         self._probe: ModelProbe | None = None
         self._optimizers: list[Optimizer] = []
         self._hooks: list[Any] = []
-        self._held: list[list[tuple[Any, Any]]] = []  # each group's rate and decay in a step
+        self._held: list[tuple[Any, Any]] = []  # each group's rate and decay in a step
         self._rotations: list[tuple[float, ...]] = []
         self._lrs: list[float] = []
         self._diffusion: list[float] = []
@@ -257,7 +257,7 @@ class Course:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         rate = self._rate()
         decay = self.settings.weight_decay
-        self._held = [[(g["lr"], g.get("weight_decay", 0.0)) for g in optimizer.param_groups]]
+        self._held = [(g["lr"], g.get("weight_decay", 0.0)) for g in optimizer.param_groups]
         if rate == 1 and decay == 1:
             return
         for group in optimizer.param_groups:
@@ -267,7 +267,7 @@ class Course:
 
     def _after_step(self, *, is_first: bool) -> Any:
         def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            for group, (rate, decay) in zip(optimizer.param_groups, self._held[0], strict=True):
+            for group, (rate, decay) in zip(optimizer.param_groups, self._held, strict=True):
                 group["lr"] = rate
                 if "weight_decay" in group:
                     group["weight_decay"] = decay

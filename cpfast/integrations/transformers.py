@@ -8,8 +8,8 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from cpfast import layers
 from cpfast.detection import CriticalPeriodDetector
 from cpfast.forms import Finite, check
+from cpfast.integrations._transformers_clock import Clock
+from cpfast.integrations.batches import PlannedBatches
 from cpfast.integrations.course import Course
 from cpfast.moment import Moment
 from cpfast.pruning import DataPruner
@@ -83,61 +85,6 @@ _WEIGHTED = (
 _STEPLESS = (FractionLR, ReduceLROnPlateau, GreedyLR)
 
 
-@dataclass
-class _Clock:
-    """Where the training stands. The Trainer computes all of it from the length that its loader
-    has at the start, and epochs change theirs."""
-
-    nominal: float
-    """Updates in an epoch, as the schedule of the learning rate counts them."""
-    total: float
-    """Of the whole training, so counted."""
-    epochs: float
-    """Asked for."""
-    exact: bool
-    """Whether the number of updates was asked for, and not that of epochs."""
-    epoch: int = 0
-    since: int = 0
-    """Updates done when this epoch, or what is left of it after a resume, began."""
-    updates: int = 1
-    """That it takes from there on."""
-    begun: float = 0.0
-    """Where the schedule stood then."""
-    ended: bool = False
-    """Whether the epoch has been measured and judged."""
-
-    def begin(self, done: int, updates: int) -> None:
-        """An epoch of ``updates``, the ``done`` before it."""
-        self.since, self.begun, self.ended = done, self.epoch * self.nominal, False
-        self.updates = self._of_last(updates)
-
-    def again(self, done: int) -> None:
-        """This epoch from its first batch on, in spite of what was trained of it."""
-        self.begun, self.since = self.place(done), done
-
-    def go_on(self, updates: int) -> None:
-        """In the middle of this epoch."""
-        self.updates = self._of_last(updates)
-
-    def _of_last(self, updates: int) -> int:
-        left = self.epochs - self.epoch
-        return updates if self.exact or left >= 1 else math.ceil(left * updates)
-
-    def estimate(self, updates: int) -> int:
-        """Of all updates, where the epochs to come are as long as this one; in the last one, what
-        they are."""
-        return self.since + max(math.ceil((self.epochs - self.epoch) * updates), self.updates)
-
-    def place(self, done: int) -> float:
-        """In the schedule, after ``done`` updates: where it would stand by the share of the
-        training that is done. Where no epoch changes its length, ``done`` to the bit."""
-        end = min((self.epoch + 1) * self.nominal, self.total)
-        place = self.begun + (done - self.since) * ((end - self.begun) / self.updates)
-        if self.exact:  # that ends at these updates, or with the epochs
-            place = max(place, float(done))
-        return min(place, self.total)
-
-
 _STATE = {
     "course": dict,
     "clock": {
@@ -170,42 +117,6 @@ class _WithIndex:
             raise ValueError(f"data_collator: {INDEX!r} is a key of its own batches")
         batch[INDEX] = torch.tensor([index for _, index in items])  # type: ignore[index]
         return batch
-
-
-class _RankBatches:
-    """A rank's batches of a plan, of which all have as many.
-
-    Of each ``replicas * batch_size`` samples a rank gets every ``replicas``-th, so that all ranks
-    together train what one process with batches of that size does. The last are fewer; where they
-    are fewer than there are ranks, they join the batches before.
-    """
-
-    def __init__(
-        self, sampler: PrunedSampler, batch_size: int, replicas: int, rank: int, *, drop_last: bool
-    ) -> None:
-        self.sampler, self.size = sampler, replicas * batch_size
-        self.replicas, self.rank = replicas, rank
-        self.drop_last = drop_last
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.sampler), self.size)
-        if self.drop_last or rest == 0 or (rest < self.replicas and full > 0):
-            return full
-        return full + 1
-
-    def __iter__(self) -> Iterator[list[int]]:
-        plan = list(self.sampler)
-        if 0 < len(plan) < self.replicas and not self.drop_last:
-            raise RuntimeError(
-                f"PrunedTrainer: {len(plan)} samples are planned, fewer than there are processes "
-                f"({self.replicas})"
-            )
-        number = len(self)
-        for batch in range(number):
-            end = (batch + 1) * self.size
-            if batch + 1 == number and not self.drop_last:
-                end = len(plan)
-            yield plan[batch * self.size : end][self.rank :: self.replicas]
 
 
 class CriticalPeriodCallback(TrainerCallback):
@@ -250,7 +161,7 @@ class CriticalPeriodCallback(TrainerCallback):
         if pruner is None and any(settings.prune for settings in possible):
             raise ValueError("recipe: prunes, and there is no pruner")
         self.plans = pruner is not None or any(settings.repeats != 1 for settings in possible)
-        self.clock: _Clock | None = None
+        self.clock: Clock | None = None
         self._trainer: Any = None
         self._late = False  # a resume at an epoch's very end, which is still to be judged
         self._inside = False  # a resume in the middle of an epoch
@@ -365,7 +276,7 @@ class CriticalPeriodCallback(TrainerCallback):
             )
         state = torch.load(path, map_location="cpu", weights_only=True)
         check(state, _STATE, FILE)
-        clock, own = _Clock(**state["clock"]), self.clock
+        clock, own = Clock(**state["clock"]), self.clock
         assert own is not None
         if (clock.epochs, clock.exact) != (own.epochs, own.exact):
             raise ValueError(
@@ -571,12 +482,12 @@ class PrunedTrainerMixin(Trainer):
                 "get_train_dataloader: its loader was not made by accelerate's prepare, so that "
                 "every process would train on all samples"
             )
-        shard.batch_sampler = _RankBatches(
+        shard.batch_sampler = PlannedBatches(
             sampler,
             self._train_batch_size,
-            args.world_size,
-            args.process_index,
             drop_last=args.dataloader_drop_last,
+            num_replicas=args.world_size,
+            rank=args.process_index,
         )
         shard.num_processes, shard.process_index, shard.batch_size = 1, 0, None
 
@@ -753,7 +664,7 @@ class PrunedTrainerMixin(Trainer):
         nominal = float(num_update_steps_per_epoch)
         if exact:
             epochs, nominal = num_train_epochs, max_steps / num_train_epochs
-        watch.clock = _Clock(nominal, float(max_steps), float(epochs), exact)
+        watch.clock = Clock(nominal, float(max_steps), float(epochs), exact)
         self._checked, self._trained = None, 0
         began = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -860,6 +771,8 @@ def _is_arrow(data: Any) -> bool:
 def _follows(loader: Any, sampler: PrunedSampler | None) -> bool:
     """Whether a loader's samples are those of the sampler."""
     while loader is not None and loader is not sampler:
+        if isinstance(loader, PlannedBatches):
+            return loader.source is sampler
         inner = getattr(loader, "batch_sampler", None)
         loader = getattr(loader, "sampler", None) if inner is None else inner
     return loader is not None

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from cpfast.cli import options
 from cpfast.studies import read_results
 
 SUPPORT = pathlib.Path(__file__).parent.parent / "support"
@@ -126,6 +128,20 @@ def test_a_comparison_is_of_runs_over_all_processes(tmp_path):
         lines = lines_of(tmp_path / "c" / "seed0" / arm)
         assert all(line["communication"]["ranks"] == 2 for line in lines)
     assert {p.name for p in tmp_path.iterdir()} == {"c"}
+
+
+def test_each_process_has_a_gpu_of_its_own_whichever_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(options.cpfast, "backend", lambda: "cuda")
+    assert [options.device_of(name) for name in (None, "cuda", "cuda:1")] == [
+        "cuda:0", "cuda:0", "cuda:1",
+    ]  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name in (None, "cuda", "cuda:0"):
+        assert options.device_of(name) == "cuda:1"
+    assert options.device_of("cpu") == "cpu"
 
 
 def test_what_processes_cannot_share_is_refused(tmp_path):
