@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from cpfast.train.data.image_file import read_image
 from cpfast.train.data.listing import Files, passed_over
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import limited
 from cpfast.train.errors import UserError, first_line, require
 from cpfast.train.progress import bar
 from cpfast.train.runfolder import RunFolder, write_atomically
+
+__all__ = ["CACHE", "load", "read_image"]
 
 # of Pillow; others (16-bit greyscale, say) lose what they hold in the conversion to 8 bits
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")

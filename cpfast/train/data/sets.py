@@ -21,6 +21,8 @@ class ImageData:
         classes: the name of each label.
         name: for messages.
         note: what a reader of results must know of the data beside it, or nothing.
+        resized: height and width that the images were resized and cropped to; None: they are as
+            they were found.
     """
 
     train_images: Tensor
@@ -30,6 +32,7 @@ class ImageData:
     classes: tuple[str, ...]
     name: str
     note: str = ""
+    resized: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
