@@ -33,16 +33,23 @@ class Seen(NamedTuple):
 
 
 def look(path: str | Path) -> Seen:
-    """Without decoding, but that of a PNG, whose orientation may stand behind its pixels.
+    """Without decoding, but that of PNG, whose orientation may stand behind the pixels, and of
+    TIFF, which Pillow turns as it loads it.
 
     Raises:
         UserError: naming the file, where it is no image or of a mode not in `MODES`.
     """
     with _opened(path) as image:
+        is_colour = image.mode not in GREY
         width, height = image.size
-        if width != height and image.getexif().get(ORIENTATION) in SIDEWAYS:
+        if width == height:
+            return Seen(height, width, is_colour)
+        if image.format == "TIFF":
+            image.load()
+            width, height = image.size
+        if image.getexif().get(ORIENTATION) in SIDEWAYS:
             width, height = height, width
-        return Seen(height, width, image.mode not in GREY)
+        return Seen(height, width, is_colour)
 
 
 def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> np.ndarray:
@@ -71,15 +78,18 @@ def read(path: str | Path, size: tuple[int, int] | None, channels: int) -> tuple
     with _opened(path) as image:
         if size is not None:
             # JPEG is decoded at a half, a quarter or an eighth, twice the size at least:
-            # of a photograph of 12 megapixels that takes a fifth of the time.
+            # of a photograph of 12 megapixels that takes a quarter of the time.
             image.draft(None, (2 * max(size), 2 * max(size)))
         is_grey = image.mode in GREY
         alpha = _alpha(image)
+        image.load()
         orientation = image.getexif().get(ORIENTATION)
-        shown = image
+        # From a palette with transparency to RGB, Pillow warns.
+        shown = image.convert("RGBA") if image.mode == "P" else image
         if alpha is not None:
-            shown = images.new("RGB", image.size, "white")
-            shown.paste(image.convert("RGB"), mask=alpha)
+            white = images.new("RGB", image.size, "white")
+            white.paste(shown.convert("RGB"), mask=alpha)
+            shown = white
         # By way of RGB: from some modes there is no other.
         shown = shown.convert("L" if is_grey and channels == 1 else "RGB")
         if channels == 1:
