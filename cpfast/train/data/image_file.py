@@ -76,10 +76,11 @@ def read(path: str | Path, size: tuple[int, int] | None, channels: int) -> tuple
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     images = require("PIL.Image", "reading images")
     with _opened(path) as image:
+        drafted = None
         if size is not None:
-            # JPEG is decoded at a half, a quarter or an eighth, twice the size at least:
-            # of a photograph of 12 megapixels that takes a quarter of the time.
-            image.draft(None, (2 * max(size), 2 * max(size)))
+            # JPEG is decoded at a half, a quarter or an eighth, twice the size at least: of a
+            # photograph of 12 megapixels that takes a quarter of the time.
+            drafted = image.draft(None, (2 * max(size), 2 * max(size)))
         is_grey = image.mode in GREY
         alpha = _alpha(image)
         image.load()
@@ -94,13 +95,27 @@ def read(path: str | Path, size: tuple[int, int] | None, channels: int) -> tuple
         shown = shown.convert("L" if is_grey and channels == 1 else "RGB")
         if channels == 1:
             shown = shown.convert("L")
+        if size is not None:
+            # Of a draft the last pixels lie beyond the image in part.
+            extent = image.size if drafted is None else drafted[1][2:]
+            stored = size if orientation in SIDEWAYS else size[::-1]
+            box = _middle(extent, stored)
+            shown = shown.resize(stored, images.Resampling.BILINEAR, box)
         if orientation in TURNS:
             shown = shown.transpose(images.Transpose[TURNS[orientation]])
-        if size is not None:
-            fit = require("PIL.ImageOps", "reading images").fit
-            shown = fit(shown, size[::-1], images.Resampling.BILINEAR)
         pixels = np.asarray(shown)
     return pixels.reshape(*pixels.shape[:2], channels), alpha is not None
+
+
+def _middle(
+    extent: tuple[float, float], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the largest part in the middle of an image of that width and
+    height that has the proportions of `size`."""
+    scale = min(extent[0] / size[0], extent[1] / size[1])
+    part = [min(whole, side * scale) for whole, side in zip(extent, size, strict=True)]
+    left, top = ((whole - side) / 2 for whole, side in zip(extent, part, strict=True))
+    return left, top, min(left + part[0], extent[0]), min(top + part[1], extent[1])
 
 
 @contextmanager

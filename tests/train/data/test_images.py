@@ -110,7 +110,7 @@ def test_a_transparent_grey_is_noticed_at_every_depth(folder, depth):
     missing = 1
     present = np.delete(np.arange(levels), missing)
     grey = np.resize(present, (32, 9))[:8] if depth < 4 else np.resize(present, (8, 36))[:, :9]
-    for key in range(levels):
+    for key in {missing, *range(0, levels, max(1, levels // 32))}:
         expected = key in grey
         assert (
             found_transparent(folder, png(grey, depth, struct.pack(">H", key)), grey == key)
