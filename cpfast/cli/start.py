@@ -14,7 +14,7 @@ import cpfast
 from cpfast.cli.options import counted
 from cpfast.train import energy, process, ranks
 from cpfast.train.config import Config
-from cpfast.train.data import ImageData, TextData, datasets
+from cpfast.train.data import Data, ImageData, datasets
 from cpfast.train.data.mirroring import have_sides
 from cpfast.train.errors import MissingLibrary, require
 
@@ -69,7 +69,7 @@ def together(device: str) -> Iterator[ranks.Ranks]:
     ranks.leave()
 
 
-def header(config: Config, data: ImageData | TextData, parameters: int) -> str:
+def header(config: Config, data: Data, parameters: int) -> str:
     threads = f" ({counted(torch.get_num_threads(), 'thread')})" if config.device == "cpu" else ""
     size = ranks.Ranks().size
     processes = f" in {size} processes" if size > 1 else ""
@@ -80,9 +80,9 @@ def header(config: Config, data: ImageData | TextData, parameters: int) -> str:
     )
 
 
-def _mirroring(config: Config, data: ImageData | TextData) -> str:
+def _mirroring(config: Config, data: Data) -> str:
     """Of images by their path, whose default follows from what they are called."""
-    if isinstance(data, TextData) or config.data in datasets:
+    if not isinstance(data, ImageData) or config.data in datasets:
         return ""
     if config.flip:
         return "; mirrored at random (not with --no-flip)"

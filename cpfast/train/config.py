@@ -15,9 +15,9 @@ from cpfast.pruning import policies
 from cpfast.recipes import Recipe, RecipeFile, recipes
 from cpfast.registry import Entry, options_of
 from cpfast.train import ranks
-from cpfast.train.data import datasets, is_mirrored, is_text, parse_size
+from cpfast.train.data import KINDS, datasets, is_mirrored, kind_of, parse_size
 from cpfast.train.errors import UserError
-from cpfast.train.models import models
+from cpfast.train.models import check, models
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "adagrad")
 STEPS = ("eager", "compile", "graph", "compile+graph")
@@ -53,6 +53,7 @@ _SINCE: dict[str, Any] = {
     "patience": 1,
     "not_before": None,
     "image_size": None,
+    "label": None,
 }
 
 # Where and how a run is executed or shown; these may change when it is resumed.
@@ -70,6 +71,7 @@ class Config:
         method: what is cut once the period has ended, see `cpfast.recipes.named`.
         image_size: side, or HEIGHTxWIDTH, that the images of a folder are resized and cropped to;
             None: as they are where they are small and of one size.
+        label: the column of a table that holds its classes; None: see `cpfast.train.data.columns`.
         limit: number of training samples, of images stratified; None for all.
         repeats: augmented passes over the data in an epoch of the critical period (k).
         keep: share that pruning keeps, as the policy means it; None: what its source keeps.
@@ -129,6 +131,7 @@ class Config:
     plot: bool = True
     recipe_text: str | None = None
     image_size: str | None = None
+    label: str | None = None
 
     def __post_init__(self) -> None:
         _choice("--model", self.model, tuple(models))
@@ -145,13 +148,8 @@ class Config:
         _choice("--precision", self.precision, PRECISIONS)
         _choice("--step", self.step, STEPS)
         _choice("--labels", self.labels, LABELS)
-        reads = "text" if is_text(self.data) else "images"
-        if models.make(self.model).reads != reads:
-            fitting = [name for name, entry in models.items() if entry.make().reads == reads]
-            raise UserError(
-                f"--model {self.model} does not fit --data {self.data}; "
-                f"choose from {', '.join(fitting)}"
-            )
+        if self.data in datasets:  # what lies at a path is looked at once it is loaded
+            check(self.model, datasets.make(self.data).reads, self.data)
         if self.image_size is not None:
             parse_size(self.image_size)
         for option, value in (
@@ -212,9 +210,10 @@ class Config:
         return tuple(dict.fromkeys(filter(None, names)))
 
     @property
-    def size(self) -> tuple[int, int] | None:
-        """Height and width of ``image_size``."""
-        return None if self.image_size is None else parse_size(self.image_size)
+    def reading(self) -> dict[str, Any]:
+        """What `cpfast.train.data.load` is told of the layout."""
+        size = None if self.image_size is None else parse_size(self.image_size)
+        return {"image_size": size, "label": self.label}
 
     @property
     def passes(self) -> int:
@@ -251,10 +250,12 @@ class Config:
         name = given["data"]
         own: Mapping[str, Any]
         if name in datasets:
-            own = datasets.make(name).defaults
+            dataset = datasets.make(name)
+            own = {**KINDS[dataset.reads].defaults, **dataset.defaults}
         else:
             given["data"] = _absolute(name)
-            own = {"flip": is_mirrored(Path(given["data"]))}
+            kind = kind_of(given["data"]) or "images"
+            own = {"flip": is_mirrored(Path(given["data"])), **KINDS[kind].defaults}
         for key, value in {**DEFAULTS, **own}.items():
             given.setdefault(key, value)
         _choice("--optimizer", given["optimizer"], OPTIMIZERS)

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpfast.train import data, metrics
+from cpfast.train import metrics
 from cpfast.train.config import Config
+from cpfast.train.data import KINDS
 from cpfast.train.energy import source_of_sum
 from cpfast.train.errors import UserError
 from cpfast.train.metrics import CriterionMetrics, EpochMetrics, Seconds
+from cpfast.train.models import models
 from cpfast.train.runfolder import METRICS, RunFolder
 
 PARTS = ("detection", "scoring", "selection")
@@ -156,7 +158,7 @@ def _communication(lines: list[EpochMetrics], passes: int) -> dict[str, Any]:
 
 def data_name(config: Config) -> str:
     """The last part of a path, or the name; with the limit, if there is one."""
-    samples = "sequences" if data.is_text(config.data) else "images"
+    samples = KINDS[models.make(config.model).reads].samples
     limit = "" if config.limit is None else f" ({config.limit:,} {samples})"
     return Path(config.data).name + limit
 
