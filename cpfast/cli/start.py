@@ -13,8 +13,9 @@ import torch
 import cpfast
 from cpfast.cli.options import counted
 from cpfast.train import energy, process, ranks
+from cpfast.train.batches import ROTATION, SHIFT
 from cpfast.train.config import Config
-from cpfast.train.data import ImageData, TextData
+from cpfast.train.data import ImageData, TextData, is_text
 from cpfast.train.errors import MissingLibrary, require
 
 
@@ -75,5 +76,24 @@ def header(config: Config, data: ImageData | TextData, parameters: int) -> str:
     return (
         f"{data.describe()}\n"
         f"{config.model}, {parameters:,} parameters; {config.epochs} epochs; "
-        f"{config.precision} on {config.device}{threads}{processes}; ops: {cpfast.backend()}"
+        f"{config.precision} on {config.device}{threads}{processes}; ops: {cpfast.backend()}\n"
+        f"{training(config)}"
     )
+
+
+def training(config: Config) -> str:
+    """How it is trained, in a line."""
+    momentum = f" with momentum {config.momentum:g}" if config.optimizer == "sgd" else ""
+    warmup = f" after a warm-up of {100 * config.warmup:g} %" if config.warmup > 0 else ""
+    smoothing = config.label_smoothing
+    parts = [
+        f"{config.optimizer}{momentum}, lr {config.lr:.3g}, {config.schedule}{warmup}",
+        f"batch {config.batch_size}",
+        f"weight decay {config.weight_decay:g}",
+        *([f"gradients clipped at {config.clip:g}"] if config.clip is not None else []),
+        *([f"label smoothing {smoothing:g}"] if smoothing > 0 else []),
+    ]
+    if not is_text(config.data):
+        flips = ", mirrored" if config.flip else ""
+        parts.append(f"augmented by turns of {ROTATION:g} degrees, shifts of {SHIFT:.0%}{flips}")
+    return "; ".join(parts)

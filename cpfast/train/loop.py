@@ -31,7 +31,7 @@ from cpfast.moment import Moment
 from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
 from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
 from cpfast.recipes.freeze import diffusion
-from cpfast.train import batches, models, optimizers, process
+from cpfast.train import batches, chance, models, optimizers, process
 from cpfast.train.batches import AUTOCAST, FULL, ImageBatches
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
@@ -86,6 +86,7 @@ class Training:
         if config.labels == "random":
             data = data.with_random_labels(config.seed)
         self.data = data
+        self.chance = chance.of(data)
         self.batches = batches.of(config, data)
         model = models.build(config.model, data.shape, data.outputs, config.seed)
         models.set_bn_momentum(model, config.bn_momentum)
@@ -382,6 +383,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         "train_loss": train_loss if steps else None,
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
+        "chance": t.chance,
         "rotation_mean": mean_rotation,
         "rotation": dict(zip(t.rotation.names, rotation, strict=False)),
         "slope": statistic_of(t.detector, t.epoch),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpfast.train import data, metrics
+from cpfast.train import chance, data, metrics
 from cpfast.train.config import Config
 from cpfast.train.energy import source_of_sum
 from cpfast.train.errors import UserError
@@ -23,10 +23,11 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
 
     Returns:
         "config" and "metrics" (the lines), "epochs", "test_accuracy" (of the last epoch that was
-        evaluated: in a finished run the last), "forward_samples", "backward_samples",
-        "full_samples" and "measured_samples", "criteria" (as in a line, with the sums of their
-        seconds and samples), "communication" (of an epoch in the mean), "seconds" by part (None:
-        not timed), "energy" (of energy.json, or None), "period_end" and "period_end_reason".
+        evaluated: in a finished run the last), "chance" (of guessing there, or None),
+        "forward_samples", "backward_samples", "full_samples" and "measured_samples", "criteria"
+        (as in a line, with the sums of their seconds and samples), "communication" (of an epoch in
+        the mean), "seconds" by part (None: not timed), "energy" (of energy.json, or None),
+        "period_end" and "period_end_reason".
 
     Raises:
         UserError: no run, or none of its epochs is completed, or a line is damaged.
@@ -51,6 +52,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "epochs": last["epoch"],
         "evaluated_epoch": evaluated[-1]["epoch"] if evaluated else None,
         "test_accuracy": evaluated[-1]["test_accuracy"] if evaluated else None,
+        "chance": last["chance"],
         "forward_samples": sum(line["forward_samples"] for line in lines),
         "backward_samples": sum(line["backward_samples"] for line in lines),
         "full_samples": sum(line["full_samples"] for line in lines),
@@ -193,7 +195,11 @@ def _accuracy_text(summary: dict[str, Any]) -> str:
         return "not evaluated yet"
     epoch = summary["evaluated_epoch"]
     last = " (the last)" if epoch == summary["config"].epochs else ""
-    return f"{100 * summary['test_accuracy']:.2f} % at epoch {epoch}{last}"
+    shown = f"{100 * summary['test_accuracy']:.2f} % at epoch {epoch}{last}"
+    guessed = summary["chance"]
+    if guessed is not None and chance.is_near(summary["test_accuracy"], guessed):
+        shown += f"; guessing the commonest class gives {100 * guessed:.2f} %: nothing was learned"
+    return shown
 
 
 def _period_text(summary: dict[str, Any]) -> str:

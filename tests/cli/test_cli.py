@@ -112,7 +112,7 @@ def test_train_end_to_end(npz, tmp_path):
     accuracy = 100 * lines[-1]["test_accuracy"]
     assert table["test accuracy"] == f"{accuracy:.2f} % at epoch 7 (the last)"
     assert table["critical period"].startswith("ended after epoch 3 (fixed")
-    assert table["samples processed"].startswith(f"{samples:,} of the full recipe's 504 (k = 3)")
+    assert table["samples processed"].startswith(f"{samples:,} of the full recipe's 168 (k = 1)")
     assert "Wh, evaluation included (CPU " in table["energy"]
     assert "RAM " in table["energy"] and "estimated" in table["energy"]
     assert re.fullmatch(r"estimated \S+ g \(\d+ g a kWh, the mean of BRA\)", table["CO2e"])
