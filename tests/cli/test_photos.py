@@ -13,7 +13,7 @@ from cpfast import cli
 from cpfast.train.runfolder import RunFolder
 
 OPTIONS = [
-    "--epochs", "2", "--batch-size", "16", "--method", "full", "--repeats", "1", "--threads", "1",
+    "--epochs", "2", "--method", "full", "--repeats", "1", "--threads", "1",
     "--no-energy", "--no-plot",
 ]  # fmt: skip
 
