@@ -94,7 +94,7 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
         config = Config.from_options({**options, "device": device})
     config = prepare(config, options)
     with joined.first():
-        dataset = data.load(config.data, config.limit, progress=joined.is_first, download=download)
+        dataset = data.load(config.data, config.limit, joined.is_first, download, config.size)
     if not resume:
         shown = {"energy": config.energy, "plot": config.plot}
         options = {**options, **shown, "device": device}

@@ -45,6 +45,7 @@ from cpfast.train.stream import SampleStream
 from cpfast.train.watch import Watch, statistic_of
 
 EVALUATION_BATCH = 512
+LARGE = 64 * 64  # pixels; of larger images fewer are evaluated at a time, since activations grow
 _UNCHANGED = EpochSettings()
 _OF_IMAGES = ("augment", "mixup", "cutmix", "resolution")
 _FILTER_STREAM = 1  # of the draws within batches; those of the passes have others
@@ -512,9 +513,10 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
     loss = torch.zeros((), dtype=torch.float64, device=t.device)
     correct = torch.zeros((), dtype=torch.int64, device=t.device)
     count = 0
+    batch = max(1, EVALUATION_BATCH * LARGE // max(LARGE, math.prod(t.data.shape[:2])))
     with torch.inference_mode():
         own = torch.arange(t.ranks.rank, t.data.test_size, t.ranks.size, device=t.device)
-        for index in own.split(EVALUATION_BATCH):
+        for index in own.split(batch):
             inputs, targets = t.batches.test(index)
             with t.autocast():
                 logits = t.model(inputs)
