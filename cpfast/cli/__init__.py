@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+import cpfast
 from cpfast.cli import compare, env, report, study, train
 from cpfast.cli import list as list_command
 from cpfast.cli.options import Parser
@@ -67,6 +68,7 @@ def _parser() -> Parser:
         prog="cpfast",
         description="Train with fewer samples once the critical learning period has ended.",
     )
+    parser.add_argument("--version", action="version", version=f"cpfast {cpfast.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in COMMANDS:
         command.add(commands)

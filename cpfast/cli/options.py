@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -19,6 +21,9 @@ from cpfast.train.models import models
 from cpfast.train.presets import PRESETS
 
 
+CLOSE = 0.75  # of names: that --at may be --data helps nobody
+
+
 class Parser(argparse.ArgumentParser):
     """Whose errors are a UserError's one line."""
 
@@ -33,8 +38,19 @@ class Parser(argparse.ArgumentParser):
             if argument.startswith("--") and name in studies:
                 raise UserError(f"{argument} is a study of its own: cpfast study {name}")
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._near(unknown)}")
         return options, unknown
+
+    def _near(self, unknown: Sequence[str]) -> str:
+        """The options that may have been meant."""
+        known = [*self._option_string_actions]
+        near = [
+            name
+            for argument in unknown
+            if argument.startswith("--")
+            for name in difflib.get_close_matches(argument.split("=")[0], known, 1, CLOSE)
+        ]
+        return f"; did you mean {', '.join(near)}?" if near else ""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")

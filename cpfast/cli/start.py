@@ -13,7 +13,7 @@ import torch
 import cpfast
 from cpfast.cli.options import counted
 from cpfast.train import energy, process, ranks
-from cpfast.train.batches import ROTATION, SHIFT
+from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData, TextData, datasets, is_text
 from cpfast.train.data.mirroring import have_sides
@@ -95,14 +95,16 @@ def training(config: Config) -> str:
         *([f"label smoothing {smoothing:g}"] if smoothing > 0 else []),
     ]
     if not is_text(config.data):
-        flips = ", mirrored" if config.flip else ""
-        parts.append(f"augmented by turns of {ROTATION:g} degrees, shifts of {SHIFT:.0%}{flips}")
+        parts.append(AUGMENTATIONS[config.augment].describe(flip=config.flip))
+        parts += [f"{name} {alpha:g}" for name, alpha in config.mixing() if alpha > 0]
     return "; ".join(parts)
 
 
 def _mirroring(config: Config, data: ImageData | TextData) -> str:
     """Of images by their path, whose default follows from what they are called."""
     if isinstance(data, TextData) or config.data in datasets:
+        return ""
+    if not AUGMENTATIONS[config.augment].mirrors:
         return ""
     if config.flip:
         return "; mirrored at random (not with --no-flip)"

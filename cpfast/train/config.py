@@ -12,9 +12,10 @@ from typing import Any
 
 from cpfast.detection import criteria
 from cpfast.pruning import policies
-from cpfast.recipes import Recipe, RecipeFile, recipes
+from cpfast.recipes import Recipe, RecipeFile, actions, recipes
 from cpfast.registry import Entry, options_of
 from cpfast.train import ranks
+from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.data import datasets, is_mirrored, is_text, parse_size
 from cpfast.train.errors import UserError
 from cpfast.train.models import models
@@ -42,6 +43,7 @@ _OF_RECIPES = ("repeats", "keep", "anneal")
 _SINCE: dict[str, Any] = {
     "recipe_text": None, "watch": None, "patience": 1, "not_before": None, "momentum": 0.9,
     "warmup": 0.0, "clip": None, "label_smoothing": 0.0, "bn_momentum": None, "image_size": None,
+    "augment": "paper", "mixup": 0.0, "cutmix": 0.0,
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
@@ -83,6 +85,8 @@ class Config:
         clip: the largest norm of all gradients together; None: any.
         label_smoothing: of the training's loss, and so of the scores.
         bn_momentum: of all BatchNorm layers' running statistics; None: the model's own.
+        augment: how training images are, one of `cpfast.train.augmentations`.
+        mixup, cutmix: alpha of each, in all epochs, on top of the recipe; 0 for none.
         recipe_text: the recipe's file, word for word, where it is none of the named ones: `method`
             is its name then.
         price_kwh, price_hour: what a kWh and what an hour of the machine costs, in any currency.
@@ -126,6 +130,9 @@ class Config:
     clip: float | None = None
     label_smoothing: float = 0.0
     bn_momentum: float | None = None
+    augment: str = "paper"
+    mixup: float = 0.0
+    cutmix: float = 0.0
     recipe_text: str | None = None
     image_size: str | None = None
 
@@ -144,6 +151,10 @@ class Config:
         _choice("--precision", self.precision, PRECISIONS)
         _choice("--step", self.step, STEPS)
         _choice("--labels", self.labels, LABELS)
+        _choice("--augment", self.augment, tuple(AUGMENTATIONS))
+        for name, alpha in self.mixing():
+            if not (math.isfinite(alpha) and alpha >= 0):
+                raise UserError(f"--{name} must be finite and not negative, got {alpha}")
         reads = "text" if is_text(self.data) else "images"
         if models.make(self.model).reads != reads:
             fitting = [name for name, entry in models.items() if entry.make().reads == reads]
@@ -230,6 +241,10 @@ class Config:
         """k, the most passes of any epoch."""
         return max(settings.repeats for settings in self.recipe().possible())
 
+    def mixing(self) -> tuple[tuple[str, float], ...]:
+        """The actions that mix images, and their alphas."""
+        return (("mixup", self.mixup), ("cutmix", self.cutmix))
+
     def recipe(self) -> Recipe:
         """That of the method or of the file, with those of these settings that it knows.
 
@@ -245,10 +260,15 @@ class Config:
                 raise UserError(str(error)) from error
             entry = Entry(file.name, file.factory(), file.source, file.summary)
         given = [name for name in _OF_RECIPES if name in options_of(entry.factory)]
+        mixing = [(name, alpha) for name, alpha in self.mixing() if alpha > 0]
         try:
-            return entry.make(
+            recipe = entry.make(
                 total_epochs=self.epochs, **{name: getattr(self, name) for name in given}
             )
+            if not mixing:
+                return recipe
+            more = [actions.make(name, alpha=alpha) for name, alpha in mixing]
+            return Recipe(self.epochs, [*recipe.actions, *more])
         except (TypeError, ValueError) as error:
             raise UserError(f"--method {self.method}: {error}") from error
 

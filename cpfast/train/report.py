@@ -23,7 +23,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
 
     Returns:
         "config" and "metrics" (the lines), "epochs", "test_accuracy" (of the last epoch that was
-        evaluated: in a finished run the last), "chance" (of guessing there, or None),
+        evaluated: in a finished run the last), "test_loss", "chance" (of guessing there, or None),
         "forward_samples", "backward_samples", "full_samples" and "measured_samples", "criteria"
         (as in a line, with the sums of their seconds and samples), "communication" (of an epoch in
         the mean), "seconds" by part (None: not timed), "energy" (of energy.json, or None),
@@ -52,6 +52,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "epochs": last["epoch"],
         "evaluated_epoch": evaluated[-1]["epoch"] if evaluated else None,
         "test_accuracy": evaluated[-1]["test_accuracy"] if evaluated else None,
+        "test_loss": evaluated[-1]["test_loss"] if evaluated else None,
         "chance": last["chance"],
         "forward_samples": sum(line["forward_samples"] for line in lines),
         "backward_samples": sum(line["backward_samples"] for line in lines),
@@ -66,12 +67,21 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def document(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary as JSON has it: the settings as in config.json, and no lines of metrics, which
+    metrics.jsonl has."""
+    shown = {name: value for name, value in summary.items() if name != "metrics"}
+    return {**shown, "config": summary["config"].to_dict()}
+
+
 def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     """The table at the end of `cpfast train`."""
     config: Config = summary["config"]
     seconds = summary["seconds"]
     done, total = summary["epochs"], config.epochs
     rows = [("test accuracy", _accuracy_text(summary))]
+    if data.is_text(config.data) and summary["test_loss"] is not None:
+        rows.append(("perplexity", f"{math.exp(min(summary['test_loss'], 700)):.2f} a character"))
     rows.append(("critical period", _period_text(summary)))
     measured = summary["measured_samples"]
     used, full = summary["backward_samples"] + measured, summary["full_samples"]

@@ -14,7 +14,8 @@ from cpfast.studies import read_results
 SUPPORT = pathlib.Path(__file__).parent.parent / "support"
 # without normalisation by batches, of which each process sees a part
 VIT = ("--data", "digits", "--model", "vit-tiny", "--limit", "64", "--epochs", "3", "--batch-size",
-       "16", "--eval-every", "3", "--threads", "1", "--no-energy", "--no-plot")  # fmt: skip
+       "16", "--eval-every", "3", "--threads", "1", "--no-energy", "--no-plot",
+       "--preset", "paper")  # fmt: skip
 DIGITS = ("--data", "digits", "--epochs", "6", "--threads", "1", "--no-energy", "--no-plot")
 PRUNED = ("--method", "detector+prune", "--criterion", "fixed", "--at", "1")
 
