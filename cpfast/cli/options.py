@@ -44,6 +44,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", help=f"{', '.join(datasets)}; or a folder or file of images; default: digits")
     add("--download", action="store_true", help="fetch --data if it is missing")
+    add(
+        "--image-size",
+        metavar="N|HxW",
+        help="pixels that the images of a folder are resized and cropped to; default: as they are "
+        "where all are of one size up to 96, else 64, or their median shorter side where less",
+    )
     add("--limit", type=int, help="train on so many images, stratified, or sequences")
     add(
         "--model",
@@ -68,7 +74,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--flip",
         action=argparse.BooleanOptionalAction,
-        help="mirror images; default: not for digits, mnist and other idx files by path",
+        help="mirror images; default: not for digits, mnist and other idx files by path, nor where "
+        "class folders are named as characters, or after left and right",
     )
     add("--seed", type=int, help="default: 0")
     add("--eval-every", type=int, help="epochs between evaluations; default: a tenth of all")

@@ -14,7 +14,8 @@ import cpfast
 from cpfast.cli.options import counted
 from cpfast.train import energy, process, ranks
 from cpfast.train.config import Config
-from cpfast.train.data import ImageData, TextData
+from cpfast.train.data import ImageData, TextData, datasets
+from cpfast.train.data.mirroring import have_sides
 from cpfast.train.errors import MissingLibrary, require
 
 
@@ -73,7 +74,18 @@ def header(config: Config, data: ImageData | TextData, parameters: int) -> str:
     size = ranks.Ranks().size
     processes = f" in {size} processes" if size > 1 else ""
     return (
-        f"{data.describe()}\n"
+        f"{data.describe()}{_mirroring(config, data)}\n"
         f"{config.model}, {parameters:,} parameters; {config.epochs} epochs; "
         f"{config.precision} on {config.device}{threads}{processes}; ops: {cpfast.backend()}"
     )
+
+
+def _mirroring(config: Config, data: ImageData | TextData) -> str:
+    """Of images by their path, whose default follows from what they are called."""
+    if isinstance(data, TextData) or config.data in datasets:
+        return ""
+    if config.flip:
+        return "; mirrored at random (not with --no-flip)"
+    if have_sides(data.classes):
+        return "; not mirrored, as classes are named after characters or sides (--flip mirrors)"
+    return ""

@@ -55,7 +55,7 @@ def _study(kind: type[Study], options: dict[str, Any], arguments: list[str], joi
     store.check_folder(path)
     with joined.first():
         dataset = data.load(
-            config.data, config.limit, progress=joined.is_first, download=options["download"]
+            config.data, config.limit, joined.is_first, options["download"], config.size
         )
     model = models.build(config.model, dataset.shape, dataset.outputs, config.seed)
     with RunFolder(path).locked():

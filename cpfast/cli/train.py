@@ -89,7 +89,7 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
         config = Config.from_options({**options, "device": device_of(options["device"])})
     config = prepare(config, options)
     with joined.first():
-        dataset = data.load(config.data, config.limit, progress=joined.is_first, download=download)
+        dataset = data.load(config.data, config.limit, joined.is_first, download, config.size)
     training = Training(config, dataset.to(torch.device(config.device)))
     if folder is None:
         name = f"{report.data_name(config.replace(limit=None))}-{config.model}-{config.method}"

@@ -15,7 +15,7 @@ from cpfast.pruning import policies
 from cpfast.recipes import Recipe, RecipeFile, recipes
 from cpfast.registry import Entry, options_of
 from cpfast.train import ranks
-from cpfast.train.data import datasets, is_text
+from cpfast.train.data import datasets, is_mirrored, is_text, parse_size
 from cpfast.train.errors import UserError
 from cpfast.train.models import models
 
@@ -47,7 +47,13 @@ _TYPES = {
 # Settings that are also a recipe's, where it has an option of that name.
 _OF_RECIPES = ("repeats", "keep", "anneal")
 # What runs of version 0.1.0 lack, and what holds for them.
-_SINCE: dict[str, Any] = {"recipe_text": None, "watch": None, "patience": 1, "not_before": None}
+_SINCE: dict[str, Any] = {
+    "recipe_text": None,
+    "watch": None,
+    "patience": 1,
+    "not_before": None,
+    "image_size": None,
+}
 
 # Where and how a run is executed or shown; these may change when it is resumed.
 ENVIRONMENT = (
@@ -62,6 +68,8 @@ class Config:
     Attributes:
         data: one of `cpfast.train.data.datasets`, or an absolute path.
         method: what is cut once the period has ended, see `cpfast.recipes.named`.
+        image_size: side, or HEIGHTxWIDTH, that the images of a folder are resized and cropped to;
+            None: as they are where they are small and of one size.
         limit: number of training samples, of images stratified; None for all.
         repeats: augmented passes over the data in an epoch of the critical period (k).
         keep: share that pruning keeps, as the policy means it; None: what its source keeps.
@@ -120,6 +128,7 @@ class Config:
     price_hour: float | None = None
     plot: bool = True
     recipe_text: str | None = None
+    image_size: str | None = None
 
     def __post_init__(self) -> None:
         _choice("--model", self.model, tuple(models))
@@ -143,6 +152,8 @@ class Config:
                 f"--model {self.model} does not fit --data {self.data}; "
                 f"choose from {', '.join(fitting)}"
             )
+        if self.image_size is not None:
+            parse_size(self.image_size)
         for option, value in (
             ("--epochs", self.epochs),
             ("--batch-size", self.batch_size),
@@ -201,6 +212,11 @@ class Config:
         return tuple(dict.fromkeys(filter(None, names)))
 
     @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of ``image_size``."""
+        return None if self.image_size is None else parse_size(self.image_size)
+
+    @property
     def passes(self) -> int:
         """k, the most passes of any epoch."""
         return max(settings.repeats for settings in self.recipe().possible())
@@ -238,7 +254,7 @@ class Config:
             own = datasets.make(name).defaults
         else:
             given["data"] = _absolute(name)
-            own = _defaults_of_path(Path(given["data"]))
+            own = {"flip": is_mirrored(Path(given["data"]))}
         for key, value in {**DEFAULTS, **own}.items():
             given.setdefault(key, value)
         _choice("--optimizer", given["optimizer"], OPTIMIZERS)
@@ -309,13 +325,6 @@ def changes(settings: dict[str, Any], stored: Config) -> list[str]:
         for key, value in settings.items()
         if key not in ENVIRONMENT and values[key] != value
     ]
-
-
-def _defaults_of_path(path: Path) -> dict[str, Any]:
-    """MNIST's own files, wherever they lie, hold digits or letters."""
-    name = "*idx3-ubyte*"  # a folder may hold them one level down, as torchvision's raw/
-    found = path.match(name) or any(path.glob(name)) or any(path.glob(f"*/{name}"))
-    return {"flip": False} if found else {}
 
 
 def _absolute(path: str) -> str:

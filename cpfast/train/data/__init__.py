@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from cpfast.registry import Registry
-from cpfast.train.data.listing import folders
+from cpfast.train.data.listing import folders, is_image
 from cpfast.train.data.sets import ImageData, TextData
 from cpfast.train.data.split import stratified
 from cpfast.train.errors import UserError
 
 __all__ = [
-    "DataSet", "ImageData", "Layout", "TextData", "datasets", "is_text", "layouts", "load",
-    "read_folder", "stratified",
+    "DataSet", "ImageData", "Layout", "TextData", "datasets", "is_mirrored", "is_text", "layouts",
+    "load", "parse_size", "read_folder", "stratified",
 ]  # fmt: skip
 
 # The networks halve it twice, and normalising a batch of one needs more than one pixel.
 SMALLEST = 8
+LARGEST = 4096  # that a photograph is resized to
 LAST = 2
 
 
@@ -49,17 +50,22 @@ class Layout:
     """How data lies in a folder or a file that is given by its path.
 
     Attributes:
-        load: from the path, the limit, and whether to show bars.
+        load: from the path, the limit, and whether to show bars; where it `resizes`, also from the
+            height and width that are asked for, or None.
         holds: whether a folder is of this layout.
         is_file: whether a file is.
         order: the layouts are tried by it, those of one by name. Those of `LAST` are tried once
             no other is found: they fit what others fit better.
+        has_sides: whether a mirrored image of what lies there may be of another class.
+        resizes: whether its images may be of any sizes.
     """
 
-    load: Callable[[Path, int | None, bool], ImageData]
+    load: Callable[..., ImageData]
     holds: Callable[[Path], bool] = _never
     is_file: Callable[[Path], bool] = _never
     order: int = 0
+    has_sides: Callable[[Path], bool] = _never
+    resizes: bool = False
 
 
 # Modules of this package register here, and are imported when one of these is first asked.
@@ -72,8 +78,39 @@ def is_text(source: str) -> bool:
     return source in datasets and datasets.make(source).reads == "text"
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of --image-size: "64", or "48x64".
+
+    Raises:
+        UserError: it is neither, or out of range.
+    """
+    sides = text.lower().split("x")
+    if len(sides) in (1, 2) and all(side.isascii() and side.isdigit() for side in sides):
+        height, width = int(sides[0]), int(sides[-1])
+        if min(height, width) >= SMALLEST and max(height, width) <= LARGEST:
+            return height, width
+    raise UserError(
+        f"--image-size must be a side or HEIGHTxWIDTH, of {SMALLEST} to {LARGEST} pixels, as 64 or "
+        f"48x64; got {text!r}"
+    )
+
+
+def is_mirrored(path: Path) -> bool:
+    """Whether the images at a path are mirrored where nobody says whether they should be: not
+    those of digits and letters, nor where a class is a left or a right."""
+    if path.is_file():
+        found = [(next(layout for _, layout in _ordered() if layout.is_file(path)), path)]
+    else:
+        found = _held(path) if path.is_dir() else []
+    return not any(layout.has_sides(place) for layout, place in found)
+
+
 def load(
-    source: str, limit: int | None = None, progress: bool = False, download: bool = False
+    source: str,
+    limit: int | None = None,
+    progress: bool = False,
+    download: bool = False,
+    image_size: tuple[int, int] | None = None,
 ) -> ImageData | TextData:
     """Load a data set by name or path.
 
@@ -82,6 +119,8 @@ def load(
         limit: how many training images, stratified, or training sequences to keep; None for all.
         progress: show bars where stderr is a terminal.
         download: fetch a published data set that is not there yet.
+        image_size: height and width that a folder's images are resized and cropped to; None: see
+            `decoded.load`.
 
     Raises:
         UserError: naming the path and what is wrong with it.
@@ -90,10 +129,12 @@ def load(
     published = [name for name, dataset in named.items() if dataset.is_published]
     if download and source not in published:
         raise UserError(f"--download goes with --data {', '.join(published)}; got {source}")
+    if source in named and image_size is not None:
+        raise UserError(f"--image-size goes with a folder of images; got --data {source}")
     if source in named:
         data = named[source].load(limit, progress, download)
     else:
-        data = _load_path(source, limit, progress)
+        data = _load_path(source, limit, progress, image_size)
     if isinstance(data, TextData):
         return data
     height, width, _ = data.shape
@@ -105,23 +146,24 @@ def load(
     return data
 
 
-def read_folder(path: Path, limit: int | None, progress: bool) -> ImageData:
+def read_folder(
+    path: Path, limit: int | None, progress: bool, image_size: tuple[int, int] | None = None
+) -> ImageData:
     """Of whichever layout; the data may also lie in the only folder in it that holds some.
 
     Raises:
         UserError: naming the path and what is wrong with it.
     """
-    inside = folders(path)
-    held: list[tuple[Layout, Path]] = []
-    for is_last in (False, True):
-        tried = [layout for _, layout in _ordered() if (layout.order >= LAST) == is_last]
-        for places in ([path], inside):
-            if len(held) == 0:
-                found = (next((k for k in tried if k.holds(p)), None) for p in places)
-                held = [(k, p) for k, p in zip(found, places, strict=True) if k is not None]
+    held = _held(path)
     if len(held) == 1:
         layout, place = held[0]
-        return layout.load(place, limit, progress)
+        return _loaded(layout, place, limit, progress, image_size)
+    loose = sum(is_image(file.name) for file in path.iterdir()) if not held else 0
+    if loose:
+        raise UserError(
+            f"{path}: {loose:,} image{'s' * (loose > 1)} in no class folder; move those of each "
+            f"class into a folder of its own, {path.name}/<class>/<image>"
+        )
     several = f"several folders with data: {held[0][1].name}, {held[1][1].name}" if held else "none"
     # The general ones first: they are what most people have.
     lines = [
@@ -132,13 +174,44 @@ def read_folder(path: Path, limit: int | None, progress: bool) -> ImageData:
     raise UserError(f"{path}: no train/ folder ({several}); expected {'; or '.join(lines)}")
 
 
-def _load_path(source: str, limit: int | None, progress: bool) -> ImageData:
+def _held(path: Path) -> list[tuple[Layout, Path]]:
+    """The data in a folder, or in the folders in it where it holds none itself."""
+    inside = folders(path)
+    held: list[tuple[Layout, Path]] = []
+    for is_last in (False, True):
+        tried = [layout for _, layout in _ordered() if (layout.order >= LAST) == is_last]
+        for places in ([path], inside):
+            if len(held) == 0:
+                found = (next((k for k in tried if k.holds(p)), None) for p in places)
+                held = [(k, p) for k, p in zip(found, places, strict=True) if k is not None]
+    return held
+
+
+def _loaded(
+    layout: Layout,
+    place: Path,
+    limit: int | None,
+    progress: bool,
+    image_size: tuple[int, int] | None,
+) -> ImageData:
+    if layout.resizes:
+        return layout.load(place, limit, progress, image_size)
+    if image_size is not None:
+        raise UserError(
+            f"--image-size goes with images in files of their own, which {place} does not hold"
+        )
+    return layout.load(place, limit, progress)
+
+
+def _load_path(
+    source: str, limit: int | None, progress: bool, image_size: tuple[int, int] | None
+) -> ImageData:
     path = Path(source).expanduser()
     if path.is_dir():
-        return read_folder(path, limit, progress)
+        return read_folder(path, limit, progress, image_size)
     if path.is_file():
         layout = next(layout for _, layout in _ordered() if layout.is_file(path))
-        return layout.load(path, limit, progress)
+        return _loaded(layout, path, limit, progress, image_size)
     raise UserError(
         f"--data {source}: no such folder or file (expected an image folder or an .npz file; or "
         f"one of {', '.join(datasets)}; or CIFAR's or MNIST's files)"

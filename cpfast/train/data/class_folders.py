@@ -15,6 +15,7 @@ import numpy as np
 
 from cpfast.train.data import LAST, Layout, decoded, layouts
 from cpfast.train.data.listing import Files, class_names, folders, is_image, list_classes
+from cpfast.train.data.mirroring import have_sides
 from cpfast.train.data.sets import ImageData
 from cpfast.train.data.split import stratified
 from cpfast.train.errors import UserError
@@ -32,7 +33,9 @@ def holds(root: Path) -> bool:
     return False
 
 
-def load(root: Path, limit: int | None, progress: bool) -> ImageData:
+def load(
+    root: Path, limit: int | None, progress: bool, image_size: tuple[int, int] | None = None
+) -> ImageData:
     """Classes are the folders, in the order of their names; see `NOTE` for the split.
 
     Raises:
@@ -52,9 +55,13 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
         Files(list(compress(paths, part)), labels[part], more)
         for part, more in ((~held, others), (held, Counter()))
     )
-    return decoded.load(root, train, test, classes, limit, progress, NOTE)
+    return decoded.load(root, train, test, classes, limit, progress, NOTE, image_size)
+
+
+def _has_sides(root: Path) -> bool:
+    return have_sides(folder.name for folder in folders(root))
 
 
 @layouts.register("class-folders", source="arXiv 1709.00029", line="<class>/<image>")
 def layout() -> Layout:
-    return Layout(load, holds, order=LAST)
+    return Layout(load, holds, order=LAST, has_sides=_has_sides, resizes=True)

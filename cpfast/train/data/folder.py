@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cpfast.train.data import Layout, decoded, layouts
-from cpfast.train.data.listing import class_names, list_classes
+from cpfast.train.data.listing import class_names, folders, list_classes
+from cpfast.train.data.mirroring import have_sides
 from cpfast.train.data.sets import ImageData
 from cpfast.train.errors import UserError
 
@@ -16,7 +17,9 @@ def holds(root: Path) -> bool:
     return (root / "train").is_dir()
 
 
-def load(root: Path, limit: int | None, progress: bool) -> ImageData:
+def load(
+    root: Path, limit: int | None, progress: bool, image_size: tuple[int, int] | None = None
+) -> ImageData:
     """Classes are the folders of train/, in the order of their names.
 
     Raises:
@@ -38,7 +41,11 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
     if not test.paths:
         raise UserError(f"{test_root}: no images in the class folders")
     note = "" if found == ["test"] else f"tested on {', not '.join(f'{name}/' for name in found)}"
-    return decoded.load(root, train, test, classes, limit, progress, note)
+    return decoded.load(root, train, test, classes, limit, progress, note, image_size)
+
+
+def _has_sides(root: Path) -> bool:
+    return have_sides(folder.name for folder in folders(root / "train"))
 
 
 @layouts.register(
@@ -47,4 +54,4 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
     line="train/<class>/<image> and test/<class>/<image>",
 )
 def layout() -> Layout:
-    return Layout(load, holds, order=1)
+    return Layout(load, holds, order=1, has_sides=_has_sides, resizes=True)

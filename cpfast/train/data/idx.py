@@ -161,4 +161,5 @@ def _few(labels: np.ndarray) -> str:
     line="MNIST-style train-images-idx3-ubyte, with or without .gz",
 )
 def layout() -> Layout:
-    return Layout(load, holds, is_idx)
+    # They hold digits or letters, as MNIST's own.
+    return Layout(load, holds, is_idx, has_sides=lambda path: True)

@@ -17,7 +17,7 @@ from cpfast.train.errors import UserError
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff",
-    ".webp",
+    ".webp", ".heic", ".heif",
 )  # fmt: skip
 LEFT_BEHIND = ("__macosx", "thumbs.db", "desktop.ini")
 SHOWN = 6  # suffixes

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_TOGETHER = 4096  # images
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -21,6 +23,8 @@ class ImageData:
         classes: the name of each label.
         name: for messages.
         note: what a reader of results must know of the data beside it, or nothing.
+        resized: height and width that the images were resized and cropped to; None: they are as
+            they were found.
     """
 
     train_images: Tensor
@@ -30,6 +34,7 @@ class ImageData:
     classes: tuple[str, ...]
     name: str
     note: str = ""
+    resized: tuple[int, int] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,7 +60,9 @@ class ImageData:
 
         Summed in integers, so that it is the same on every device and for every order.
         """
-        total = self.train_images.sum(0, dtype=torch.int64)
+        # In parts: on the CPU torch first makes int64 of all that it sums.
+        parts = (part.sum(0, dtype=torch.int64) for part in self.train_images.split(_TOGETHER))
+        total = torch.stack([*parts]).sum(0)
         return (total.double() / (255 * len(self.train_images))).float()
 
     def fingerprint(self) -> str:

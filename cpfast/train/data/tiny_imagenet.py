@@ -23,7 +23,9 @@ def holds(root: Path) -> bool:
     return (root / "train").is_dir() and any((root / "val" / part).exists() for part in parts)
 
 
-def load(root: Path, limit: int | None, progress: bool) -> ImageData:
+def load(
+    root: Path, limit: int | None, progress: bool, image_size: tuple[int, int] | None = None
+) -> ImageData:
     """Classes are the folders of train/, in the order of their names (of wnids.txt, sorted).
 
     Raises:
@@ -32,7 +34,7 @@ def load(root: Path, limit: int | None, progress: bool) -> ImageData:
     classes = class_names(root / "train")
     train = list_classes(root / "train", classes, inner="images")
     test = _validation(root / "val", classes)
-    return decoded.load(root, train, test, classes, limit, progress, "tested on val/")
+    return decoded.load(root, train, test, classes, limit, progress, "tested on val/", image_size)
 
 
 def _validation(folder: Path, classes: tuple[str, ...]) -> Files:
@@ -71,4 +73,4 @@ def _validation(folder: Path, classes: tuple[str, ...]) -> Files:
     line="Tiny-ImageNet's train/<wnid>/images/ and val/val_annotations.txt",
 )
 def layout() -> Layout:
-    return Layout(load, holds)
+    return Layout(load, holds, resizes=True)

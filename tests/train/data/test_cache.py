@@ -8,7 +8,7 @@ import torch
 from support.image_files import Image, write_images
 
 from cpfast.train import data
-from cpfast.train.data import decoded
+from cpfast.train.data import decoded, kept
 from cpfast.train.runfolder import RunFolder
 
 
@@ -26,15 +26,15 @@ def count_decoded(monkeypatch):
     calls = []
     decode = decoded._decode
 
-    def counted(paths, progress):
+    def counted(own, paths, *more):
         calls.append(len(paths))
-        return decode(paths, progress)
+        return decode(own, paths, *more)
 
     monkeypatch.setattr(decoded, "_decode", counted)
     return calls
 
 
-def kept(folder) -> list[str]:
+def names(folder) -> list[str]:
     return sorted(path.name.split("-")[0] for path in (folder / decoded.CACHE).glob("*.npz"))
 
 
@@ -91,7 +91,7 @@ def test_a_changed_file_is_decoded_anew_and_replaces_what_was_kept(folder, count
     after = data.load(str(folder))
     assert len(count_decoded) == 2
     assert (after.fingerprint() == before.fingerprint()) == (change == "time")
-    assert kept(folder) == ["all"]
+    assert names(folder) == ["all"]
 
 
 @pytest.mark.parametrize("how", ["in place", "by another file"])
@@ -114,7 +114,7 @@ def test_a_file_that_is_rewritten_with_equal_size_and_time_is_decoded_anew(
     assert count_decoded == [8, 8]
     assert before.train_images[1, 0, 0].tolist() == [1, 0, 9]
     assert after.train_images[1, 0, 0].tolist() == [200, 0, 9]
-    assert kept(tmp_path) == ["all"]
+    assert names(tmp_path) == ["all"]
 
 
 def damage(path, how: str) -> None:
@@ -143,22 +143,46 @@ def test_damage_is_noticed_and_replaced(folder, count_decoded, capsys, how):
     assert capsys.readouterr().err == ""
 
 
+def arrays(**changed):
+    """Of 16 images, as they are kept, but for what is changed; None leaves it out."""
+    right = {
+        "images": np.zeros((16, 8, 9, 3), np.uint8),
+        "sizes": np.tile(np.int32([8, 9]), (16, 1)),
+        "is_colour": np.ones(16, bool),
+        "is_transparent": np.zeros(16, bool),
+    }
+    return {name: value for name, value in {**right, **changed}.items() if value is not None}
+
+
 @pytest.mark.parametrize(
-    "arrays",
+    "changed",
     [
-        {"images": np.zeros((16, 8, 9, 3), np.uint8)},
-        {"images": np.zeros((15, 8, 9, 3), np.uint8), "is_colour": np.ones(15, bool)},
-        {"images": np.zeros((16, 8, 9, 3), np.float32), "is_colour": np.ones(16, bool)},
-        {"images": np.zeros((16, 8, 9, 1), np.uint8), "is_colour": np.ones(16, bool)},
-        {"images": np.zeros((16, 8, 9, 3), np.uint8), "is_colour": np.ones(3, bool)},
-        {"images": np.array([None]), "is_colour": np.ones(16, bool)},
+        {"is_colour": None},
+        {"images": np.zeros((15, 8, 9, 3), np.uint8)},
+        {"images": np.zeros((16, 8, 9, 3), np.float32)},
+        {"images": np.zeros((16, 8, 9, 1), np.uint8)},
+        {"images": np.array([None])},
+        {"is_colour": np.ones(3, bool)},
+        {"is_transparent": np.zeros(16, np.uint8)},
+        {"sizes": np.zeros((16, 2), np.int64)},
     ],
 )
-def test_foreign_arrays_are_not_used(folder, count_decoded, arrays):
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_foreign_arrays_are_not_used(folder, count_decoded, changed, save):
     before = data.load(str(folder))
     (path,) = (folder / decoded.CACHE).glob("*.npz")
-    np.savez(path, **arrays)
+    save(path, **arrays(**changed))
     assert data.load(str(folder)).fingerprint() == before.fingerprint()
+    assert count_decoded == [16, 16]
+
+
+def test_arrays_of_the_right_form_are_used(folder, count_decoded):
+    data.load(str(folder))
+    (path,) = (folder / decoded.CACHE).glob("*.npz")
+    np.savez(path, **arrays())
+    assert data.load(str(folder)).train_images.max() == 0
+    np.savez_compressed(path, **arrays())
+    assert data.load(str(folder)).train_images.max() > 0
     assert count_decoded == [16, 16]
 
 
@@ -167,10 +191,10 @@ def test_a_limit_has_its_own_and_each_limit_one(folder, count_decoded):
     assert data.load(str(folder), limit=4).fingerprint() == some.fingerprint()
     assert count_decoded == [8]
     data.load(str(folder), limit=2)
-    assert kept(folder) == ["6", "8"]
+    assert names(folder) == ["6", "8"]
     os.utime(folder / "test" / "cat" / "0.png", ns=(1, 1))
     data.load(str(folder), limit=4)
-    assert kept(folder) == ["6", "8"]
+    assert names(folder) == ["6", "8"]
 
 
 def test_a_limit_takes_from_what_is_kept_of_all(folder, count_decoded):
@@ -181,7 +205,7 @@ def test_a_limit_takes_from_what_is_kept_of_all(folder, count_decoded):
     taken = data.load(str(folder), limit=4)
     assert count_decoded == [8, 16]
     assert taken.fingerprint() == alone.fingerprint()
-    assert kept(folder) == ["all"]
+    assert names(folder) == ["all"]
 
 
 def test_a_limit_has_the_same_channels_from_what_is_kept_and_from_the_files(tmp_path):
@@ -198,14 +222,14 @@ def test_a_limit_has_the_same_channels_from_what_is_kept_and_from_the_files(tmp_
     for path in (tmp_path / decoded.CACHE).glob("6-*.npz"):
         path.unlink()
     assert data.load(str(tmp_path), limit=2).fingerprint() == alone.fingerprint()
-    assert kept(tmp_path) == ["all"]
+    assert names(tmp_path) == ["all"]
 
 
 def full_disk(monkeypatch, folder):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(decoded.np, "savez", fail)
+    monkeypatch.setattr(kept.np.lib.format, "write_array_header_1_0", fail)
 
 
 def a_file_in_the_way(monkeypatch, folder):
@@ -216,7 +240,7 @@ def read_only(monkeypatch, folder):
     def fail(*_, **__):  # root may write everywhere
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(decoded, "write_atomically", fail)
+    monkeypatch.setattr(kept, "write_atomically", fail)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +266,7 @@ def test_while_another_process_keeps_them(folder, capsys):
     with RunFolder(folder / decoded.CACHE).locked():
         assert data.load(str(folder)).train_size == 12
     assert f"in use by process {os.getpid()}" in capsys.readouterr().err
-    assert kept(folder) == []
+    assert names(folder) == []
 
 
 def test_a_failed_decoding_keeps_nothing(folder):
@@ -251,4 +275,4 @@ def test_a_failed_decoding_keeps_nothing(folder):
     path.write_bytes(content[:50])
     with pytest.raises(data.UserError, match="cannot read image"):
         data.load(str(folder))
-    assert kept(folder) == []
+    assert names(folder) == []

@@ -100,7 +100,18 @@ def test_a_class_without_images(eurosat):
         data.load(str(eurosat))
 
 
-def test_an_image_of_another_size_is_named(eurosat):
+def test_an_image_of_another_size_is_resized_with_all_and_said(eurosat):
     Image.new("RGB", (9, 10)).save(eurosat / "Forest" / "Forest_7.png")
-    with pytest.raises(UserError, match=r"one size: .* Forest_7\.png|Forest_7\.png is 9x10"):
-        data.load(str(eurosat))
+    images = data.load(str(eurosat))
+    assert images.shape == (8, 8, 3) and images.train_size + images.test_size == 46
+    assert "of any sizes, resized and cropped to 8x8 (--image-size chooses)" in images.describe()
+
+
+def test_images_in_no_class_folder_are_refused_with_what_to_do(tmp_path):
+    write_images(tmp_path / "flat", 5)
+    with pytest.raises(UserError) as raised:
+        data.load(str(tmp_path / "flat"))
+    assert str(raised.value) == (
+        f"{tmp_path / 'flat'}: 5 images in no class folder; move those of each class into a folder "
+        "of its own, flat/<class>/<image>"
+    )

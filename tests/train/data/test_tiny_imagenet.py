@@ -53,7 +53,7 @@ def test_images_labels_and_classes(tiny):
     assert len(images.train_images[4, 9, 9].unique()) == 1
     red = images.test_images[:, 9, 9, 0].int()
     assert (red - 80 * torch.tensor(VALIDATION)).abs().max() <= 3
-    assert images.describe().endswith("; tested on val/")
+    assert images.describe().endswith("; tested on val/; 1 image of grey made RGB")
 
 
 def test_it_may_lie_one_level_down(tiny):
@@ -98,10 +98,11 @@ def test_an_image_without_annotation(tiny):
 def test_files_passed_over_are_said(tiny):
     for path in ("val/images/._val_0.JPEG", "val/images/Thumbs.db", "train/.DS_Store"):
         (tiny / path).write_bytes(b"no image")
-    assert data.load(str(tiny)).note == "tested on val/"
+    note = "tested on val/; 1 image of grey made RGB"
+    assert data.load(str(tiny)).note == note
     for path in ("val/images/notes.txt", f"train/{WNIDS[0]}/images/notes.txt", "train/a.csv"):
         (tiny / path).write_bytes(b"no image")
-    assert data.load(str(tiny)).note == "tested on val/; 3 files passed over (.txt 2, .csv 1)"
+    assert data.load(str(tiny)).note == f"{note}; 3 files passed over (.txt 2, .csv 1)"
 
 
 def test_an_image_in_a_folder_has_no_annotation_of_its_name_alone(tiny):
@@ -126,11 +127,12 @@ def test_a_truncated_image_is_named(tiny):
         data.load(str(tiny))
 
 
-def test_an_image_of_another_size_is_named(tiny):
+def test_an_image_of_another_size_is_resized_and_said(tiny):
     path = tiny / "val" / "images" / "val_2.JPEG"
-    Image.new("RGB", (64, 63)).save(path)
-    with pytest.raises(UserError, match=rf"is 64x64, {path} is 64x63"):
-        data.load(str(tiny))
+    Image.new("RGB", (64, 63), (9, 9, 9)).save(path)
+    images = data.load(str(tiny))
+    assert images.shape == (64, 64, 3) and "of any sizes, resized and cropped" in images.note
+    assert data.load(str(tiny), image_size=(32, 16)).shape == (32, 16, 3)
 
 
 def test_no_validation_images(tiny):
