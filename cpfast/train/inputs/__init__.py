@@ -22,9 +22,11 @@ class Input(nn.Module):
     Attributes:
         data: the class of its data sets.
         classes: the name of each logit.
+        takes_files: whether its samples can be read from files.
     """
 
     data: ClassVar[type]
+    takes_files: ClassVar[bool] = False
     classes: tuple[str, ...]
 
     @classmethod

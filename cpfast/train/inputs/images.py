@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cpfast.forms import shown
-from cpfast.train.data import ImageData
+from cpfast.train.data import ImageData, decoded
 from cpfast.train.data.listing import is_image
-from cpfast.train.errors import UserError, first_line, require
+from cpfast.train.errors import UserError
 from cpfast.train.inputs import Input, inputs
 from cpfast.train.scores.classes import ClassScores
 
@@ -22,6 +21,7 @@ class Images(Input):
     """uint8 [N, H, W, C], or floating point in [0, 1] -> float32 [N, C, H, W], channels last."""
 
     data = ImageData
+    takes_files = True
     mean: Tensor
     scale: Tensor
 
@@ -71,7 +71,13 @@ class Images(Input):
         """
         if not isinstance(data, ImageData):
             raise UserError(f"--data {data.name}: no images, which the model was trained on")
-        if data.shape != self.shape:
+        images, labels = {
+            "train": (data.train_images, data.train_labels),
+            "test": (data.test_images, data.test_labels),
+        }[name]
+        if data.shape == (*self.shape[:2], 1):  # grey, where the training had colours too
+            images = images.expand(-1, -1, -1, self.shape[2])
+        if images.shape[1:] != self.shape:
             raise UserError(
                 f"--data {data.name}: images of {'x'.join(map(str, data.shape))}; the model takes "
                 f"{self._size('x')}"
@@ -83,10 +89,6 @@ class Images(Input):
                 f"--data {data.name}: the model does not know class {unknown[0]!r} (it knows "
                 f"{known})"
             )
-        images, labels = {
-            "train": (data.train_images, data.train_labels),
-            "test": (data.test_images, data.test_labels),
-        }[name]
         own = torch.tensor([self.classes.index(name) for name in data.classes])
         return images, own.to(labels.device)[labels]
 
@@ -96,25 +98,10 @@ class Images(Input):
     def read(self, path: Path) -> Tensor:
         """uint8 [1, H, W, C], whatever the size in the file: prepared as for training."""
         height, width, channels = self.shape
-        return torch.from_numpy(_read_image(path, (height, width), channels))[None]
+        return torch.tensor(decoded.read_image(path, (height, width), channels))[None]
 
     def is_file(self, name: str) -> bool:
         return is_image(name)
 
     def _size(self, by: str = ", ") -> str:
         return by.join(map(str, self.shape))
-
-
-def _read_image(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
-    image_module = require("PIL.Image", "reading an image")
-    upright = require("PIL.ImageOps", "reading an image")
-    try:
-        with open(path, "rb") as file, image_module.open(file) as image:
-            upright.exif_transpose(image, in_place=True)
-            image = image.convert("L" if channels == 1 else "RGB")
-            if image.size[::-1] != size:
-                image = upright.fit(image, size[::-1], image_module.Resampling.BILINEAR)
-            pixels = np.asarray(image)
-    except Exception as error:
-        raise UserError(f"cannot read image {path}: {first_line(error)}") from error
-    return pixels if channels == 3 else pixels[..., None].copy()

@@ -25,5 +25,5 @@ class Scores(Protocol):
     def table(self, result: dict[str, Any]) -> str: ...
 
     def draw(self, result: dict[str, Any], folder: Path, title: str) -> list[Path]:
-        """Pictures in an existing folder; their paths."""
+        """Pictures in a folder, which is made where there are any; their paths."""
         ...

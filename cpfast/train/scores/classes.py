@@ -132,6 +132,7 @@ class ClassScores:
         return f"{head}\n\n{table}{note}"
 
     def draw(self, result: dict[str, Any], folder: Path, title: str) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
         confusion, calibration = folder / "confusion.png", folder / "calibration.png"
         draw_confusion(result, confusion, title)
         draw_calibration(result, calibration, title)
