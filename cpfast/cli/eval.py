@@ -88,7 +88,8 @@ def _run(options: dict[str, Any], arguments: list[str]) -> None:
         shown = [str(path) for path in pictures]
         print(json.dumps({**about, **result, "pictures": shown}, indent=2))
         return
-    title = f"{options['folder']}, epoch {model.epoch}, on {dataset.name} ({_samples(options['split'])})"
+    split = _samples(options["split"])
+    title = f"{options['folder']}, epoch {model.epoch}, on {dataset.name} ({split})"
     print("\n".join([title, "-" * len(title), scores.table(result)]))
     if pictures:
         print(f"\npictures  {', '.join(map(str, pictures))}")
