@@ -57,6 +57,9 @@ def _study(kind: type[Study], options: dict[str, Any], arguments: list[str], joi
         dataset = data.load(
             config.data, config.limit, joined.is_first, options["download"], config.size
         )
+    study = kind.from_options({**options, "device": config.device, "size": dataset.train_size})
+    config = study.config.replace(energy=config.energy, plot=config.plot)
+    study = dataclasses.replace(study, config=config)
     model = models.build(config.model, dataset.shape, dataset.outputs, config.seed)
     with RunFolder(path).locked():
         runner = Runner(

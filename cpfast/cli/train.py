@@ -27,7 +27,9 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_run)
     method = parser.add_mutually_exclusive_group()
     method.add_argument(
-        "--method", choices=tuple(recipes), help="a named recipe; default: detector+prune"
+        "--method",
+        choices=tuple(recipes),
+        help="a named recipe; default: fast, with --preset paper detector+prune",
     )
     method.add_argument("--recipe", metavar="FILE", help="a recipe of your own, in TOML")
     add_run_options(parser)
@@ -79,6 +81,9 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
     folder = None if out is None else RunFolder(joined.mirrored(Path(out)))
     if folder is not None and ranks.is_restarted() and folder.is_run():
         resume = True
+    if options["preset"] is None:
+        options["preset"] = "paper" if options["method"] == "paper" else "fast"
+    device = device_of(options["device"])
     if resume:
         if folder is None:
             raise UserError("--resume needs --out RUN, the folder of the run")
@@ -86,10 +91,14 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
     else:
         if folder is not None:
             folder.check_free()
-        config = Config.from_options({**options, "device": device_of(options["device"])})
+        config = Config.from_options({**options, "device": device})
     config = prepare(config, options)
     with joined.first():
         dataset = data.load(config.data, config.limit, joined.is_first, download, config.size)
+    if not resume:
+        shown = {"energy": config.energy, "plot": config.plot}
+        options = {**options, **shown, "device": device}
+        config = Config.from_options(options, dataset.train_size)
     training = Training(config, dataset.to(torch.device(config.device)))
     if folder is None:
         name = f"{report.data_name(config.replace(limit=None))}-{config.model}-{config.method}"
@@ -133,7 +142,7 @@ def _of_file(path: str | None) -> dict[str, Any]:
 
 def _resumed_config(folder: RunFolder, options: dict[str, Any]) -> Config:
     stored = folder.config()
-    other = differences(options, stored)
+    other = differences({k: v for k, v in options.items() if k != "preset"}, stored)
     if other:
         raise UserError(f"--resume {folder.path}: cannot change {'; '.join(other)}")
     changes = {k: v for k, v in options.items() if k in ENVIRONMENT and v is not None}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
@@ -45,6 +48,7 @@ _STATE = Open(
         "pruner": Maybe(dict),
         "rotation": Maybe(dict),
         "probe": Maybe(dict),
+        "energy": Maybe(dict),
     }
 )
 
@@ -74,6 +78,10 @@ class Course:
             none.
         applied: fields of the settings that the loop applies by itself, reading :attr:`settings`:
             of "mixup", "cutmix", "augment", "resolution", "length", "batch".
+        energy: whether codecarbon meters the training, from the first :meth:`begin` on: of the
+            first process, and its device.
+        log: is called after each epoch, ``log(metrics, step=completed)``, as ``Accelerator.log``
+            or ``wandb.log``, with what :meth:`end` returns.
 
     Attributes:
         epoch: of the last :meth:`begin`, or the next; from 0.
@@ -86,6 +94,7 @@ class Course:
         ValueError: a recipe that changes what neither this nor the loop applies, that needs a
             detector, or is for another number of epochs; a criterion that needs more than the
             weights and the gradients; another pruner than the sampler's.
+        ImportError: ``energy`` without codecarbon.
     """
 
     @typed
@@ -97,8 +106,12 @@ class Course:
         recipe: Recipe | None = None,
         sampler: PrunedSampler | None = None,
         applied: Sequence[str] = (),
+        energy: bool = False,
+        log: Callable[..., Any] | None = None,
     ) -> None:
-        self.detector, self.recipe = detector, recipe
+        if energy and find_spec("codecarbon") is None:
+            raise ImportError("energy: needs codecarbon: pip install 'cpfast[train]'")
+        self.detector, self.recipe, self.energy = detector, recipe, energy
         self.pruner: DataPruner | None = None
         self.sampler: PrunedSampler | None = None
         if recipe is not None:
@@ -122,7 +135,10 @@ class Course:
         self._has_said = False
         self._frozen: set[nn.Parameter] = set()
         self._pending: dict[str, Any] | None = None
-        self._applied = tuple(applied)
+        self._device = torch.device("cpu")
+        self._meter: Any = None
+        self._used: dict[str, Any] | None = None  # energy, when it was last read
+        self._applied, self._log = tuple(applied), log
         self._warned = False
         if sampler is not None:
             self.use(sampler, pruner)
@@ -188,6 +204,7 @@ class Course:
                 ones.
         """
         model_ = layers.unwrapped(model)
+        self._device = next((p.device for p in model_.parameters()), self._device)
         if self.detector is not None and (
             self.rotation is None or self.rotation.model is not model_
         ):
@@ -243,7 +260,8 @@ class Course:
         self._held = []
 
     def detach(self) -> None:
-        """Leaves the optimizers and the sampler alone again."""
+        """Leaves the optimizers and the sampler alone again, and stops the meter."""
+        self._stop_meter()
         for hook in self._hooks:
             hook.remove()
         if self.sampler is not None:
@@ -329,6 +347,7 @@ class Course:
             if self._probe is not None:
                 self._probe.begin()
         self._freeze()
+        self._start_meter()
         return self.settings
 
     def _freeze(self) -> None:
@@ -358,8 +377,8 @@ class Course:
 
         Returns:
             For a log: ``cpfast/rotation``, the mean, ``cpfast/rotation/<layer>``, ``cpfast/kept``,
-            the share of full passes that was planned, and, once it has ended,
-            ``cpfast/period_end``.
+            the share of full passes that was planned, once it has ended ``cpfast/period_end``, and
+            with ``energy`` the kWh used so far, ``cpfast/energy_kwh``.
         """
         if not rescored:
             self._say_what_is_left()
@@ -372,11 +391,15 @@ class Course:
                 metrics["cpfast/period_end"] = float(self.detector.end_epoch)
         if self.pruner is not None and self.pruner.planned is not None:
             metrics["cpfast/kept"] = self.pruner.kept
+        if self.energy:
+            metrics |= self._metered()
         self._check_planned()
         self._diffusion = [*self._diffusion[: self.epoch], self._diffused]
         self.completed, self._goes_on = completed, False
         if self.sampler is not None:
             self.sampler.held = False
+        if self._log is not None:
+            self._log(metrics, step=completed)
         return metrics
 
     def _check_planned(self) -> None:
@@ -434,12 +457,15 @@ class Course:
         if model is not None:
             self.attach(model, optimizers)
         total = self.moment(0).total_epochs
-        for epoch in range(self.completed, total):
-            self.begin(epoch)
-            self._loops = True
-            yield epoch
-            self._loops = False
-            self.end()
+        try:
+            for epoch in range(self.completed, total):
+                self.begin(epoch)
+                self._loops = True
+                yield epoch
+                self._loops = False
+                self.end()
+        finally:
+            self._stop_meter()
 
     def _say_what_is_left(self) -> None:
         """Once, of a policy that wants more of a loop than its samples and a loss."""
@@ -472,6 +498,32 @@ class Course:
         if self.pruner is not None:
             self.pruner.sync()
 
+    # --- energy -----------------------------------------------------------------------------
+
+    def _start_meter(self) -> None:
+        if self.energy and self._meter is None and (not _joined() or dist.get_rank() == 0):
+            from cpfast.train.energy import EnergyMeter
+
+            self._meter = EnergyMeter(self._device, self._used)
+
+    def _stop_meter(self) -> None:
+        if self._meter is not None:
+            self._used, self._meter = self._meter.stop(), None
+
+    def _read_meter(self) -> None:
+        if self._meter is not None:
+            self._used = self._meter.read()
+
+    def _metered(self) -> dict[str, float]:
+        """What the first process has read, on every one; a collective under torch.distributed."""
+        self._read_meter()
+        kwh = torch.full((), torch.nan, dtype=torch.float64, device=self._device)
+        if self._used is not None and self._used["kwh"] is not None:
+            kwh.fill_(self._used["kwh"])
+        if _joined():
+            dist.broadcast(kwh, 0)
+        return {} if kwh.isnan() else {"cpfast/energy_kwh": float(kwh)}
+
     # --- the state --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -481,6 +533,7 @@ class Course:
         self.sync()
         if self._loops and self._is_trained():
             self.end()
+        self._read_meter()
         parts = {"detector": self.detector, "pruner": self.pruner}
         rotation, probe = self.rotation, self._probe
         return {
@@ -495,6 +548,7 @@ class Course:
             # of sharded weights the whole, for trainers have one process write it
             "rotation": None if rotation is None else rotation.state_dict(full=True),
             "probe": None if probe is None else probe.state_dict(within=self._goes_on),
+            "energy": self._used,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -520,6 +574,7 @@ class Course:
         self._goes_on = self._begun is not None
         self._rotations = [tuple(layer) for layer in state["rotations"]]
         self._lrs, self._diffusion = list(state["lrs"]), list(state["diffusion"])
+        self._used = state["energy"]
         measured = {name: state[name] for name in ("rotation", "probe")}
         if self.rotation is None:
             self._pending = measured
@@ -530,6 +585,10 @@ class Course:
         for name, own in (("rotation", self.rotation), ("probe", self._probe)):
             if own is not None and measured[name] is not None:
                 own.load_state_dict(measured[name])
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _hooked(optimizer: Any) -> Optimizer:

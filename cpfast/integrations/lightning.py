@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from cpfast.arguments import typed
 from cpfast.detection import CriticalPeriodDetector
-from cpfast.forms import Maybe, check
+from cpfast.forms import check
 from cpfast.integrations import _lightning_loops as loops
 from cpfast.integrations import plain
 from cpfast.integrations.batches import KEPT, PlannedBatches
@@ -35,7 +34,7 @@ except ImportError:
 
 __all__ = ["CriticalPeriodCallback", "prepare"]
 
-_STATE = {"course": dict, "energy": Maybe(dict)}
+_STATE = {"course": dict}
 
 
 @typed
@@ -154,16 +153,12 @@ class CriticalPeriodCallback(pl.Callback):
         energy: bool = False,
     ) -> None:
         super().__init__()
-        if energy and find_spec("codecarbon") is None:
-            raise ImportError("energy: needs codecarbon: pip install 'cpfast[train]'")
-        self.course = Course(detector, pruner=pruner, recipe=recipe, applied=applied)
-        self._logs, self.energy = log, energy  # Lightning sets log of its callbacks
+        self.course = Course(detector, pruner=pruner, recipe=recipe, applied=applied, energy=energy)
+        self._logs = log  # Lightning sets log of its callbacks
         self._state: dict[str, Any] | None = None  # that was loaded, before the sampler is there
         self._loader_states: list[Any] = []
         self._is_evaluating = False
         self._varies = False
-        self._meter: Any = None
-        self._energy: dict[str, Any] | None = None
 
     @property
     def pruner(self) -> DataPruner:
@@ -214,10 +209,6 @@ class CriticalPeriodCallback(pl.Callback):
                 f"training begins with epoch {epoch}: resume by ckpt_path from a checkpoint that "
                 "has its state, or begin anew with a new callback"
             )
-        if self.energy and trainer.is_global_zero:
-            from cpfast.train.energy import EnergyMeter
-
-            self._meter = EnergyMeter(pl_module.device, self._energy)
         self._varies = self._plans()
         if trainer.fit_loop.restarted_mid_epoch:  # this epoch has no on_train_epoch_start
             self._begin(trainer, goes_on=True)
@@ -237,12 +228,7 @@ class CriticalPeriodCallback(pl.Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._end(trainer, pl_module)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        if self._meter is not None:
-            self._energy, self._meter = self._meter.stop(), None
-
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        self.on_train_end(trainer, pl_module)
         self.course.detach()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -353,10 +339,6 @@ class CriticalPeriodCallback(pl.Callback):
         """
         self._score(trainer, pl_module)
         metrics = self.course.end(rescored=True)
-        if self.energy and not late:
-            kwh = trainer.strategy.broadcast(self._read_energy())
-            if kwh is not None:
-                metrics["cpfast/energy_kwh"] = kwh
         if not self._logs:
             return
         if late:
@@ -365,13 +347,6 @@ class CriticalPeriodCallback(pl.Callback):
                 logger.log_metrics(metrics, step=step)
         else:
             pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)
-
-    def _read_energy(self) -> float | None:
-        """Kilowatt-hours so far, in the process that has the meter."""
-        if self._meter is None:
-            return None
-        self._energy = self._meter.read()
-        return self._energy["kwh"]
 
     @torch.no_grad()
     def _score(self, trainer: Any, pl_module: Any) -> None:
@@ -415,8 +390,7 @@ class CriticalPeriodCallback(pl.Callback):
         torch.distributed."""
         if self._state is not None:
             return self._state
-        self._read_energy()
-        return {"course": self.course.state_dict(), "energy": self._energy}
+        return {"course": self.course.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores :meth:`state_dict` when the training starts, whose loader has the sampler.
@@ -454,7 +428,7 @@ class CriticalPeriodCallback(pl.Callback):
         if self._state is None:
             return False
         state, course = self._state["course"], self.course
-        self._energy, self._state = self._state["energy"], None
+        self._state = None
         if state["begun"] is None and state["completed"] == 0:
             # of one that had not begun, nor found its sampler: LearningRateFinder goes back there
             if course.pruner is not None and state["pruner"] is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
@@ -27,6 +28,8 @@ def prepare(
     detector: CriticalPeriodDetector | None = None,
     pruner: DataPruner | None = None,
     applied: Sequence[str] = (),
+    energy: bool = False,
+    log: Callable[..., Any] | None = None,
     seed: int = 0,
 ) -> tuple[Course, DataLoader]:
     """What a training by a recipe needs, and the loader that follows it. ::
@@ -48,8 +51,8 @@ def prepare(
         repeats: passes over the data in an epoch of a named recipe's beginning; the papers' is 3.
         detector: None: ``CriticalPeriodDetector("slope45", epochs)``.
         pruner: None: ``DataPruner(len(dataset), epochs)``, InfoBatch's.
-        applied: what the loop applies by itself, as :class:`~cpfast.integrations.course.Course`
-            takes it.
+        applied, energy, log: what the loop applies by itself, whether its energy is metered, and
+            who is told of each epoch, as :class:`~cpfast.integrations.course.Course` takes them.
         seed: of the plans, where there is no pruner.
 
     Raises:
@@ -76,6 +79,8 @@ def prepare(
             dataset=dataset,
         ),
         applied=applied,
+        energy=energy,
+        log=log,
     )
     assert course.sampler is not None
     batches = PlannedBatches(course.sampler, batch_size, drop_last=drop_last)

@@ -124,9 +124,9 @@ class CriticalPeriodCallback(TrainerCallback):
 
     After each epoch the rotation of the layers is measured and the detector judges; the metrics go
     to the Trainer's log, which TensorBoard and W&B show below ``train/``: ``cpfast/rotation``, the
-    mean, ``cpfast/rotation/<layer>``, ``cpfast/kept``, and once it has ended
-    ``cpfast/period_end``. An epoch that ``max_steps`` or a callback's ``should_training_stop`` cuts
-    short is not judged.
+    mean, ``cpfast/rotation/<layer>``, ``cpfast/kept``, once it has ended ``cpfast/period_end``, and
+    with ``energy`` ``cpfast/energy_kwh``. An epoch that ``max_steps`` or a callback's
+    ``should_training_stop`` cuts short is not judged.
 
     Args:
         detector: None: nothing is measured.
@@ -135,6 +135,7 @@ class CriticalPeriodCallback(TrainerCallback):
             pruner.
         applied: fields of the settings that the model or the Trainer applies by itself, reading
             :attr:`settings`; see :class:`cpfast.integrations.course.Course`.
+        energy: whether codecarbon meters the training: of the first process, and its device.
 
     Attributes:
         course: keeps the state of all of them.
@@ -143,6 +144,7 @@ class CriticalPeriodCallback(TrainerCallback):
         TypeError: for an argument of another type.
         ValueError: with nothing to do; parts of different lengths; a recipe that changes what is
             not done here and not ``applied``, or prunes without a pruner.
+        ImportError: ``energy`` without codecarbon.
     """
 
     def __init__(
@@ -152,10 +154,11 @@ class CriticalPeriodCallback(TrainerCallback):
         pruner: DataPruner | None = None,
         recipe: Recipe | None = None,
         applied: Sequence[str] = (),
+        energy: bool = False,
     ) -> None:
         if detector is None and pruner is None and recipe is None:
             raise ValueError("CriticalPeriodCallback: expected a detector, a pruner or a recipe")
-        self.course = Course(detector, pruner=pruner, recipe=recipe, applied=applied)
+        self.course = Course(detector, pruner=pruner, recipe=recipe, applied=applied, energy=energy)
         self.scores = pruner is not None
         possible = recipe.possible() if recipe is not None else frozenset[EpochSettings]()
         if pruner is None and any(settings.prune for settings in possible):

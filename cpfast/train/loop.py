@@ -88,12 +88,13 @@ class Training:
         self.data = data
         self.batches = batches.of(config, data)
         model = models.build(config.model, data.shape, data.outputs, config.seed)
+        models.set_bn_momentum(model, config.bn_momentum)
         # torch's annotations leave this form out
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model.to(self.device)
         self.optimizer = optimizers.build(config, self.model)
         self.schedule = cpfast.schedules.FractionSchedule(
-            self.optimizer, getattr(cpfast.schedules, config.schedule)()
+            self.optimizer, optimizers.schedule(config)
         )
         self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
         self.rotation = cpfast.LayerRotation(self.model)
@@ -184,9 +185,13 @@ class Training:
         self.probe.after_forward(logits, targets)
         # The parts of a replayed graph cannot be timed.
         with nullcontext() if self.captured else self.clock.part("scoring"):
-            loss = self.mixer.loss(self.pruner, logits, targets, index, share, weight=weight)
+            loss = self.mixer.loss(
+                self.pruner, logits, targets, index, share, weight=weight,
+                label_smoothing=self.config.label_smoothing,
+            )  # fmt: skip
         self.scaler.scale(loss).backward()
         self.ranks.average_gradients(self.model.parameters())
+        optimizers.clip_gradients(self.config, self.optimizer, self.scaler)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if batch_filter is None:

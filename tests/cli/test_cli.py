@@ -99,7 +99,7 @@ def test_train_end_to_end(npz, tmp_path):
     assert process.returncode == 0, err
     # matplotlib may say that it builds its font cache
     assert [line for line in err.splitlines() if "font cache" not in line] == []
-    folder = tmp_path / "work" / "runs" / "toy.npz-cnn-detector+prune-1"
+    folder = tmp_path / "work" / "runs" / "toy.npz-cnn-fast-1"
     assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
         "config.json", "energy.json", "last.pt", "metrics.jsonl", "rotation.png"
     ]  # fmt: skip
@@ -119,7 +119,7 @@ def test_train_end_to_end(npz, tmp_path):
     assert re.fullmatch(r"measured \S+, evaluation included \(2 an hour\)", table["cost"])
     for part in ("detection", "scoring", "selection"):
         assert re.match(r"\d+\.\d\d % of the training time", table[part])
-    assert table["picture"] == "runs/toy.npz-cnn-detector+prune-1/rotation.png"
+    assert table["picture"] == "runs/toy.npz-cnn-fast-1/rotation.png"
     assert (folder / "rotation.png").stat().st_size > 20_000
 
 
@@ -301,7 +301,7 @@ def test_default_folders_do_not_collide(npz, tmp_path):
     for _ in range(2):
         assert cli.main(["train", "--data", npz, *QUICK, "--no-plot", "--epochs", "1"]) == 0
     runs = sorted(p.name for p in (tmp_path / "work" / "runs").iterdir())
-    assert runs == [f"toy.npz-cnn-detector+prune-{n}" for n in (1, 2)]
+    assert runs == [f"toy.npz-cnn-fast-{n}" for n in (1, 2)]
 
 
 @pytest.mark.needs("scipy")

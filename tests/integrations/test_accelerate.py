@@ -401,6 +401,59 @@ def test_drop_last_leaves_out_the_rest():
     assert read(loader) == pruner.plan(0).tolist()[: N - N % BATCH]
 
 
+def logged(tmp_path, log_with):
+    """A training whose tracker is told of each epoch."""
+    from accelerate import Accelerator
+
+    from cpfast.integrations.accelerate import prepare
+
+    forget_accelerators()
+    accelerator = Accelerator(cpu=True, log_with=log_with, project_dir=str(tmp_path))
+    accelerator.init_trackers("cpfast")
+    model, optimizer = new_model()
+    course, loader = prepare(
+        accelerator,
+        DataLoader(dataset(), BATCH, shuffle=True),
+        EPOCHS,
+        recipe=of_period(),
+        pruner=new_pruner(),
+        detector=cpfast.CriticalPeriodDetector("fixed", EPOCHS, at=2),
+        log=accelerator.log,
+    )
+    train(accelerator, course, *accelerator.prepare(model, optimizer, loader))
+    return accelerator, course
+
+
+@pytest.mark.needs("tensorboard")
+def test_tensorboard_shows_what_was_measured(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accelerator, course = logged(tmp_path, "tensorboard")
+    accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "cpfast")).Reload()
+    rotation = course.rotation.compute()
+    for name, value in rotation.items():
+        scalars = events.Scalars(f"cpfast/rotation/{name}")
+        assert [s.step for s in scalars] == list(range(1, EPOCHS + 1))
+        assert scalars[-1].value == pytest.approx(value)
+    assert [s.value for s in events.Scalars("cpfast/period_end")] == [2] * (EPOCHS - 1)
+    kept = [s.value for s in events.Scalars("cpfast/kept")]
+    assert kept[:2] == [1, 1] and 0 < kept[2] < 1
+
+
+@pytest.mark.needs("wandb")
+def test_wandb_shows_what_was_measured(tmp_path, monkeypatch):
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    accelerator, course = logged(tmp_path, "wandb")
+    accelerator.log({"ended": True}, step=EPOCHS + 1)  # a step is whole when the next begins
+    summary = dict(accelerator.get_tracker("wandb", unwrap=True).summary)
+    accelerator.end_training()
+    for name, value in course.rotation.compute().items():
+        assert summary[f"cpfast/rotation/{name}"] == pytest.approx(value)
+    assert summary["cpfast/period_end"] == 2 and "cpfast/kept" in summary
+
+
 def test_what_it_cannot_do_is_refused():
     from cpfast.integrations.accelerate import prepare, prepare_loader
 
@@ -578,6 +631,12 @@ def test_two_processes_resume_to_the_bit(ranks, at):
     if at == "None":
         assert resumed["history"] == whole["history"]
     assert resumed["lengths"] == whole["lengths"][2 if at == "None" else 1 :]
+
+
+@pytest.mark.needs("codecarbon")
+def test_two_processes_are_told_the_energy_of_the_first(ranks):
+    first, second = (rank["energy"] for rank in ranks)
+    assert first == second and 0 < first[0] <= first[1]
 
 
 def test_two_processes_are_told_what_cannot_be(ranks):

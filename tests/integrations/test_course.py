@@ -16,6 +16,7 @@ from cpfast.recipes import Freeze, LearningRate, Mixup, Repeats, WeightDecay
 from cpfast.recipes import Prune as PruneAction
 
 EPOCHS = 6
+KWH = "cpfast/energy_kwh"
 
 
 def data(seed: int = 0) -> TensorDataset:
@@ -29,14 +30,14 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
-def made(recipe: cpfast.Recipe | None = None, criterion="fixed", **options):
+def made(recipe: cpfast.Recipe | None = None, criterion="fixed", log=None, energy=False, **options):
     dataset = data()
     if criterion == "fixed":
         options.setdefault("at", 2)
     detector = cpfast.CriticalPeriodDetector(criterion, EPOCHS, **options)
     pruner = cpfast.DataPruner(len(dataset), num_epochs=EPOCHS, policy="infobatch", anneal=0.8)
     sampler = cpfast.PrunedSampler(pruner)
-    course = Course(detector, recipe=recipe, sampler=sampler)
+    course = Course(detector, recipe=recipe, sampler=sampler, log=log, energy=energy)
     loader = DataLoader(cpfast.IndexedDataset(dataset), 16, sampler=sampler)
     return course, loader
 
@@ -405,6 +406,63 @@ def test_the_end_of_the_period_is_logged_once(caplog):
     assert [r.getMessage() for r in caplog.records] == [
         f"the critical period has ended after epoch 2: {course.detector.reason}"
     ]
+
+
+def test_each_epoch_is_logged():
+    said = []
+    course, loader = made(pruned_after(), log=lambda metrics, step: said.append((step, metrics)))
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in course.epochs(net, optimizer):
+        for (x, y), index in loader:
+            course.pruner.loss(net(x), y, index).backward()
+            optimizer.step()
+    assert [step for step, _ in said] == list(range(1, EPOCHS + 1))
+    names = {"cpfast/rotation", *(f"cpfast/rotation/{name}" for name in course.rotation.names)}
+    assert set(said[0][1]) == {*names, "cpfast/kept"}
+    assert set(said[-1][1]) == {*names, "cpfast/kept", "cpfast/period_end"}
+    rotation = course.rotation.compute()
+    assert all(said[-1][1][f"cpfast/rotation/{name}"] == rotation[name] for name in rotation)
+    assert (
+        [metrics["cpfast/kept"] for _, metrics in said][:2] == [1, 1] > [said[2][1]["cpfast/kept"]]
+    )
+
+
+@pytest.mark.needs("codecarbon")
+def test_energy_is_metered_and_goes_on_after_a_resume():
+    used = []
+
+    def new():
+        course, loader = made(energy=True, log=lambda metrics, step: used.append(metrics[KWH]))
+        net = model()
+        return course, loader, net, torch.optim.SGD(net.parameters(), 0.1)
+
+    state = looped(*new(), save_in=2, stop_after=2)["course"]
+    assert 0 < used[0] <= used[1] and state["energy"]["kwh"] > 0
+    state["energy"]["components"]["cpu"]["kwh"] += 1.0
+    course, *rest = new()
+    course.load_state_dict(state)
+    used.clear()
+    looped(course, *rest)
+    assert all(1 < kwh < 1.1 for kwh in used) and len(used) >= EPOCHS - 3
+    assert course._meter is None  # which has a thread of its own
+
+
+@pytest.mark.needs("codecarbon")
+def test_the_meter_stops_with_the_loop():
+    course, _ = made(energy=True)
+    for _ in course.epochs(model()):
+        assert course._meter is not None
+        break
+    assert course._meter is None and course.state_dict()["energy"]["kwh"] > 0
+
+
+def test_energy_needs_its_library(monkeypatch):
+    monkeypatch.setattr("cpfast.integrations.course.find_spec", lambda name: None)
+    with pytest.raises(
+        ImportError, match=r"energy: needs codecarbon: pip install 'cpfast\[train\]"
+    ):
+        Course(cpfast.CriticalPeriodDetector("slope45", EPOCHS), energy=True)
 
 
 def test_what_does_not_go_together_is_refused():

@@ -37,6 +37,7 @@ if find_spec("transformers") and find_spec("accelerate"):
     )
 
     from cpfast.integrations.transformers import (
+        FILE,
         INDEX,
         CriticalPeriodCallback,
         PrunedTrainer,
@@ -807,41 +808,41 @@ def test_a_callback_is_for_one_training(tmp_path):
 # --- several processes --------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     script = SUPPORT / "distributed_transformers.py"
     out = subprocess.run(
-        [*torchrun, "--nproc-per-node=2", str(script), str(folder)],
+        [*torchrun, f"--nproc-per-node={request.param}", str(script), str(folder)],
         cwd=folder, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert out.returncode == 0, out.stderr[-5000:]
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(request.param)]
 
 
-def test_two_processes_train_each_planned_sample_once(ranks):
+def test_processes_train_each_planned_sample_once(ranks):
     own = toys.gpt2()
-    _, _, epochs = toys.by_hand(own, toys.texts(81), batch=16, least=2, repeats=1)
+    _, _, epochs = toys.by_hand(own, toys.texts(81), batch=16, least=len(ranks), repeats=1)
     for run in ("whole", "resumed"):
-        first, second = (rank[run] for rank in ranks)
-        assert first["logs"] == second["logs"]
-        assert first["steps"] == second["steps"] == sum(len(rates) for _, rates in epochs)
-    first, second = (rank["whole"]["seen"] for rank in ranks)
+        for rank in ranks:
+            assert rank[run]["logs"] == ranks[0][run]["logs"]
+            assert rank[run]["steps"] == sum(len(rates) for _, rates in epochs)
     for epoch, (plan, rates) in enumerate(epochs):
-        mine, theirs = first[epoch], second[epoch]
-        assert len(mine) == len(theirs) == len(rates)  # as many updates, so that none waits
-        for update, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-            of_both = plan[16 * update : 16 * update + 16]
-            if update + 1 == len(mine):
-                of_both = plan[16 * update :]
-            assert sorted(a + b) == sorted(of_both)
+        shares = [rank["whole"]["seen"][epoch] for rank in ranks]
+        # as many updates, so that none waits
+        assert all(len(share) == len(rates) for share in shares)
+        for update, parts in enumerate(zip(*shares, strict=True)):
+            of_all = plan[16 * update : 16 * update + 16]
+            if update + 1 == len(rates):
+                of_all = plan[16 * update :]
+            assert sorted(sum(parts, [])) == sorted(of_all)
     assert any(len(plan) % 16 == 1 for plan, _ in epochs)  # one would be left over
 
 
-def test_two_processes_equal_one_and_a_resume_equals_both(ranks):
+def test_processes_equal_one_and_a_resume_equals_both(ranks):
     own = toys.gpt2()
-    rotation, pruner, _ = toys.by_hand(own, toys.texts(81), batch=16, least=2, repeats=1)
+    rotation, pruner, _ = toys.by_hand(own, toys.texts(81), batch=16, least=len(ranks), repeats=1)
     for rank in ranks:
         assert rank["whole"] == {**rank["resumed"], "seen": rank["whole"]["seen"]}
         torch.testing.assert_close(
@@ -900,6 +901,30 @@ def test_wandb_shows_it(tmp_path, monkeypatch):
         assert summary[f"train/cpfast/rotation/{name}"] == pytest.approx(value)
     assert summary["train/cpfast/rotation"] == pytest.approx(sum(rotation.values()) / len(rotation))
     assert summary["train/cpfast/kept"] == 1 and summary["train/cpfast/period_end"] == 1
+
+
+@pytest.mark.needs("codecarbon")
+def test_energy_is_metered_and_goes_on_after_a_resume(tmp_path):
+    def new():
+        detector = cpfast.CriticalPeriodDetector("fixed", EPOCHS, at=1)
+        watch = CriticalPeriodCallback(detector, energy=True)
+        seen = Rates()
+        return trainer(tmp_path, watch, callbacks=[seen], save_strategy="epoch"), seen
+
+    def used(seen):
+        return [log["cpfast/energy_kwh"] for log in seen.logs if "cpfast/energy_kwh" in log]
+
+    t, seen = new()
+    t.train()
+    assert len(used(seen)) == EPOCHS and 0 < used(seen)[0] <= used(seen)[-1]
+    checkpoint = sorted(tmp_path.glob("checkpoint-*"), key=lambda p: int(p.name[11:]))[1]
+    path = checkpoint / FILE
+    state = torch.load(path, weights_only=True)
+    state["course"]["energy"]["components"]["cpu"]["kwh"] += 1.0
+    torch.save(state, path)
+    t, seen = new()
+    t.train(resume_from_checkpoint=str(checkpoint))
+    assert len(used(seen)) == EPOCHS - 2 and all(1 < kwh < 1.1 for kwh in used(seen))
 
 
 # --- what is refused ----------------------------------------------------------------------------

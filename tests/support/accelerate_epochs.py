@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 import warnings
+from importlib.util import find_spec
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -199,6 +200,22 @@ def refused():
     return log
 
 
+def metered():
+    """What each epoch's log says of the energy, which the first process meters."""
+    accelerator, said = Accelerator(cpu=True), []
+    course, loader = integration.prepare(
+        accelerator, DataLoader(dataset(), BATCH, shuffle=True), 2, recipe="full", energy=True,
+        log=lambda metrics, step: said.append(metrics["cpfast/energy_kwh"]),
+    )  # fmt: skip
+    model = nn.Linear(8, 2)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 0.1))
+    for _ in course.epochs(model, optimizer):
+        for (x, y), index in loader:
+            accelerator.backward(course.pruner.loss(model(x), y, index))
+            optimizer.step()
+    return said
+
+
 def main(folder: pathlib.Path) -> None:
     torch.set_num_threads(1)
     # where other samples came than were planned, or the same epoch again
@@ -212,6 +229,7 @@ def main(folder: pathlib.Path) -> None:
         str(after): resume(str(folder / f"state-{after}"), after) for after in (None, 0, 2)
     }
     log["refused"] = refused()
+    log["energy"] = metered() if find_spec("codecarbon") else None
     rank = int(os.environ["RANK"])
     (folder / f"rank{rank}.json").write_text(json.dumps(log))
     torch.distributed.barrier()

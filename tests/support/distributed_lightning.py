@@ -1,4 +1,4 @@
-"""Trains by Lightning in two processes, and writes what this rank saw: run by torchrun."""
+"""Trains by Lightning in several processes, and writes what this rank saw: run by torchrun."""
 
 import json
 import os
@@ -26,6 +26,8 @@ from toy_lightning import (
 import cpfast
 from cpfast.integrations.course import Course
 
+RANKS = int(os.environ["WORLD_SIZE"])
+SAVED = {2: 10, 4: 7}[RANKS]  # within the fourth epoch
 SIZE = 193  # of which an unequal share is a step more
 
 
@@ -42,7 +44,7 @@ def validation() -> DataLoader:
 
 
 def fit(parts: Parts, *callbacks, ckpt_path=None, inside=False, **options):
-    run = trainer(parts.callback, *callbacks, strategy="ddp", devices=2, **options)
+    run = trainer(parts.callback, *callbacks, strategy="ddp", devices=RANKS, **options)
     module, loader = parts.module, parts.loader
     if inside:
         module, loader = Inside(parts.module.pruner), None
@@ -69,7 +71,7 @@ def refused(parts: Parts, loader: DataLoader) -> str:
 
 def fabric(folder: pathlib.Path, stop: int | None = None):
     """A loop over a course's epochs; from its file on, if there is one."""
-    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric = Fabric(accelerator="cpu", devices=RANKS, strategy="ddp")
     fabric.launch()
     pruner = cpfast.DataPruner(SIZE, num_epochs=EPOCHS, policy="random", anneal=0.8)
     sampler = cpfast.PrunedSampler(pruner, drop_last=True)
@@ -104,10 +106,16 @@ def main(folder: pathlib.Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         saved = pl.callbacks.ModelCheckpoint(
-            folder, "{step}", every_n_train_steps=5, save_top_k=-1, save_on_train_epoch_end=False
+            folder,
+            "{step}",
+            every_n_train_steps=SAVED,
+            save_top_k=-1,
+            save_on_train_epoch_end=False,
         )
         log["given"] = fit(made(policy="random", size=SIZE), saved)
-        log["resumed"] = fit(made(policy="random", size=SIZE), ckpt_path=folder / "step=10.ckpt")
+        log["resumed"] = fit(
+            made(policy="random", size=SIZE), ckpt_path=folder / f"step={SAVED}.ckpt"
+        )
         log["inside"] = fit(
             made(policy="random", size=SIZE), inside=True, use_distributed_sampler=False
         )

@@ -1,6 +1,7 @@
 """A training of transformers' Trainer in one of several processes; writes what it came to."""
 
 import json
+import os
 import pathlib
 import sys
 
@@ -34,7 +35,13 @@ def run(checkpoint=None):
     watch = toys.callback(81, repeats=1)  # ranks that score a sample twice give its mean
     trainer = Seen(
         toys.gpt2(),
-        toys.arguments(folder / "out", ddp_backend="gloo", save_strategy="steps", save_steps=8),
+        toys.arguments(
+            folder / "out",
+            ddp_backend="gloo",
+            save_strategy="steps",
+            save_steps=8,
+            per_device_train_batch_size=16 // int(os.environ["WORLD_SIZE"]),
+        ),
         train_dataset=toys.texts(81),
         callbacks=[watch, Epochs()],
     )

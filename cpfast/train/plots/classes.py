@@ -101,7 +101,12 @@ def _name_classes(axes: Any, names: list[str]) -> None:
     shown = [_shortened(names[place]) for place in places]
     size = min(9.0, 72 * 0.75 * LARGEST / len(places) * 0.8)
     is_long = max(map(len, shown)) > 3
-    axes.set_xticks(places, shown, rotation=90 if is_long else 0, fontsize=size)
+    axes.set_xticks(places, shown, fontsize=size)
+    if is_long:
+        axes.tick_params("x", rotation=90 if len(names) > MOST_NUMBERS else 35)
+    if is_long and len(names) <= MOST_NUMBERS:
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(places, shown, fontsize=size)
     axes.tick_params(length=2)
 
