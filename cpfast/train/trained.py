@@ -79,6 +79,7 @@ class TrainedModel(nn.Module):
         labels = probabilities.argmax(1).tolist() if parts else []
         return Predictions([self.classes[label] for label in labels], probabilities)
 
+    @typed
     @torch.inference_mode()
     def probabilities(self, x: Tensor) -> Tensor:
         """Of a batch as `forward` takes it: float32 [N, classes], on the CPU."""

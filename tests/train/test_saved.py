@@ -18,10 +18,10 @@ from cpfast.train.runfolder import RunFolder
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def trained(path, data=None, **options):
-    config = make_config(**{"eval_every": 1, **options})
+def trained(path, samples=None, **options):
+    config = make_config(**{"eval_every": 1, "at": 1, **options})
     folder = start(path, config)
-    run.train(config, toy_data() if data is None else data, folder)
+    run.train(config, toy_data() if samples is None else samples, folder)
     return folder
 
 
@@ -75,7 +75,7 @@ def test_without_another_best_there_is_one_file(tmp_path, monkeypatch):
 
 
 def test_unfinished_it_has_its_best_alone(tmp_path):
-    config = make_config(eval_every=1)
+    config = make_config(eval_every=1, at=1)
     folder = start(tmp_path / "run", config)
     run.train(config, toy_data(), folder, epochs=3)
     best = max(accuracy for _, accuracy in evaluated(folder))
@@ -87,7 +87,7 @@ def test_unfinished_it_has_its_best_alone(tmp_path):
 
 
 def test_stopped_and_continued_it_is_the_same_file(tmp_path, finished):
-    config = make_config(eval_every=1)
+    config = make_config(eval_every=1, at=1)
     folder = start(tmp_path / "run", config)
     for epochs in (2, 5, 6):
         run.train(config, toy_data(), folder, epochs=epochs)
@@ -96,7 +96,7 @@ def test_stopped_and_continued_it_is_the_same_file(tmp_path, finished):
 
 
 def test_a_fork_has_nothing_of_the_run_that_it_comes_from(tmp_path):
-    config = make_config(eval_every=1)
+    config = make_config(eval_every=1, at=1)
     folder = start(tmp_path / "run", config)
     run.train(config, toy_data(), folder, epochs=3)
     other = RunFolder(tmp_path / "fork")
@@ -114,7 +114,7 @@ def test_a_finished_run_without_its_model_writes_it_again(tmp_path, finished):
         (copy.path / name).unlink()
     with pytest.raises(UserError, match=r"the run is finished, have it written with cpfast train"):
         cpfast.load(copy.path)
-    run.train(make_config(eval_every=1), toy_data(), copy)
+    run.train(make_config(eval_every=1, at=1), toy_data(), copy)
     assert (copy.path / saved.LAST).read_bytes() == (finished.path / saved.LAST).read_bytes()
 
 
@@ -166,7 +166,7 @@ NAMES = ("cnn", "efficientnet-b0", "resnet8", "resnet18", "vit-tiny", "transform
 def test_torch_export_gives_its_logits_for_any_batch(name, tmp_path):
     data = toy_text() if name == "transformer" else toy_data(side=12)
     config = make_config(data="python-docs" if name == "transformer" else "digits", model=name,
-                         epochs=1)  # fmt: skip
+                         epochs=1, at=1)  # fmt: skip
     folder = start(tmp_path / "run", config)
     # at initialisation; a forward pass is all that is exported
     training = loop.Training(config, data)
