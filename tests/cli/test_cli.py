@@ -101,7 +101,8 @@ def test_train_end_to_end(npz, tmp_path):
     assert [line for line in err.splitlines() if "font cache" not in line] == []
     folder = tmp_path / "work" / "runs" / "toy.npz-cnn-fast-1"
     assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
-        "config.json", "energy.json", "last.pt", "metrics.jsonl", "rotation.png", "summary.json"
+        "config.json", "energy.json", "last.pt", "metrics.jsonl", "model.json", "model.safetensors",
+        "rotation.png", "summary.json",
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert config["seed"] == 3 and config["epochs"] == 7 and config["data"] == npz
@@ -433,7 +434,10 @@ def test_env(capsys):
             ["train", "--country", "BR"], "--country BR: codecarbon has no data for it",
             marks=pytest.mark.needs("codecarbon"),
         ),
-        (["train", "--epoch", "3"], "unrecognized arguments: --epoch 3; did you mean --epochs? (see cpfast train --help)"),
+        (
+            ["train", "--epoch", "3"],
+            "unrecognized arguments: --epoch 3; did you mean --epochs? (see cpfast train --help)",
+        ),
         (["compare", "--resume"], "unrecognized arguments: --resume (see cpfast compare --help)"),
         (["train", "--data", ""], "--data: an empty name"),
         (["train", "--price-hour", "inf"], "--price-hour must be finite and not negative, got inf"),

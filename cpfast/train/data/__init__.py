@@ -15,7 +15,7 @@ from cpfast.train.errors import UserError
 
 __all__ = [
     "DataSet", "ImageData", "Layout", "TextData", "datasets", "is_mirrored", "is_text", "layouts",
-    "load", "parse_size", "read_folder", "stratified",
+    "load", "parse_size", "read_folder", "resizes", "stratified",
 ]  # fmt: skip
 
 # The networks halve it twice, and normalising a batch of one needs more than one pixel.
@@ -172,6 +172,13 @@ def read_folder(
         if layout.holds is not _never
     ]
     raise UserError(f"{path}: no train/ folder ({several}); expected {'; or '.join(lines)}")
+
+
+def resizes(source: str) -> bool:
+    """Whether the images of a data set may be of any sizes, and are resized."""
+    path = Path(source).expanduser()
+    is_folder = source not in datasets and path.is_dir()
+    return is_folder and any(layout.resizes for layout, _ in _held(path))
 
 
 def _held(path: Path) -> list[tuple[Layout, Path]]:
