@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from cpfast.train import loop, process
-from cpfast.train.batches import ROTATION, SHIFT
+from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import Config
 from cpfast.train.data import ImageData
 from cpfast.train.models import build
@@ -27,6 +27,7 @@ CASES = {
 SECONDS = {"cpu": 30.0, "cuda": 40.0}
 WORKERS = {"cpu": (0, 1, 2), "cuda": (8, 15)}
 NEVER = 10**6
+PAPER = AUGMENTATIONS["paper"]
 
 
 def random_images(count, shape):
@@ -87,9 +88,9 @@ class Augmented(Dataset):
 
         array = self.images[i]
         image = Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
-        down, right = self.random.uniform(-SHIFT, SHIFT, 2)
+        down, right = self.random.uniform(-PAPER.shift, PAPER.shift, 2)
         image = image.rotate(
-            self.random.uniform(-ROTATION, ROTATION),
+            self.random.uniform(-PAPER.rotation, PAPER.rotation),
             Image.Resampling.BILINEAR,
             translate=(round(right * image.width), round(down * image.height)),
         )

@@ -6,6 +6,8 @@ spend less from then on.
 """
 
 from importlib import metadata as _metadata
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from cpfast import ops, recipes, schedules
 from cpfast._backend import backend, build_info
@@ -17,6 +19,9 @@ from cpfast.pruning import DataPruner, policies
 from cpfast.recipes import EpochSettings, Recipe, Window, actions
 from cpfast.rotation import LayerRotation, is_weight
 from cpfast.sampling import IndexedDataset, PrunedSampler
+
+if _TYPE_CHECKING:
+    from cpfast.train.trained import TrainedModel, load
 
 try:
     __version__ = _metadata.version("cpfast")
@@ -34,6 +39,7 @@ __all__ = [
     "Moment",
     "PrunedSampler",
     "Recipe",
+    "TrainedModel",
     "Window",
     "__version__",
     "actions",
@@ -41,8 +47,20 @@ __all__ = [
     "build_info",
     "criteria",
     "is_weight",
+    "load",
     "ops",
     "policies",
     "recipes",
     "schedules",
 ]
+
+_OF_THE_ENTRYPOINT = ("TrainedModel", "load")
+
+
+def __getattr__(name: str) -> _Any:
+    """The models of finished runs, which nothing else here needs."""
+    if name not in _OF_THE_ENTRYPOINT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cpfast.train import trained
+
+    return getattr(trained, name)

@@ -20,6 +20,10 @@ PRINTED = {
         "[False, False, True, False]",
         "3 1.0\n1 0.5",
     ],
+    "model.md": [
+        "logits [2, 10], of classes 0 to 9",
+        "exported, the logits of 7 images are the same: True",
+    ],
     "transformers.md": ["4 epochs measured, some samples left out: True"],
 }
 NEEDS = {

@@ -17,8 +17,12 @@ FORBIDDEN = {
     "integrations": {"train", "studies", "cli"},
     "cli": {"integrations"},
 }
-# Beside that: the meter of energy, imported where it is asked for.
+# Beside that, imported where they are asked for: the meter of energy, and the models of runs.
 ALLOWED = {
+    ("", "cpfast.train"),
+    ("", "cpfast.train.trained"),
+    ("", "cpfast.train.trained.TrainedModel"),
+    ("", "cpfast.train.trained.load"),
     ("integrations", "cpfast.train.energy"),
     ("integrations", "cpfast.train.energy.EnergyMeter"),
 }

@@ -1,4 +1,6 @@
-"""The command line: `cpfast train | compare | study | report | list | env`, one file a command."""
+"""The command line, one file a command:
+`cpfast train | eval | predict | compare | study | report | list | env`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from cpfast.cli import compare, env, report, study, train
+import cpfast
+from cpfast.cli import compare, env, predict, report, study, train
+from cpfast.cli import eval as eval_command
 from cpfast.cli import list as list_command
 from cpfast.cli.options import Parser
 from cpfast.cli.start import Interrupted
@@ -16,22 +20,22 @@ from cpfast.train.errors import UserError
 
 __all__ = ["main"]
 
-COMMANDS = (train, compare, study, report, list_command, env)
+COMMANDS = (train, eval_command, predict, compare, study, report, list_command, env)
 OUT_OF_MEMORY = "out of memory: use a smaller --limit, --batch-size or --model"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for an error, 130 for Ctrl-C, 141 for a pipe
-    whose reader has gone.
+    """Run one command and return its exit code: 0, 1 where a part of what was asked for could not
+    be done, 2 for an error, 130 for Ctrl-C, 141 for a pipe whose reader has gone.
     """
     arguments = [*(sys.argv[1:] if argv is None else argv)]  # `list` is a module here
     try:
         options = vars(_parser().parse_args(arguments))
         del options["command"]
         run = options.pop("run")
-        run(options, arguments)
+        status = run(options, arguments)
         sys.stdout.flush()  # so that a reader that has gone is noticed here
-        return 0
+        return status or 0
     except UserError as error:
         return _fail(str(error))
     except torch.OutOfMemoryError:
@@ -67,6 +71,7 @@ def _parser() -> Parser:
         prog="cpfast",
         description="Train with fewer samples once the critical learning period has ended.",
     )
+    parser.add_argument("--version", action="version", version=f"cpfast {cpfast.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command in COMMANDS:
         command.add(commands)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +18,9 @@ from cpfast.train.config import LABELS, OPTIMIZERS, PRECISIONS, SCHEDULES, STEPS
 from cpfast.train.data import datasets
 from cpfast.train.errors import UserError
 from cpfast.train.models import models
+from cpfast.train.presets import PRESETS
+
+CLOSE = 0.75  # of names: that --at may be --data helps nobody
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,8 +37,19 @@ class Parser(argparse.ArgumentParser):
             if argument.startswith("--") and name in studies:
                 raise UserError(f"{argument} is a study of its own: cpfast study {name}")
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._near(unknown)}")
         return options, unknown
+
+    def _near(self, unknown: Sequence[str]) -> str:
+        """The options that may have been meant."""
+        known = [*self._option_string_actions]
+        near = [
+            name
+            for argument in unknown
+            if argument.startswith("--")
+            for name in difflib.get_close_matches(argument.split("=")[0], known, 1, CLOSE)
+        ]
+        return f"; did you mean {', '.join(near)}?" if near else ""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -62,18 +78,62 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         choices=tuple(models),
         help="default: cnn for digits and mnist, transformer for text, else resnet20",
     )
-    add("--epochs", type=int, help="default: 200; digits 120, mnist 20, text 10")
+    add(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="what is not given: fast: cosine after a warm-up, batch and epochs by the data's "
+        "size; paper: as arXiv 2506.15954 trains. Default: fast for train, but with --method "
+        "paper; else paper",
+    )
+    add(
+        "--epochs",
+        type=int,
+        help="default: fast: by the data's size, 10 to 100; paper: 200, digits 120, mnist 20, "
+        "text 10",
+    )
     add(
         "--repeats",
         type=int,
         help="augmented passes an epoch in the period (k); default: 3, for text 1",
     )
-    add("--batch-size", type=int, help="default: 128; for digits and text 32")
-    add("--optimizer", choices=OPTIMIZERS, help="default: sgd, for text adamw")
-    add("--lr", type=float, help="default: of sgd, batch size / 32 x 0.01 (cnn: x 0.1); else fixed")
-    add("--weight-decay", type=float, help="of kernels only; default: 2e-4, for text 0.1")
     add(
-        "--schedule", choices=SCHEDULES, help="of the learning rate; default: step, for text cosine"
+        "--batch-size",
+        type=int,
+        help="default: fast: by the data's size, 16 to 128; paper: 128, digits and text 32",
+    )
+    add("--optimizer", choices=OPTIMIZERS, help="default: sgd, for text adamw")
+    add(
+        "--lr",
+        type=float,
+        help="default of sgd: fast: 0.2 x the root of batch size / 32; paper: 0.01 x batch size / "
+        "32 (cnn: 0.1); fixed for the others",
+    )
+    add("--momentum", type=float, help="of sgd, Nesterov's; default: 0.9")
+    add(
+        "--weight-decay",
+        type=float,
+        help="of kernels only; default: fast: 5e-4, paper: 2e-4; text 0.1",
+    )
+    add(
+        "--schedule",
+        choices=SCHEDULES,
+        help="of the learning rate; default: fast: cosine; paper: step, for text cosine",
+    )
+    add(
+        "--warmup",
+        type=float,
+        help="share of the training in which the learning rate rises; default: fast 0.1, paper 0",
+    )
+    add("--clip", type=float, help="largest norm of the gradients; default: none, fast on text 1")
+    add(
+        "--label-smoothing",
+        type=float,
+        help="of the training's loss; default: fast on images 0.1, else 0",
+    )
+    add(
+        "--bn-momentum",
+        type=float,
+        help="of BatchNorm's running statistics; default: fast 0.1, paper the model's own",
     )
     add("--criterion", choices=tuple(criteria), help="of the period's end; default: slope45")
     add("--labels", choices=LABELS, help="random: a control with nothing to learn; default: true")

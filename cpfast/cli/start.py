@@ -13,6 +13,7 @@ import torch
 import cpfast
 from cpfast.cli.options import counted
 from cpfast.train import energy, process, ranks
+from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import Config
 from cpfast.train.data import Data, ImageData, datasets
 from cpfast.train.data.mirroring import have_sides
@@ -76,13 +77,34 @@ def header(config: Config, data: Data, parameters: int) -> str:
     return (
         f"{data.describe()}{_mirroring(config, data)}\n"
         f"{config.model}, {parameters:,} parameters; {config.epochs} epochs; "
-        f"{config.precision} on {config.device}{threads}{processes}; ops: {cpfast.backend()}"
+        f"{config.precision} on {config.device}{threads}{processes}; ops: {cpfast.backend()}\n"
+        f"{training(config, data.reads)}"
     )
+
+
+def training(config: Config, reads: str) -> str:
+    """How it is trained on such data, in a line."""
+    momentum = f" with momentum {config.momentum:g}" if config.optimizer == "sgd" else ""
+    warmup = f" after a warm-up of {100 * config.warmup:g} %" if config.warmup > 0 else ""
+    smoothing = config.label_smoothing
+    parts = [
+        f"{config.optimizer}{momentum}, lr {config.lr:.3g}, {config.schedule}{warmup}",
+        f"batch {config.batch_size}",
+        f"weight decay {config.weight_decay:g}",
+        *([f"gradients clipped at {config.clip:g}"] if config.clip is not None else []),
+        *([f"label smoothing {smoothing:g}"] if smoothing > 0 else []),
+    ]
+    if reads == "images":
+        parts.append(AUGMENTATIONS[config.augment].describe(flip=config.flip))
+        parts += [f"{name} {alpha:g}" for name, alpha in config.mixing() if alpha > 0]
+    return "; ".join(parts)
 
 
 def _mirroring(config: Config, data: Data) -> str:
     """Of images by their path, whose default follows from what they are called."""
     if not isinstance(data, ImageData) or config.data in datasets:
+        return ""
+    if not AUGMENTATIONS[config.augment].mirrors:
         return ""
     if config.flip:
         return "; mirrored at random (not with --no-flip)"

@@ -61,6 +61,9 @@ def _study(kind: type[Study], options: dict[str, Any], arguments: list[str], joi
             options["download"],
             **config.reading,
         )
+    study = kind.from_options({**options, "device": config.device, "size": dataset.train_size})
+    config = study.config.replace(energy=config.energy, plot=config.plot)
+    study = dataclasses.replace(study, config=config)
     model = models.build(config.model, dataset.shape, dataset.outputs, config.seed)
     with RunFolder(path).locked():
         runner = Runner(

@@ -14,6 +14,7 @@ from cpfast.cli.start import Interrupted, header, prepare, together
 from cpfast.pruning import policies
 from cpfast.recipes import RecipeFile, recipes
 from cpfast.train import data, models, ranks, report, run
+from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import ENVIRONMENT, Config, differences
 from cpfast.train.errors import UserError
 from cpfast.train.loop import Training
@@ -27,10 +28,24 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_run)
     method = parser.add_mutually_exclusive_group()
     method.add_argument(
-        "--method", choices=tuple(recipes), help="a named recipe; default: detector+prune"
+        "--method",
+        choices=tuple(recipes),
+        help="a named recipe; default: fast, with --preset paper detector+prune",
     )
     method.add_argument("--recipe", metavar="FILE", help="a recipe of your own, in TOML")
     add_run_options(parser)
+    parser.add_argument(
+        "--augment",
+        choices=tuple(AUGMENTATIONS),
+        help="of images: paper: turns and shifts; crop-flip: shifts alone; none: neither, and no "
+        "mirroring; default: paper",
+    )
+    parser.add_argument(
+        "--mixup", type=float, metavar="ALPHA", help="mixtures of two images; default: none"
+    )
+    parser.add_argument(
+        "--cutmix", type=float, metavar="ALPHA", help="images with a part of another"
+    )
     parser.add_argument("--at", type=int, help="epoch of --criterion fixed")
     parser.add_argument(
         "--watch",
@@ -61,6 +76,9 @@ def add(commands: Any) -> None:
         "end (data and repeats), with prune of the training (data); "
         "default: pruning stops at 0.875 of the training, repeats stay at 1",
     )
+    parser.add_argument(
+        "--quiet", "-q", action="store_true", help="no line an epoch where there is no terminal"
+    )
     parser.add_argument("--out", help="run folder; default: a new one in runs/")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
 
@@ -72,13 +90,16 @@ def _run(options: dict[str, Any], arguments: list[str]) -> None:
 
 def _train(options: dict[str, Any], joined: Ranks) -> None:
     out, resume = options.pop("out"), options.pop("resume")
-    download = options.pop("download")
+    download, quiet = options.pop("download"), options.pop("quiet")
     options.update(_of_file(options.pop("recipe")))
     if out is None and ranks.may_restart():
         raise UserError("--out: needed with torchrun --max-restarts, to find the run again")
     folder = None if out is None else RunFolder(joined.mirrored(Path(out)))
     if folder is not None and ranks.is_restarted() and folder.is_run():
         resume = True
+    if options["preset"] is None:
+        options["preset"] = "paper" if options["method"] == "paper" else "fast"
+    device = device_of(options["device"])
     if resume:
         if folder is None:
             raise UserError("--resume needs --out RUN, the folder of the run")
@@ -86,10 +107,14 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
     else:
         if folder is not None:
             folder.check_free()
-        config = Config.from_options({**options, "device": device_of(options["device"])})
+        config = Config.from_options({**options, "device": device})
     config = prepare(config, options)
     with joined.first():
         dataset = data.load(config.data, config.limit, joined.is_first, download, **config.reading)
+    if not resume:
+        shown = {"energy": config.energy, "plot": config.plot}
+        options = {**options, **shown, "device": device}
+        config = Config.from_options(options, dataset.train_size)
     training = Training(config, dataset.to(torch.device(config.device)))
     if folder is None:
         name = f"{report.data_name(config.replace(limit=None))}-{config.model}-{config.method}"
@@ -102,7 +127,7 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
         state = ", finished" if done == config.epochs else f", after epoch {done}"
         print(f"run folder {folder.path}{state if done else ''}", flush=True)
         try:
-            with ProgressBar(config.epochs, done, shown=joined.is_first) as bar:
+            with ProgressBar(config.epochs, done, shown=joined.is_first, lines=not quiet) as bar:
                 run.advance(training, folder, progress=bar)
         except KeyboardInterrupt:
             raise Interrupted(
@@ -133,7 +158,7 @@ def _of_file(path: str | None) -> dict[str, Any]:
 
 def _resumed_config(folder: RunFolder, options: dict[str, Any]) -> Config:
     stored = folder.config()
-    other = differences(options, stored)
+    other = differences({k: v for k, v in options.items() if k != "preset"}, stored)
     if other:
         raise UserError(f"--resume {folder.path}: cannot change {'; '.join(other)}")
     changes = {k: v for k, v in options.items() if k in ENVIRONMENT and v is not None}

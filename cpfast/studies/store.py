@@ -251,6 +251,8 @@ def _fault(entry: Any, kind: type[Study]) -> str | None:
             return f"{key!r} is missing"
         if not isinstance(entry[key], types):
             return f"{key!r} is {entry[key]!r}"
+    if not isinstance(entry.get("chance"), OPTIONAL_NUMBER):  # which version 0.1.0 lacks
+        return f"'chance' is {entry['chance']!r}"
     if not all(_numbers(point) and len(point) == 2 for point in entry["curve"]):
         return f"'curve' is {entry['curve']!r}"
     rotation, end = entry["rotation"], entry["period_end"]
@@ -326,6 +328,7 @@ def entry_of(
         "diverged": diverged,
         "test_accuracy": last.get("test_accuracy") if diverged is None else None,
         "test_loss": last.get("test_loss") if diverged is None else None,
+        "chance": last.get("chance"),
         "train_loss": last.get("train_loss") if diverged is None else None,
         "epochs": len(lines),
         "forward_samples": sum(line["forward_samples"] for line in lines) + measured,

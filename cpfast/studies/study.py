@@ -123,7 +123,8 @@ def configured(options: Mapping[str, Any], **settings: Any) -> tuple[Config, tup
     """The settings of a run and the seeds that the options ask for.
 
     Args:
-        options: those that are no settings of a run are left alone.
+        options: those that are no settings of a run are left alone; "size" is the number of
+            training samples, where that is known.
         settings: in their place.
 
     Raises:
@@ -132,9 +133,9 @@ def configured(options: Mapping[str, Any], **settings: Any) -> tuple[Config, tup
     count = 3 if options["seeds"] is None else options["seeds"]
     if count < 1:
         raise UserError(f"--seeds must be at least 1, got {count}")
-    fields = {field.name for field in dataclasses.fields(Config)}
+    fields = {field.name for field in dataclasses.fields(Config)} | {"preset"}
     given = {name: value for name, value in options.items() if name in fields}
-    config = Config.from_options({**given, "method": "full", **settings})
+    config = Config.from_options({**given, "method": "full", **settings}, options.get("size"))
     if config.seed + count > SEEDS:
         raise UserError(f"--seeds {count}: from --seed {config.seed} on they leave 0 .. 2**32 - 1")
     return config, tuple(range(config.seed, config.seed + count))

@@ -10,12 +10,10 @@ import cpfast
 from cpfast.detection.extra import Batches
 from cpfast.pruning import Draw
 from cpfast.recipes import StepShape
+from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import Config
 from cpfast.train.data import Data, FloatData, ImageData, TextData
 
-# The paper's augmentation (2506.15954).
-ROTATION = 15.0  # degrees
-SHIFT = 0.1  # of the height and of the width
 FULL = StepShape()
 _LENGTH_STREAM = 3  # of the draws; those within batches and those of the passes have others
 _PROBE_STREAM = 2**20  # of the draws, beyond any number of passes
@@ -52,6 +50,7 @@ class ImageBatches:
         self._config, self._data = config, data
         self._mean = data.mean()
         self._dtype = AUTOCAST[config.precision]
+        self._augmentation = AUGMENTATIONS[config.augment]
 
     def train(self, index: Tensor, draw: Tensor, shape: StepShape = FULL) -> tuple[Tensor, Tensor]:
         """Augmented by draws of (seed, sample, draw) alone.
@@ -67,9 +66,9 @@ class ImageBatches:
             seed=self._config.seed,
             epoch=0,
             repeat=draw,
-            flip=self._config.flip and shape.augment > 0,
-            shift=min(1.0, SHIFT * shape.augment),
-            rotation=min(180.0, ROTATION * shape.augment),
+            flip=self._config.flip and self._augmentation.mirrors and shape.augment > 0,
+            shift=min(1.0, self._augmentation.shift * shape.augment),
+            rotation=min(180.0, self._augmentation.rotation * shape.augment),
             mean=self._mean,
             dtype=self._dtype,
             size=self.size(shape),

@@ -12,12 +12,14 @@ from typing import Any
 
 from cpfast.detection import criteria
 from cpfast.pruning import policies
-from cpfast.recipes import Recipe, RecipeFile, recipes
+from cpfast.recipes import Recipe, RecipeFile, actions, recipes
 from cpfast.registry import Entry, options_of
 from cpfast.train import ranks
+from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.data import KINDS, datasets, is_mirrored, kind_of, parse_size
 from cpfast.train.errors import UserError
 from cpfast.train.models import check, models
+from cpfast.train.presets import PRESETS, UNKNOWN
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "adagrad")
 STEPS = ("eager", "compile", "graph", "compile+graph")
@@ -27,15 +29,6 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 MOST_THREADS = 1024
 LARGEST = 10**9  # of all counts; few things fit in memory by then
-
-DEFAULTS: dict[str, Any] = {
-    "model": "resnet20", "method": "detector+prune", "epochs": 200, "batch_size": 128,
-    "optimizer": "sgd", "weight_decay": 2e-4, "flip": True,
-}  # fmt: skip
-# The paper's .01 at batch 32, scaled linearly: it keeps the rotation per epoch the same.
-LEARNING_RATES = {
-    "sgd": (0.01, 32), "adamw": (1e-3, None), "rmsprop": (1e-3, None), "adagrad": (1e-2, None)
-}  # fmt: skip
 
 # By a setting's annotation, the types of what JSON makes of it.
 _TYPES = {
@@ -48,13 +41,10 @@ _TYPES = {
 _OF_RECIPES = ("repeats", "keep", "anneal")
 # What runs of version 0.1.0 lack, and what holds for them.
 _SINCE: dict[str, Any] = {
-    "recipe_text": None,
-    "watch": None,
-    "patience": 1,
-    "not_before": None,
-    "image_size": None,
-    "label": None,
-}
+    "recipe_text": None, "watch": None, "patience": 1, "not_before": None, "momentum": 0.9,
+    "warmup": 0.0, "clip": None, "label_smoothing": 0.0, "bn_momentum": None, "image_size": None,
+    "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None,
+}  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
 ENVIRONMENT = (
@@ -91,6 +81,13 @@ class Config:
         step: how a training step is executed; "graph" replays it as a CUDA graph.
         country: ISO 3166-1 alpha-3 code whose electricity the CO2e is counted by; None: the
             world's mean.
+        momentum: of sgd, Nesterov's.
+        warmup: share of the training over which the learning rate rises to `lr`.
+        clip: the largest norm of all gradients together; None: any.
+        label_smoothing: of the training's loss, and so of the scores.
+        bn_momentum: of all BatchNorm layers' running statistics; None: the model's own.
+        augment: how training images are, one of `cpfast.train.augmentations`.
+        mixup, cutmix: alpha of each, in all epochs, on top of the recipe; 0 for none.
         recipe_text: the recipe's file, word for word, where it is none of the named ones: `method`
             is its name then.
         price_kwh, price_hour: what a kWh and what an hour of the machine costs, in any currency.
@@ -129,6 +126,14 @@ class Config:
     price_kwh: float | None = None
     price_hour: float | None = None
     plot: bool = True
+    momentum: float = 0.9
+    warmup: float = 0.0
+    clip: float | None = None
+    label_smoothing: float = 0.0
+    bn_momentum: float | None = None
+    augment: str = "paper"
+    mixup: float = 0.0
+    cutmix: float = 0.0
     recipe_text: str | None = None
     image_size: str | None = None
     label: str | None = None
@@ -148,6 +153,10 @@ class Config:
         _choice("--precision", self.precision, PRECISIONS)
         _choice("--step", self.step, STEPS)
         _choice("--labels", self.labels, LABELS)
+        _choice("--augment", self.augment, tuple(AUGMENTATIONS))
+        for name, alpha in self.mixing():
+            if not (math.isfinite(alpha) and alpha >= 0):
+                raise UserError(f"--{name} must be finite and not negative, got {alpha}")
         if self.data in datasets:  # what lies at a path is looked at once it is loaded
             check(self.model, datasets.make(self.data).reads, self.data)
         if self.image_size is not None:
@@ -161,10 +170,7 @@ class Config:
             ("--patience", self.patience),
             ("--not-before", self.not_before),
         ):
-            if value is not None and value < 1:
-                raise UserError(f"{option} must be at least 1, got {value}")
-            if value is not None and value > LARGEST:
-                raise UserError(f"{option} must be at most {LARGEST:,}, got {value}")
+            _check_count(option, value)
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise UserError(f"--threads must be in 1 .. {MOST_THREADS}, got {self.threads}")
         for option, price in (("--price-kwh", self.price_kwh), ("--price-hour", self.price_hour)):
@@ -178,6 +184,19 @@ class Config:
             raise UserError(
                 f"--weight-decay must be finite and not negative, got {self.weight_decay}"
             )
+        for option, share, below in (
+            ("--momentum", self.momentum, 1.0),
+            ("--warmup", self.warmup, 1.0),
+            ("--label-smoothing", self.label_smoothing, 1.0),
+        ):
+            if not 0 <= share < below:
+                raise UserError(f"{option} must be in [0, 1), got {share}")
+        if self.warmup > 0 and self.schedule == "step":
+            raise UserError("--warmup goes with --schedule cosine, linear or constant; got step")
+        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
+            raise UserError(f"--clip must be finite and positive, got {self.clip}")
+        if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
+            raise UserError(f"--bn-momentum must be in (0, 1], got {self.bn_momentum}")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise UserError(f"--keep must be in (0, 1], got {self.keep}")
         if self.anneal is not None and not 0 <= self.anneal <= 1:
@@ -220,6 +239,10 @@ class Config:
         """k, the most passes of any epoch."""
         return max(settings.repeats for settings in self.recipe().possible())
 
+    def mixing(self) -> tuple[tuple[str, float], ...]:
+        """The actions that mix images, and their alphas."""
+        return (("mixup", self.mixup), ("cutmix", self.cutmix))
+
     def recipe(self) -> Recipe:
         """That of the method or of the file, with those of these settings that it knows.
 
@@ -235,34 +258,46 @@ class Config:
                 raise UserError(str(error)) from error
             entry = Entry(file.name, file.factory(), file.source, file.summary)
         given = [name for name in _OF_RECIPES if name in options_of(entry.factory)]
+        mixing = [(name, alpha) for name, alpha in self.mixing() if alpha > 0]
         try:
-            return entry.make(
+            recipe = entry.make(
                 total_epochs=self.epochs, **{name: getattr(self, name) for name in given}
             )
+            if not mixing:
+                return recipe
+            more = [actions.make(name, alpha=alpha) for name, alpha in mixing]
+            return Recipe(self.epochs, [*recipe.actions, *more])
         except (TypeError, ValueError) as error:
             raise UserError(f"--method {self.method}: {error}") from error
 
     @classmethod
-    def from_options(cls, options: dict[str, Any]) -> Config:
-        """Fill what the command line left open (missing or None) with the data set's defaults."""
+    def from_options(cls, options: dict[str, Any], size: int | None = None) -> Config:
+        """Fill what the command line left open (missing or None) by a preset, "paper" unless
+        `options` has another.
+
+        Args:
+            size: number of training samples; None: not known yet.
+        """
         given = {key: value for key, value in options.items() if value is not None}
+        preset = given.pop("preset", "paper")
+        _choice("--preset", preset, tuple(PRESETS))
         given.setdefault("data", "digits")
         name = given["data"]
         own: Mapping[str, Any]
         if name in datasets:
             dataset = datasets.make(name)
-            own = {**KINDS[dataset.reads].defaults, **dataset.defaults}
+            reads, own = dataset.reads, {**KINDS[dataset.reads].defaults, **dataset.defaults}
         else:
             given["data"] = _absolute(name)
-            kind = kind_of(given["data"]) or "images"
-            own = {"flip": is_mirrored(Path(given["data"])), **KINDS[kind].defaults}
-        for key, value in {**DEFAULTS, **own}.items():
-            given.setdefault(key, value)
-        _choice("--optimizer", given["optimizer"], OPTIMIZERS)
-        rate, batch = LEARNING_RATES[given["optimizer"]]
-        if given["model"] == "cnn" and given["optimizer"] == "sgd":
-            rate *= 10  # its layers would hardly rotate over so few images
-        given.setdefault("lr", rate if batch is None else rate * given["batch_size"] / batch)
+            reads = kind_of(given["data"]) or "images"
+            own = {"flip": is_mirrored(Path(given["data"])), **KINDS[reads].defaults}
+        if reads != "images" and given.get("augment", "none") != "none":
+            raise UserError(f"--augment {given['augment']}: for images, and {name} has none")
+        for option, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            _choice(f"--{option}", given.get(option, choices[0]), choices)
+        for option in ("batch_size", "epochs", "limit"):
+            _check_count(f"--{option.replace('_', '-')}", given.get(option))
+        given = PRESETS[preset](given, own, reads=reads, size=size or UNKNOWN)
         given.setdefault("eval_every", max(1, math.ceil(given["epochs"] / 10)))
         given.setdefault("device", "cpu")
         if given["device"] == "cpu":
@@ -347,6 +382,13 @@ def _default_threads(model: str) -> int:
         return 1
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return max(1, processors // 2 // ranks.on_this_machine())
+
+
+def _check_count(option: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UserError(f"{option} must be at least 1, got {value}")
+    if value is not None and value > LARGEST:
+        raise UserError(f"{option} must be at most {LARGEST:,}, got {value}")
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:

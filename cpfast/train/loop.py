@@ -31,7 +31,7 @@ from cpfast.moment import Moment
 from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
 from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
 from cpfast.recipes.freeze import diffusion
-from cpfast.train import batches, models, optimizers, process
+from cpfast.train import batches, chance, models, optimizers, process
 from cpfast.train.batches import AUTOCAST, FULL, ImageBatches
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
@@ -45,6 +45,7 @@ from cpfast.train.stream import SampleStream
 from cpfast.train.watch import Watch, statistic_of
 
 EVALUATION_BATCH = 512
+LARGE = 64 * 64  # pixels; of larger images fewer are evaluated at a time, since activations grow
 _UNCHANGED = EpochSettings()
 _FILTER_STREAM = 1  # of the draws within batches; those of the passes have others
 
@@ -83,14 +84,16 @@ class Training:
         if config.labels == "random":
             data = data.with_random_labels(config.seed)
         self.data = data
+        self.chance = chance.of(data)
         self.batches = batches.of(config, data)
         model = models.build(config.model, data.shape, data.outputs, config.seed)
+        models.set_bn_momentum(model, config.bn_momentum)
         # torch's annotations leave this form out
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model.to(self.device)
         self.optimizer = optimizers.build(config, self.model)
         self.schedule = cpfast.schedules.FractionSchedule(
-            self.optimizer, getattr(cpfast.schedules, config.schedule)()
+            self.optimizer, optimizers.schedule(config)
         )
         self.scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
         self.rotation = cpfast.LayerRotation(self.model)
@@ -181,9 +184,13 @@ class Training:
         self.probe.after_forward(logits, targets)
         # The parts of a replayed graph cannot be timed.
         with nullcontext() if self.captured else self.clock.part("scoring"):
-            loss = self.mixer.loss(self.pruner, logits, targets, index, share, weight=weight)
+            loss = self.mixer.loss(
+                self.pruner, logits, targets, index, share, weight=weight,
+                label_smoothing=self.config.label_smoothing,
+            )  # fmt: skip
         self.scaler.scale(loss).backward()
         self.ranks.average_gradients(self.model.parameters())
+        optimizers.clip_gradients(self.config, self.optimizer, self.scaler)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if batch_filter is None:
@@ -381,6 +388,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         "train_loss": train_loss if steps else None,
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
+        "chance": t.chance,
         "rotation_mean": mean_rotation,
         "rotation": dict(zip(t.rotation.names, rotation, strict=False)),
         "slope": statistic_of(t.detector, t.epoch),
@@ -509,9 +517,10 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
     loss = torch.zeros((), dtype=torch.float64, device=t.device)
     correct = torch.zeros((), dtype=torch.int64, device=t.device)
     count = 0
+    batch = max(1, EVALUATION_BATCH * LARGE // max(LARGE, math.prod(t.data.shape[:2])))
     with torch.inference_mode():
         own = torch.arange(t.ranks.rank, t.data.test_size, t.ranks.size, device=t.device)
-        for index in own.split(EVALUATION_BATCH):
+        for index in own.split(batch):
             inputs, targets = t.batches.test(index)
             with t.autocast():
                 logits = t.model(inputs)

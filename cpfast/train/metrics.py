@@ -72,6 +72,8 @@ class EpochMetrics(TypedDict):
     """None where the epoch is not evaluated."""
     test_accuracy: float | None
     """Share of the test samples; None where the epoch is not evaluated."""
+    chance: float | None
+    """What guessing the commonest class would have there; None in lines of version 0.1.0."""
     rotation_mean: float | None
     """Over the layers; None where it is not measured, or nothing has moved."""
     rotation: dict[str, float]
@@ -118,7 +120,7 @@ class EpochMetrics(TypedDict):
 # What lines of version 0.1.0 lack, and what holds for them.
 _SINCE: dict[str, Any] = {
     "settings": {}, "bias": None, "scored_samples": 0, "measured_samples": 0, "censored": False,
-    "criteria": {}, "communication": ALONE,
+    "criteria": {}, "communication": ALONE, "chance": None,
 }  # fmt: skip
 
 # What tables and pictures are made of: only that is looked at in a file.
@@ -145,6 +147,7 @@ _FORM = Open(
     },
     {
         "train_loss": Maybe(Finite),
+        "chance": Maybe(Finite),
         "test_loss": Maybe(Finite),
         "censored": bool,
         "measured_samples": int,

@@ -6,26 +6,27 @@ sgd, rmsprop, adagrad  L2: weight_decay x weight is added to the gradient, and s
                        the momentum, or is divided by the root of the squared gradients
 adamw                  decoupled (1711.05101): each step shrinks the weight by lr x weight_decay
 
-Other settings are torch's own, but for sgd's Nesterov momentum of .9.
+Other settings are torch's own, but for sgd's momentum, which is Nesterov's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
+from cpfast import schedules
 from cpfast.forms import Finite, Open, check, shown
 from cpfast.layers import kernels
+from cpfast.schedules import Schedule
 from cpfast.train.config import Config
 
-MOMENTUM = 0.9  # of sgd
 _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": partial(torch.optim.SGD, momentum=MOMENTUM, nesterov=True),
+    "sgd": torch.optim.SGD,
     "adamw": torch.optim.AdamW,
     "rmsprop": torch.optim.RMSprop,
     "adagrad": torch.optim.Adagrad,
@@ -54,14 +55,36 @@ def build(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     captured = graph and (execution.get("fused") or execution.get("capturable"))
     lr = torch.tensor(config.lr, device=device) if captured else config.lr
     optimizer = _CLASSES[config.optimizer](
-        _parameter_groups(model, config.weight_decay), lr=lr, **execution
+        _parameter_groups(model, config.weight_decay), lr=lr, **_own(config), **execution
     )
-    if config.optimizer == "sgd":
+    if config.optimizer == "sgd" and config.momentum > 0:
         # As its first step would make them, but defined where fp16's scaling skips that step.
         for parameter in model.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     _keep_execution(optimizer)
     return optimizer
+
+
+def _own(config: Config) -> dict[str, Any]:
+    """Settings that only one of them has."""
+    if config.optimizer != "sgd":
+        return {}
+    return {"momentum": config.momentum, "nesterov": config.momentum > 0}
+
+
+def schedule(config: Config) -> Schedule:
+    """Of the learning rate, by the fraction of training done."""
+    factory = getattr(schedules, config.schedule)
+    return factory(warmup=config.warmup) if config.warmup > 0 else factory()
+
+
+def clip_gradients(config: Config, optimizer: torch.optim.Optimizer, scaler: GradScaler) -> None:
+    """Scales all gradients down to the norm that is allowed, without asking the host."""
+    if config.clip is None:
+        return
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, config.clip)
 
 
 @contextmanager
@@ -179,7 +202,8 @@ def _checked_state(
         ValueError: of other parameters, of other names, shapes or dtypes.
     """
     parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
-    if type(optimizer) is torch.optim.SGD and len(saved) != len(parameters):
+    keeps = any(group.get("momentum") for group in optimizer.param_groups)
+    if type(optimizer) is torch.optim.SGD and keeps and len(saved) != len(parameters):
         raise ValueError(f"optimizer: momentum of {len(saved)} parameters of {len(parameters)}")
     checked = {}
     for number, values in saved.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -79,10 +80,17 @@ def bar(label: str, shown: bool = True, **options: Any) -> Any:
 
 
 class ProgressBar:
-    """A bar over epochs that moves within them; nothing where stderr is no terminal."""
+    """A bar over epochs that moves within them; where stderr is no terminal nothing, or with
+    `lines` a line an epoch on stdout."""
 
     def __init__(
-        self, epochs: int, done: int = 0, label: str = "training", *, shown: bool = True
+        self,
+        epochs: int,
+        done: int = 0,
+        label: str = "training",
+        *,
+        shown: bool = True,
+        lines: bool = False,
     ) -> None:
         self._bar = bar(
             label,
@@ -92,6 +100,8 @@ class ProgressBar:
             bar_format="{desc} {percentage:3.0f} %|{bar}| epoch {n:.1f}/{total} "
             "[{elapsed}<{remaining}{postfix}]",
         )
+        self._epochs = epochs
+        self._lines = lines and shown and not sys.stderr.isatty()
         self._accuracy: float | None = None
         self._interrupt = Interrupt()
 
@@ -112,6 +122,10 @@ class ProgressBar:
             censored = " (censored)" * metrics["censored"]
             shown.append(f"period ended at {metrics['period_end']}{censored}")
         self._bar.set_postfix_str(", ".join(shown))
+        if self._lines:
+            shown += [f"lr {metrics['lr']:.3g}", f"{metrics['backward_samples']:,} samples"]
+            shown.append(f"{metrics['seconds']['train']:.2g} s")
+            print(f"epoch {metrics['epoch']} of {self._epochs}: {', '.join(shown)}", flush=True)
 
     def __enter__(self) -> ProgressBar:
         self._interrupt.__enter__()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpfast.train import metrics
+from cpfast.train import chance, metrics
 from cpfast.train.config import Config
 from cpfast.train.data import KINDS
 from cpfast.train.energy import source_of_sum
@@ -25,10 +25,11 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
 
     Returns:
         "config" and "metrics" (the lines), "epochs", "test_accuracy" (of the last epoch that was
-        evaluated: in a finished run the last), "forward_samples", "backward_samples",
-        "full_samples" and "measured_samples", "criteria" (as in a line, with the sums of their
-        seconds and samples), "communication" (of an epoch in the mean), "seconds" by part (None:
-        not timed), "energy" (of energy.json, or None), "period_end" and "period_end_reason".
+        evaluated: in a finished run the last), "test_loss", "chance" (of guessing there, or None),
+        "forward_samples", "backward_samples", "full_samples" and "measured_samples", "criteria"
+        (as in a line, with the sums of their seconds and samples), "communication" (of an epoch in
+        the mean), "seconds" by part (None: not timed), "energy" (of energy.json, or None),
+        "period_end" and "period_end_reason".
 
     Raises:
         UserError: no run, or none of its epochs is completed, or a line is damaged.
@@ -53,6 +54,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "epochs": last["epoch"],
         "evaluated_epoch": evaluated[-1]["epoch"] if evaluated else None,
         "test_accuracy": evaluated[-1]["test_accuracy"] if evaluated else None,
+        "test_loss": evaluated[-1]["test_loss"] if evaluated else None,
+        "chance": last["chance"],
         "forward_samples": sum(line["forward_samples"] for line in lines),
         "backward_samples": sum(line["backward_samples"] for line in lines),
         "full_samples": sum(line["full_samples"] for line in lines),
@@ -66,12 +69,21 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+def document(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary as JSON has it: the settings as in config.json, and no lines of metrics, which
+    metrics.jsonl has."""
+    shown = {name: value for name, value in summary.items() if name != "metrics"}
+    return {**shown, "config": summary["config"].to_dict()}
+
+
 def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     """The table at the end of `cpfast train`."""
     config: Config = summary["config"]
     seconds = summary["seconds"]
     done, total = summary["epochs"], config.epochs
     rows = [("test accuracy", _accuracy_text(summary))]
+    if models.make(config.model).reads == "text" and summary["test_loss"] is not None:
+        rows.append(("perplexity", f"{math.exp(min(summary['test_loss'], 700)):.2f} a character"))
     rows.append(("critical period", _period_text(summary)))
     measured = summary["measured_samples"]
     used, full = summary["backward_samples"] + measured, summary["full_samples"]
@@ -195,7 +207,11 @@ def _accuracy_text(summary: dict[str, Any]) -> str:
         return "not evaluated yet"
     epoch = summary["evaluated_epoch"]
     last = " (the last)" if epoch == summary["config"].epochs else ""
-    return f"{100 * summary['test_accuracy']:.2f} % at epoch {epoch}{last}"
+    shown = f"{100 * summary['test_accuracy']:.2f} % at epoch {epoch}{last}"
+    guessed = summary["chance"]
+    if guessed is not None and chance.is_near(summary["test_accuracy"], guessed):
+        shown += f"; guessing the commonest class gives {100 * guessed:.2f} %: nothing was learned"
+    return shown
 
 
 def _period_text(summary: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import torch
 import cpfast
 from cpfast.forms import Open, Plain, Table, check, shown
 from cpfast.recipes import Action
-from cpfast.train import energy, loop
+from cpfast.train import energy, loop, saved
 from cpfast.train.config import ENVIRONMENT, Config
 from cpfast.train.data import Data
 from cpfast.train.errors import UserError, first_line
@@ -53,7 +53,7 @@ def train(
     Args:
         data: on any device; moved to `config.device`.
         folder: created, and locked by the caller; gets a line of metrics and a checkpoint an
-            epoch, and the energy used.
+            epoch, the energy used, and the model of the best and of the last epoch.
         forks: asked once an epoch is stored, and again for that epoch where a run continues: the
             folders that do not exist yet, with their settings, into which what was done so far is
             to be copied; plain pairs will do.
@@ -123,6 +123,8 @@ def advance(
     # A stop may have come between storing an epoch and what follows it.
     go_on = training.epoch == 0 or stored()
     if not go_on or training.epoch >= last:
+        if training.epoch == config.epochs and not (folder.path / saved.DESCRIPTION).exists():
+            saved.store(training, folder, lines)  # of a run of an earlier version
         return training
     training.meter = meter = energy.start(config, folder)
     try:
@@ -134,6 +136,8 @@ def advance(
             if training.epoch == last or time.monotonic() - energy_read > ENERGY_EVERY:
                 folder.save_energy(meter.read())
                 energy_read = time.monotonic()
+            # Before the checkpoint, as the energy.
+            saved.store(training, folder, lines)
             folder.save_checkpoint({**state_dict(training), "metrics": lines})
             if progress is not None:
                 progress.epoch(metrics)

@@ -99,9 +99,10 @@ def test_train_end_to_end(npz, tmp_path):
     assert process.returncode == 0, err
     # matplotlib may say that it builds its font cache
     assert [line for line in err.splitlines() if "font cache" not in line] == []
-    folder = tmp_path / "work" / "runs" / "toy.npz-cnn-detector+prune-1"
+    folder = tmp_path / "work" / "runs" / "toy.npz-cnn-fast-1"
     assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
-        "config.json", "energy.json", "last.pt", "metrics.jsonl", "rotation.png"
+        "config.json", "energy.json", "last.pt", "metrics.jsonl", "model.json", "model.safetensors",
+        "rotation.png", "summary.json",
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert config["seed"] == 3 and config["epochs"] == 7 and config["data"] == npz
@@ -112,14 +113,14 @@ def test_train_end_to_end(npz, tmp_path):
     accuracy = 100 * lines[-1]["test_accuracy"]
     assert table["test accuracy"] == f"{accuracy:.2f} % at epoch 7 (the last)"
     assert table["critical period"].startswith("ended after epoch 3 (fixed")
-    assert table["samples processed"].startswith(f"{samples:,} of the full recipe's 504 (k = 3)")
+    assert table["samples processed"].startswith(f"{samples:,} of the full recipe's 168 (k = 1)")
     assert "Wh, evaluation included (CPU " in table["energy"]
     assert "RAM " in table["energy"] and "estimated" in table["energy"]
     assert re.fullmatch(r"estimated \S+ g \(\d+ g a kWh, the mean of BRA\)", table["CO2e"])
     assert re.fullmatch(r"measured \S+, evaluation included \(2 an hour\)", table["cost"])
     for part in ("detection", "scoring", "selection"):
         assert re.match(r"\d+\.\d\d % of the training time", table[part])
-    assert table["picture"] == "runs/toy.npz-cnn-detector+prune-1/rotation.png"
+    assert table["picture"] == "runs/toy.npz-cnn-fast-1/rotation.png"
     assert (folder / "rotation.png").stat().st_size > 20_000
 
 
@@ -301,7 +302,7 @@ def test_default_folders_do_not_collide(npz, tmp_path):
     for _ in range(2):
         assert cli.main(["train", "--data", npz, *QUICK, "--no-plot", "--epochs", "1"]) == 0
     runs = sorted(p.name for p in (tmp_path / "work" / "runs").iterdir())
-    assert runs == [f"toy.npz-cnn-detector+prune-{n}" for n in (1, 2)]
+    assert runs == [f"toy.npz-cnn-fast-{n}" for n in (1, 2)]
 
 
 @pytest.mark.needs("scipy")
@@ -433,7 +434,10 @@ def test_env(capsys):
             ["train", "--country", "BR"], "--country BR: codecarbon has no data for it",
             marks=pytest.mark.needs("codecarbon"),
         ),
-        (["train", "--epoch", "3"], "unrecognized arguments: --epoch 3 (see cpfast train --help)"),
+        (
+            ["train", "--epoch", "3"],
+            "unrecognized arguments: --epoch 3; did you mean --epochs? (see cpfast train --help)",
+        ),
         (["compare", "--resume"], "unrecognized arguments: --resume (see cpfast compare --help)"),
         (["train", "--data", ""], "--data: an empty name"),
         (["train", "--price-hour", "inf"], "--price-hour must be finite and not negative, got inf"),
@@ -619,6 +623,8 @@ def test_a_picture_of_many_layers_and_of_a_period_that_goes_on(tmp_path):
             "rotation": {name: epoch * (i + 1) / 300 for i, name in enumerate(names)},
             "rotation_mean": epoch * 15.5 / 300,
             "slope": None if epoch < 5 else 3.0,
+            "test_accuracy": None if epoch % 2 else 0.1 * epoch,
+            "train_loss": 2.0 / epoch,
         }
         for epoch in range(1, 9)
     ]

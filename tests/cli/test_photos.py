@@ -13,7 +13,7 @@ from cpfast import cli
 from cpfast.train.runfolder import RunFolder
 
 OPTIONS = [
-    "--epochs", "2", "--batch-size", "16", "--method", "full", "--repeats", "1", "--threads", "1",
+    "--epochs", "2", "--method", "full", "--repeats", "1", "--threads", "1",
     "--no-energy", "--no-plot",
 ]  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_they_train_with_one_command(photos, tmp_path):
     assert done.stdout.splitlines()[0] == (
         "photos: 80 training and 20 test images of 64x64x3, 2 classes; a fifth of each class, "
         "drawn by a fixed seed, is held out for testing; of any sizes, resized and cropped to "
-        "64x64 (--image-size chooses); 10 images of grey made RGB; mirrored at random (not with "
+        "64x64 (--image-size chooses); 10 grey images made RGB; mirrored at random (not with "
         "--no-flip)"
     )
     (run,) = (tmp_path / "runs").iterdir()

@@ -124,6 +124,7 @@ def test_the_command_line_trains_with_them(installed):
         from cpfast.cli import main
 
         options = "--epochs 3 --no-energy --no-plot --policy every-second --criterion half-turn"
+        options += " --preset paper"
         code = main(["train", "--method", "slow", *options.split(), "--out", {str(out)!r}])
         assert code == 0
         """

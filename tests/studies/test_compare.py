@@ -672,6 +672,25 @@ def test_verdict_by_time_and_by_the_lower_end():
     assert judged(full=full).startswith("Nothing to judge a saving by: full or")
 
 
+def test_nothing_is_concluded_where_full_has_learned_nothing():
+    def judge(accuracy):
+        runs = [
+            entry(arm, seed, value, chance=0.1)
+            for arm, value in (("full", accuracy), ("k1", 0.1), ("detector", 0.3))
+            for seed in range(3)
+        ]
+        summaries, control = verdict.summarise(made_up(("full", "k1", "detector"), runs))
+        return (
+            verdict.verdict(summaries, finished=True), verdict.against_control(summaries, control)
+        )  # fmt: skip
+
+    said, against = judge(0.15)
+    assert said.startswith("full itself has learned nothing: 15.00 %, where guessing the commonest")
+    assert "Nothing follows" in said and against is None
+    said, against = judge(0.25)
+    assert "learned nothing" not in said and against is not None
+
+
 @pytest.mark.needs("scipy")
 def test_numbers_of_the_verdict_are_rounded_down():
     full = (10.0, [0.9, 0.9, 0.9])

@@ -145,6 +145,7 @@ def test_a_rate_in_a_tensor_outlives_a_load(name):
     twin, _ = make(name)
     rate = torch.tensor(optimizer.param_groups[0]["lr"])
     options = {"fused": True} if name != "rmsprop" else {"foreach": True}
+    options |= optimizers._own(Config.from_options({"optimizer": name}))
     groups = optimizers._parameter_groups(twin, 1e-2)
     other = optimizers._CLASSES[name](groups, lr=rate, **options)
     optimizers._keep_execution(other)

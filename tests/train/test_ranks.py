@@ -8,13 +8,16 @@ import sys
 import pytest
 import torch
 
+from cpfast import load
 from cpfast.cli import options
 from cpfast.studies import read_results
+from cpfast.train.runfolder import RunFolder
 
 SUPPORT = pathlib.Path(__file__).parent.parent / "support"
 # without normalisation by batches, of which each process sees a part
 VIT = ("--data", "digits", "--model", "vit-tiny", "--limit", "64", "--epochs", "3", "--batch-size",
-       "16", "--eval-every", "3", "--threads", "1", "--no-energy", "--no-plot")  # fmt: skip
+       "16", "--eval-every", "3", "--threads", "1", "--no-energy", "--no-plot",
+       "--preset", "paper")  # fmt: skip
 DIGITS = ("--data", "digits", "--epochs", "6", "--threads", "1", "--no-energy", "--no-plot")
 PRUNED = ("--method", "detector+prune", "--criterion", "fixed", "--at", "1")
 
@@ -80,6 +83,13 @@ def test_rank_0_alone_writes_and_speaks(tmp_path):
     assert "test accuracy" in out.stdout and "between 2 processes" in out.stdout
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
     assert lines_of(tmp_path / "run")[-1]["epoch"] == 6
+    model = load(tmp_path / "run")
+    assert (model.epoch, model.test_accuracy) == (
+        6,
+        lines_of(tmp_path / "run")[-1]["test_accuracy"],
+    )
+    state = RunFolder(tmp_path / "run").checkpoint()["model"]
+    assert all(torch.equal(w, state[name]) for name, w in model.network.state_dict().items())
     # and another number of processes goes on where these stood: that is, it is finished
     again = cpfast(tmp_path, "train", "--resume", "--out", "run", processes=4)
     assert "run folder run, finished" in again.stdout

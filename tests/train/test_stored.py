@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # since version 0.1.0
 NEW = {
     "settings": {}, "bias": None, "scored_samples": 0, "measured_samples": 0, "censored": False,
-    "criteria": {},
+    "criteria": {}, "chance": None,
     "communication": {"ranks": 1, "collectives": 0, "bytes": 0, "sync_bytes": 0},
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from cpfast.studies.compare import equal_time
 from cpfast.studies.compare.arms import CONTROLS, FAIR
 from cpfast.studies.statistics import Estimate, estimate, paired, percent
 from cpfast.studies.store import Entry, Results
+from cpfast.train import chance
 
 # A saving that costs nothing.
 TARGET_SAVED = 60.0  # % of full's time
@@ -112,6 +113,8 @@ def verdict(summaries: Mapping[str, Summary], *, finished: bool) -> str:
             f"Nothing to judge a saving by{'' if finished else ' yet'}: full or all others lack a "
             "run that ended."
         )
+    if (nothing := learned_nothing(full)) is not None:
+        return nothing
     judged = [s for s in others if s.entries.keys() == full.entries.keys()]
     left = [s for s in others if s not in judged]
     unlike = "" if not left else (
@@ -136,6 +139,20 @@ def verdict(summaries: Mapping[str, Summary], *, finished: bool) -> str:
         if s.saved is not None and s.accuracy is not None
     }
     return _judge(sure, target, least) + unlike
+
+
+def learned_nothing(full: Summary | None) -> str | None:
+    """Said of a comparison in which there is nothing to lose; None where there is."""
+    if full is None or full.accuracy is None:
+        return None
+    chances = [e["chance"] for e in full.entries.values() if e.get("chance") is not None]
+    if not chances or not chance.is_near(full.accuracy.mean / 100, max(chances)):
+        return None
+    return (
+        f"full itself has learned nothing: {full.accuracy.mean:.2f} %, where guessing the "
+        f"commonest class gives {100 * max(chances):.2f} %. Nothing follows from this comparison; "
+        "try --preset fast, another --lr or more --epochs."
+    )
 
 
 def _judge(sure: Mapping[str, _Judged], target: str, least: float) -> str:
@@ -172,6 +189,8 @@ def _judge(sure: Mapping[str, _Judged], target: str, least: float) -> str:
 def against_control(summaries: Mapping[str, Summary], control: str | None) -> str | None:
     """Whether detecting the period was worth it: detector against the best control."""
     detector = summaries.get("detector")
+    if learned_nothing(summaries.get("full")) is not None:
+        return None
     if detector is None or detector.accuracy is None:
         return None
     missing = [c for c in FAIR if c not in summaries or not summaries[c].entries]

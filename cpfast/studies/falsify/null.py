@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from cpfast import schedules
 from cpfast.detection import CriticalPeriodDetector
+from cpfast.train import optimizers
 from cpfast.train.config import Config
-from cpfast.train.optimizers import MOMENTUM
 
 # Of D per step, over lr * wd. SGD's decay is part of the gradient, and so passes through the
 # momentum; AdamW's shrinks the weight itself. Nothing is known here of the others.
-NULL_RATES = {"sgd": 1 / (1 - MOMENTUM), "adamw": 1.0}
+NULL_RATES: dict[str, Callable[[Config], float]] = {
+    "sgd": lambda config: 1 / (1 - config.momentum),
+    "adamw": lambda config: 1.0,
+}
 SCHEDULE_POINTS = 100  # of an epoch stand for all of its steps, of which there may be thousands
 
 
@@ -36,9 +38,9 @@ def null_rotations(config: Config, train_size: int) -> Iterator[float] | None:
     """
     if config.optimizer not in NULL_RATES:
         return None
-    schedule = getattr(schedules, config.schedule)()
+    schedule = optimizers.schedule(config)
     steps = config.repeats * train_size / config.batch_size
-    rate = config.lr * config.weight_decay * NULL_RATES[config.optimizer]
+    rate = config.lr * config.weight_decay * NULL_RATES[config.optimizer](config)
 
     def rotations() -> Iterator[float]:
         turned = 0.0

@@ -16,7 +16,8 @@ from cpfast.train.errors import UserError
 
 __all__ = [
     "KINDS", "Data", "DataSet", "FloatData", "ImageData", "Kind", "Layout", "TextData", "datasets",
-    "is_mirrored", "kind_of", "layouts", "load", "parse_size", "read_folder", "stratified",
+    "is_mirrored", "kind_of", "layouts", "load", "parse_size", "read_folder", "resizes",
+    "stratified",
 ]  # fmt: skip
 
 # The networks halve it twice, and normalising a batch of one needs more than one pixel.
@@ -175,6 +176,13 @@ def read_folder(path: Path, limit: int | None, progress: bool, **options: Any) -
         if layout.holds is not _never
     ]
     raise UserError(f"{path}: no train/ folder ({several}); expected {'; or '.join(lines)}")
+
+
+def resizes(source: str) -> bool:
+    """Whether the images of a data set may be of any sizes, and are resized."""
+    path = Path(source).expanduser()
+    is_folder = source not in datasets and path.is_dir()
+    return is_folder and any("image_size" in layout.takes for layout, _ in _held(path))
 
 
 def _held(path: Path) -> list[tuple[Layout, Path]]:

@@ -176,7 +176,8 @@ def _numbers(source: str, column: str, train: Any, test: Any) -> tuple[np.ndarra
     except (TypeError, ValueError) as error:
         raise UserError(f"{source}: column {column!r}: {error}") from error
     mean = np.nanmean(one)
-    return tuple(np.where(np.isnan(part), mean, part)[:, None] for part in (one, other))
+    one, other = (np.where(np.isnan(part), mean, part)[:, None] for part in (one, other))
+    return one, other
 
 
 def _one_hot(source: str, column: str, train: Any, test: Any) -> tuple[np.ndarray, np.ndarray]:

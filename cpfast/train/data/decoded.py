@@ -28,7 +28,7 @@ from cpfast.train.progress import bar
 
 __all__ = ["CACHE", "load", "read_image", "resized"]
 
-TOGETHER = 64  # images a thread decodes at a time
+TOGETHER = 16  # images a thread decodes at a time
 SMALL = 64 * 64  # pixels
 # Without --image-size: images that are all of one size stay as they are up to AS_THEY_ARE a side
 # (STL-10's, the largest of the usual small ones); the shorter sides of others become DEFAULT.
@@ -100,15 +100,15 @@ def _notes(found: Kept, asked: tuple[int, int] | None) -> Iterator[str]:
         choose = " (--image-size chooses)" if asked is None else ""
         yield f"of {were}, resized and cropped to {height}x{width}{choose}"
     if 0 < (grey := int((~is_colour).sum())) < len(is_colour):
-        yield f"{_images(grey)} of grey made RGB"
+        yield f"{_images(grey, 'grey')} made RGB"
     if transparent := int(is_transparent.sum()):
-        yield f"{_images(transparent)} with transparent pixels laid over white"
+        yield f"{_images(transparent, 'transparent')} laid over white"
     if found.is_mapped:
         yield f"{_gigabytes(found.images.nbytes)}, streamed from {CACHE}/"
 
 
-def _images(count: int) -> str:
-    return f"{count:,} image{'s' * (count > 1)}"
+def _images(count: int, kind: str) -> str:
+    return f"{count:,} {kind} image{'s' * (count > 1)}"
 
 
 def _tensor(images: np.ndarray) -> Tensor:
@@ -255,6 +255,12 @@ def _in_threads(
 ) -> Iterator[T]:
     """What `work` makes of each `TOGETHER` paths, in order; few are ahead of what is taken."""
     waiting: deque[Future[T]] = deque()
+
+    def take() -> T:
+        result = waiting.popleft().result()
+        shown.update(TOGETHER)
+        return result
+
     with (
         bar(label, progress, total=len(paths), unit="image") as shown,
         ThreadPoolExecutor(threads) as pool,
@@ -263,10 +269,9 @@ def _in_threads(
             for begin in range(0, len(paths), TOGETHER):
                 waiting.append(pool.submit(work, paths[begin : begin + TOGETHER]))
                 if len(waiting) > threads + 1:
-                    yield waiting.popleft().result()
-                    shown.update(TOGETHER)
+                    yield take()
             while waiting:
-                yield waiting.popleft().result()
+                yield take()
         finally:
             # without it the pool would first decode all that is queued
             pool.shutdown(wait=False, cancel_futures=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _TOGETHER = 4096  # samples
+_SUMMED = 2**22  # bytes of images at a time
 
 Self = TypeVar("Self", bound="_Labelled")
 
@@ -94,9 +95,10 @@ class ImageData(_Labelled):
 
         Summed in integers, so that it is the same on every device and for every order.
         """
+        total = torch.zeros(self.shape, dtype=torch.int64, device=self.train_images.device)
         # In parts: on the CPU torch first makes int64 of all that it sums.
-        parts = (part.sum(0, dtype=torch.int64) for part in self.train_images.split(_TOGETHER))
-        total = torch.stack([*parts]).sum(0)
+        for part in self.train_images.split(max(1, _SUMMED // total.numel())):
+            total += part.sum(0, dtype=torch.int64)
         return (total.double() / (255 * len(self.train_images))).float()
 
     def fingerprint(self) -> str:

@@ -21,7 +21,7 @@ from torch import nn
 from cpfast.registry import Registry
 from cpfast.train.errors import UserError
 
-__all__ = ["Model", "build", "check", "count_parameters", "models"]
+__all__ = ["Model", "build", "check", "count_parameters", "models", "set_bn_momentum"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,14 @@ def build(name: str, shape: tuple[int, ...], outputs: int, seed: int) -> nn.Modu
         # torch.manual_seed would also seed the generators of all GPUs, which are not restored.
         torch.default_generator.manual_seed(seed)
         return models.make(name).build(shape, outputs)
+
+
+def set_bn_momentum(model: nn.Module, momentum: float | None) -> None:
+    """Of every BatchNorm layer's running statistics, torch's momentum (1 - Keras'); None: as it
+    is."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and momentum is not None:
+            module.momentum = momentum
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -56,7 +56,7 @@ class ViTTiny(nn.Module):
             raise ValueError(f"patches of {patch}x{patch} do not fill {height}x{width}")
         positions = self._positions(height // patch, width // patch)
         x = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat((self.class_token.expand(len(x), -1, -1), x), 1) + positions
+        x = torch.cat((self.class_token.expand(x.shape[0], -1, -1), x), 1) + positions
         return self.head(self.norm(self.blocks(x))[:, 0])
 
     def _positions(self, rows: int, columns: int) -> Tensor:

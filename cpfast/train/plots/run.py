@@ -1,4 +1,4 @@
-"""The picture of a run: rotation of its layers, slope, and the end of the period."""
+"""The picture of a run: rotation of its layers, slope, accuracy and loss, and the period's end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from cpfast.train.plots.style import STYLE, load_pyplot, save
 
 END_COLOUR = "#D55E00"
 MEAN_COLOUR = "#000000"
+LOSS_COLOUR = "#0072B2"
 FEW_LAYERS = 8
 
 
 def draw_run(summary: dict[str, Any], path: Path) -> None:
-    """Rotation of each layer, its mean, the slope, and the end of the period: a PNG at `path`."""
+    """Rotation of each layer, its mean, the slope, what was learned, and the end of the period: a
+    PNG at `path`."""
     pyplot = load_pyplot()
     config: Config = summary["config"]
     metrics = [line for line in summary["metrics"] if line["rotation"]]
@@ -26,9 +28,10 @@ def draw_run(summary: dict[str, Any], path: Path) -> None:
     epochs = [0, *(line["epoch"] for line in metrics)]
     end = summary["period_end"]
     with pyplot.rc_context(STYLE):
-        figure, (top, bottom) = pyplot.subplots(
-            2, 1, figsize=(7.5, 6), sharex=True, height_ratios=(2, 1), layout="constrained"
+        figure, (top, bottom, learned) = pyplot.subplots(
+            3, 1, figsize=(7.5, 7.5), sharex=True, height_ratios=(2, 1, 1.3), layout="constrained"
         )
+        _draw_learning(learned, summary["metrics"])
         _draw_layers(figure, top, metrics, epochs)
         top.plot(
             epochs, [0.0, *(line["rotation_mean"] for line in metrics)],
@@ -45,7 +48,7 @@ def draw_run(summary: dict[str, Any], path: Path) -> None:
             textcoords="offset points", ha="right", color="0.3",
         )  # fmt: skip
         bottom.set_ylabel("slope of the mean\n(per whole training)")
-        bottom.set_xlabel("epoch")
+        learned.set_xlabel("epoch")
         bottom.set_xlim(0, config.epochs)
         bottom.set_ylim(0, max([2.0, *(1.1 * slope for _, slope in slopes)]))
         if not slopes:
@@ -53,7 +56,7 @@ def draw_run(summary: dict[str, Any], path: Path) -> None:
                 0.5, 0.25, "no slope: fewer epochs than its window, or another criterion",
                 transform=bottom.transAxes, ha="center", color="0.4",
             )  # fmt: skip
-        for axes in (top, bottom):
+        for axes in (top, bottom, learned):
             axes.grid(color="0.9", linewidth=0.8)
             axes.set_axisbelow(True)
             if end is not None:
@@ -72,6 +75,24 @@ def draw_run(summary: dict[str, Any], path: Path) -> None:
         top.set_title(f"{report.data_name(config)}, {config.model}, {config.method}{shown}")
         save(figure, path)
         pyplot.close(figure)
+
+
+def _draw_learning(axes: Any, metrics: Sequence[dict[str, Any]]) -> None:
+    """Test accuracy to the left, the training's loss to the right."""
+    tested = [line for line in metrics if line["test_accuracy"] is not None]
+    axes.plot(
+        [line["epoch"] for line in tested], [100 * line["test_accuracy"] for line in tested],
+        color=MEAN_COLOUR, linewidth=2, marker="o", markersize=3,
+    )  # fmt: skip
+    axes.set_ylabel("test accuracy, %")
+    trained = [line for line in metrics if line["train_loss"] is not None]
+    losses = axes.twinx()
+    losses.plot(
+        [line["epoch"] for line in trained], [line["train_loss"] for line in trained],
+        color=LOSS_COLOUR, linewidth=1.4,
+    )  # fmt: skip
+    losses.set_ylabel("training loss", color=LOSS_COLOUR)
+    losses.set_ylim(bottom=0)
 
 
 def _change(config: Config, end: int) -> str:

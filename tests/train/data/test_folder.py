@@ -280,7 +280,7 @@ def test_transparent_images_are_laid_over_white_and_counted(folder, mode, over_w
     for _ in range(2):  # from the files, then from what is kept of them
         images = data.load(str(folder))
         assert images.train_images[5, 4, 4].tolist() == over_white
-        assert "1 image with transparent pixels laid over white" in images.describe()
+        assert "1 transparent image laid over white" in images.describe()
 
 
 def test_an_opaque_alpha_channel_is_dropped(folder):

@@ -98,7 +98,7 @@ def found_transparent(folder, content: bytes, white: np.ndarray | None = None) -
     path = folder / "train" / "a" / "0.png"
     path.write_bytes(content)
     images = data.load(str(folder))
-    found = "1 image with transparent pixels laid over white" in images.note
+    found = "1 transparent image laid over white" in images.note
     if found and white is not None:
         assert (images.train_images[0].numpy()[white] == 255).all()
     return found

@@ -166,7 +166,7 @@ def test_mixed_ones_are_said(tmp_path):
     source = photos(tmp_path, *[(20, 20)] * 5)
     for number in range(2):
         Image.new("L", (20, 20)).save(tmp_path / "cat" / f"{number}.png")
-    assert data.load(source).note.endswith("; 2 images of grey made RGB")
+    assert data.load(source).note.endswith("; 2 grey images made RGB")
 
 
 def test_a_folder_is_read_as_its_files_are_one_by_one(tmp_path):

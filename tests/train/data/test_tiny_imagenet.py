@@ -53,7 +53,7 @@ def test_images_labels_and_classes(tiny):
     assert len(images.train_images[4, 9, 9].unique()) == 1
     red = images.test_images[:, 9, 9, 0].int()
     assert (red - 80 * torch.tensor(VALIDATION)).abs().max() <= 3
-    assert images.describe().endswith("; tested on val/; 1 image of grey made RGB")
+    assert images.describe().endswith("; tested on val/; 1 grey image made RGB")
 
 
 def test_it_may_lie_one_level_down(tiny):
@@ -98,7 +98,7 @@ def test_an_image_without_annotation(tiny):
 def test_files_passed_over_are_said(tiny):
     for path in ("val/images/._val_0.JPEG", "val/images/Thumbs.db", "train/.DS_Store"):
         (tiny / path).write_bytes(b"no image")
-    note = "tested on val/; 1 image of grey made RGB"
+    note = "tested on val/; 1 grey image made RGB"
     assert data.load(str(tiny)).note == note
     for path in ("val/images/notes.txt", f"train/{WNIDS[0]}/images/notes.txt", "train/a.csv"):
         (tiny / path).write_bytes(b"no image")
