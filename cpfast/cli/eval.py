@@ -9,7 +9,7 @@ from typing import Any
 
 from cpfast.cli.options import device_of
 from cpfast.cli.start import can_draw, note
-from cpfast.train import data, evaluation, process
+from cpfast.train import data, evaluation, own, process
 from cpfast.train.data import Data
 from cpfast.train.runfolder import RunFolder
 from cpfast.train.trained import TrainedModel, load
@@ -58,6 +58,11 @@ def add_model_options(group: Any) -> None:
         help="the weights of the best test accuracy, which promises too much as it was chosen on "
         "the test set; default: those of the last epoch",
     )
+    group.add_argument(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        help="of a network of your own: the function that makes it, as train was given it",
+    )
     group.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda if there is one")
 
 
@@ -65,6 +70,8 @@ def open_model(options: dict[str, Any]) -> TrainedModel:
     """The model that the options name, on their device."""
     process.keep_memory()
     which = "best" if options["best"] else "last"
+    if options["model"] is not None:
+        own.function("--model", options["model"])
     return load(options["folder"], which, device_of(options["device"]))
 
 

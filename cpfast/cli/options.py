@@ -14,6 +14,7 @@ from cpfast import _backend
 from cpfast.detection import criteria
 from cpfast.studies import studies
 from cpfast.train import ranks
+from cpfast.train.balance import CLASS_WEIGHTS
 from cpfast.train.config import LABELS, OPTIMIZERS, PRECISIONS, SCHEDULES, STEPS
 from cpfast.train.data import datasets
 from cpfast.train.errors import UserError
@@ -58,7 +59,12 @@ class Parser(argparse.ArgumentParser):
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Those of every command that trains. None means not given: the default depends on the data."""
     add = parser.add_argument
-    add("--data", help=f"{', '.join(datasets)}; or a folder or file of images; default: digits")
+    add(
+        "--data",
+        metavar="NAME|PATH|MODULE:FUNCTION",
+        help=f"{', '.join(datasets)}; a folder or file of images, text, a table or time series; or "
+        "a function of your own that returns them; default: digits",
+    )
     add("--download", action="store_true", help="fetch --data if it is missing")
     add(
         "--image-size",
@@ -75,8 +81,21 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=int, help="train on so many images, stratified, or sequences")
     add(
         "--model",
-        choices=tuple(models),
-        help="default: cnn for digits and mnist, transformer for text, else resnet20",
+        metavar="NAME|timm:NAME|MODULE:FUNCTION",
+        help=f"{', '.join(models)}; one of timm's; or a function of your own, called with the "
+        "shape of a sample and the number of logits. Default: cnn for digits and mnist, "
+        "transformer for text, mlp for tables, resnet1d for time series, else resnet20",
+    )
+    add(
+        "--weights",
+        metavar="FILE",
+        help="begin from a .safetensors file, where names and sizes fit",
+    )
+    add(
+        "--class-weight",
+        choices=CLASS_WEIGHTS,
+        help="balanced: each class counts alike in the loss, however many samples it has; "
+        "default: none",
     )
     add(
         "--preset",

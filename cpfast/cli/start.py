@@ -12,7 +12,7 @@ import torch
 
 import cpfast
 from cpfast.cli.options import counted
-from cpfast.train import energy, process, ranks
+from cpfast.train import balance, energy, process, ranks
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import Config
 from cpfast.train.data import Data, ImageData, datasets
@@ -75,7 +75,7 @@ def header(config: Config, data: Data, parameters: int) -> str:
     size = ranks.Ranks().size
     processes = f" in {size} processes" if size > 1 else ""
     return (
-        f"{data.describe()}{_mirroring(config, data)}\n"
+        f"{data.describe()}{_mirroring(config, data)}{_balance(config, data)}\n"
         f"{config.model}, {parameters:,} parameters; {config.epochs} epochs; "
         f"{config.precision} on {config.device}{threads}{processes}; ops: {cpfast.backend()}\n"
         f"{training(config, data.reads)}"
@@ -98,6 +98,14 @@ def training(config: Config, reads: str) -> str:
         parts.append(AUGMENTATIONS[config.augment].describe(flip=config.flip))
         parts += [f"{name} {alpha:g}" for name, alpha in config.mixing() if alpha > 0]
     return "; ".join(parts)
+
+
+def _balance(config: Config, data: Data) -> str:
+    uneven = balance.describe(data)
+    if not uneven:
+        return ""
+    hint = "weighed alike" if config.class_weight == "balanced" else "see --class-weight balanced"
+    return f"; {uneven} ({hint})"
 
 
 def _mirroring(config: Config, data: Data) -> str:

@@ -118,11 +118,14 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
     training = Training(config, dataset.to(torch.device(config.device)))
     if folder is None:
         name = f"{report.data_name(config.replace(limit=None))}-{config.model}-{config.method}"
+        name = name.replace(":", "-")
         folder = RunFolder(joined.new_folder(Path("runs"), name))
     with folder.locked():
         if not resume:
             folder.create(config)
         print(header(config, dataset, models.count_parameters(training.model)))
+        if training.loaded is not None and not resume:
+            print(f"begins with {training.loaded}")
         done = folder.epochs()
         state = ", finished" if done == config.epochs else f", after epoch {done}"
         print(f"run folder {folder.path}{state if done else ''}", flush=True)

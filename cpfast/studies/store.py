@@ -105,7 +105,7 @@ def default_folder(study: Study) -> Path:
     text = json.dumps([study.KIND, settings, list(study.seeds), study.settings()], sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
     data = report.data_name(config.replace(limit=None))
-    return Path("runs") / f"{name_of(type(study))}-{data}-{config.model}-{digest}"
+    return Path("runs") / f"{name_of(type(study))}-{data}-{config.model}-{digest}".replace(":", "-")
 
 
 def check_folder(out: Path) -> None:

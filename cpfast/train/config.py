@@ -16,9 +16,10 @@ from cpfast.recipes import Recipe, RecipeFile, actions, recipes
 from cpfast.registry import Entry, options_of
 from cpfast.train import ranks
 from cpfast.train.augmentations import AUGMENTATIONS
-from cpfast.train.data import KINDS, datasets, is_mirrored, kind_of, parse_size
+from cpfast.train.balance import CLASS_WEIGHTS
+from cpfast.train.data import KINDS, datasets, is_mirrored, is_place, kind_of, parse_size
 from cpfast.train.errors import UserError
-from cpfast.train.models import check, models
+from cpfast.train.models import check, check_name
 from cpfast.train.presets import PRESETS, UNKNOWN
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "adagrad")
@@ -43,7 +44,8 @@ _OF_RECIPES = ("repeats", "keep", "anneal")
 _SINCE: dict[str, Any] = {
     "recipe_text": None, "watch": None, "patience": 1, "not_before": None, "momentum": 0.9,
     "warmup": 0.0, "clip": None, "label_smoothing": 0.0, "bn_momentum": None, "image_size": None,
-    "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None,
+    "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None, "class_weight": "none",
+    "weights": None,
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
@@ -61,6 +63,8 @@ class Config:
         method: what is cut once the period has ended, see `cpfast.recipes.named`.
         image_size: side, or HEIGHTxWIDTH, that the images of a folder are resized and cropped to;
             None: as they are where they are small and of one size.
+        class_weight: "balanced" weighs the losses of each class by n / (C n_c).
+        weights: a safetensors file that the network begins from, where its tensors fit.
         label: the column of a table that holds its classes; None: see `cpfast.train.data.columns`.
         limit: number of training samples, of images stratified; None for all.
         repeats: augmented passes over the data in an epoch of the critical period (k).
@@ -137,9 +141,11 @@ class Config:
     recipe_text: str | None = None
     image_size: str | None = None
     label: str | None = None
+    class_weight: str = "none"
+    weights: str | None = None
 
     def __post_init__(self) -> None:
-        _choice("--model", self.model, tuple(models))
+        check_name(self.model)
         if self.recipe_text is None:
             _choice("--method", self.method, tuple(recipes))
         else:
@@ -153,6 +159,7 @@ class Config:
         _choice("--precision", self.precision, PRECISIONS)
         _choice("--step", self.step, STEPS)
         _choice("--labels", self.labels, LABELS)
+        _choice("--class-weight", self.class_weight, CLASS_WEIGHTS)
         _choice("--augment", self.augment, tuple(AUGMENTATIONS))
         for name, alpha in self.mixing():
             if not (math.isfinite(alpha) and alpha >= 0):
@@ -287,10 +294,17 @@ class Config:
         if name in datasets:
             dataset = datasets.make(name)
             reads, own = dataset.reads, {**KINDS[dataset.reads].defaults, **dataset.defaults}
-        else:
+        elif is_place(name):
             given["data"] = _absolute(name)
             reads = kind_of(given["data"]) or "images"
-            own = {"flip": is_mirrored(Path(given["data"])), **KINDS[reads].defaults}
+            own = {"flip": is_mirrored(given["data"]), **KINDS[reads].defaults}
+        else:
+            reads = kind_of(name) or "images"
+            own = {"flip": is_mirrored(name), **KINDS[reads].defaults}
+        if "weights" in given:
+            given["weights"] = _absolute(given["weights"], "--weights")
+            if not Path(given["weights"]).is_file():
+                raise UserError(f"--weights {given['weights']}: no such file")
         if reads != "images" and given.get("augment", "none") != "none":
             raise UserError(f"--augment {given['augment']}: for images, and {name} has none")
         for option, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
@@ -346,7 +360,7 @@ def watchable() -> tuple[str, ...]:
 def differences(options: dict[str, Any], stored: Config) -> list[str]:
     """Options of the command line that contradict a stored run, as 'name given (stored)'."""
     given = {key: value for key, value in options.items() if value is not None}
-    if given.get("data", "digits") not in datasets:
+    if is_place(given.get("data", "digits")):
         given["data"] = _absolute(given["data"])
     return changes(given, stored)
 
@@ -363,13 +377,13 @@ def changes(settings: dict[str, Any], stored: Config) -> list[str]:
     ]
 
 
-def _absolute(path: str) -> str:
+def _absolute(path: str, option: str = "--data") -> str:
     if not path:
-        raise UserError("--data: an empty name")
+        raise UserError(f"{option}: an empty name")
     try:
         return str(Path(path).expanduser().resolve())
     except (RuntimeError, OSError, ValueError) as error:  # an unknown user, a loop of links
-        raise UserError(f"--data {path}: {error}") from error
+        raise UserError(f"{option} {path}: {error}") from error
 
 
 def _default_threads(model: str) -> int:

@@ -19,6 +19,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +32,7 @@ from cpfast.moment import Moment
 from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
 from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
 from cpfast.recipes.freeze import diffusion
-from cpfast.train import batches, chance, models, optimizers, process
+from cpfast.train import balance, batches, chance, models, optimizers, process, weights
 from cpfast.train.batches import AUTOCAST, FULL, ImageBatches
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
@@ -69,6 +70,7 @@ class Training:
         epoch: number of epochs completed.
         beyond: what `actions` are, in words.
         meter: of its energy, where one runs.
+        loaded: what of --weights it begins with, in words.
     """
 
     def __init__(self, config: Config, data: Data, actions: Sequence[Action] = ()) -> None:
@@ -88,9 +90,17 @@ class Training:
         self.batches = batches.of(config, data)
         model = models.build(config.model, data.shape, data.outputs, config.seed)
         models.set_bn_momentum(model, config.bn_momentum)
+        self.loaded = None
+        if config.weights is not None and Path(config.weights).is_file():  # a resume needs none
+            self.loaded = weights.load(model, config.weights)
         # torch's annotations leave this form out
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = model.to(self.device)
+        some = torch.arange(min(2, data.train_size), device=self.device)
+        models.try_out(config.model, self.model, *self.batches.plain(some), data.outputs)
+        self.class_weights = balance.weights(data) if config.class_weight == "balanced" else None
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(self.device)
         self.optimizer = optimizers.build(config, self.model)
         self.schedule = cpfast.schedules.FractionSchedule(
             self.optimizer, optimizers.schedule(config)
@@ -177,6 +187,8 @@ class Training:
                 chosen = self._choose(batch_filter, inputs, targets, index, draw)
             index, weight = index[chosen], weight[chosen]
             inputs, targets = inputs[chosen], targets[chosen]
+        if self.class_weights is not None:
+            weight = weight * self.class_weights[targets]
         inputs, share = self.mixer.mix(shape.mixing, inputs)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
@@ -274,6 +286,10 @@ def check(config: Config, data: Data, ranks: Ranks) -> None:
         )
     if config.flip and data.reads != "images":
         raise UserError(f"--flip mirrors images, and {config.data} has none")
+    if config.class_weight != "none" and isinstance(data, TextData):
+        raise UserError(
+            f"--class-weight {config.class_weight}: {config.data} is text, which has no classes"
+        )
     models.check(config.model, data.reads, config.data)
     _check_recipe(config, data)
     rule = policies.make(config.policy)

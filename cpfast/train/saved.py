@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 import cpfast
 from cpfast.forms import Finite, Maybe, Open, Plain, Several, Table, check
 from cpfast.train import inputs, models
+from cpfast.train import own as own_functions
 from cpfast.train.errors import UserError, first_line
 from cpfast.train.files import read_json, write_atomically, write_json
 from cpfast.train.inputs import Input
@@ -187,7 +189,13 @@ def restore(path: Path, description: dict[str, Any], entry: dict[str, Any]) -> t
         taken = inputs.inputs.make(own.pop("kind"), classes=description["classes"], **own)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{source}: {first_line(error)}") from error
-    if architecture["name"] not in models.models:
+    name = architecture["name"]
+    if own_functions.is_own(name) and name.partition(":")[0] not in sys.modules:
+        raise UserError(
+            f"{source}: its network is made by {name}, which is only imported where you ask for "
+            f"it: --model {name}, in Python import {name.partition(':')[0]} first"
+        )
+    if name not in models.models and not models.elsewhere.is_elsewhere(name):
         raise UserError(
             f"{source}: no architecture {architecture['name']!r} is known here; install the "
             "package that brings it"

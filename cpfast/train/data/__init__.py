@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cpfast.registry import Registry
+from cpfast.train import own
 from cpfast.train.data.kinds import KINDS, Kind
 from cpfast.train.data.listing import folders, is_image
+from cpfast.train.data.mirroring import have_sides
 from cpfast.train.data.sets import Data, FloatData, ImageData, TextData
 from cpfast.train.data.split import stratified
 from cpfast.train.errors import UserError
 
 __all__ = [
     "KINDS", "Data", "DataSet", "FloatData", "ImageData", "Kind", "Layout", "TextData", "datasets",
-    "is_mirrored", "kind_of", "layouts", "load", "parse_size", "read_folder", "resizes",
+    "is_mirrored", "is_place", "kind_of", "layouts", "load", "parse_size", "read_folder", "resizes",
     "stratified",
 ]  # fmt: skip
 
@@ -86,6 +89,8 @@ def kind_of(source: str) -> str | None:
     """What kind of data a name or a path stands for, of `KINDS`; None where nothing is there."""
     if source in datasets:
         return datasets.make(source).reads
+    if own.is_own(source):
+        return _own_data().load(source).reads
     found = _at(Path(source))
     return found[0][0].reads(found[0][1]) if len(found) == 1 else None
 
@@ -107,10 +112,23 @@ def parse_size(text: str) -> tuple[int, int]:
     )
 
 
-def is_mirrored(path: Path) -> bool:
-    """Whether the images at a path are mirrored where nobody says whether they should be: not
-    those of digits and letters, nor where a class is a left or a right."""
-    return not any(layout.has_sides(place) for layout, place in _at(path))
+def is_place(source: str) -> bool:
+    """Whether it is to be a path: neither a name nor a function."""
+    return source not in datasets and not own.is_own(source)
+
+
+def is_mirrored(source: str | Path) -> bool:
+    """Whether the images at a path, or those of a function, are mirrored where nobody says whether
+    they should be: not those of digits and letters, nor where a class is a left or a right."""
+    if own.is_own(str(source)):
+        data = _own_data().load(str(source))
+        return isinstance(data, ImageData) and not have_sides(data.classes)
+    return not any(layout.has_sides(place) for layout, place in _at(Path(source)))
+
+
+def _own_data() -> Any:
+    # it imports this module
+    return importlib.import_module("cpfast.train.data.own_data")
 
 
 def load(
@@ -123,7 +141,8 @@ def load(
     """Load a data set by name or path.
 
     Args:
-        source: one of `datasets`, or the path of a folder or file.
+        source: one of `datasets`, the path of a folder or file, or `module:function`, see
+            `own_data`.
         limit: how many training samples to keep, those with labels stratified; None for all.
         progress: show bars where stderr is a terminal.
         download: fetch a published data set that is not there yet.
@@ -139,6 +158,9 @@ def load(
     if source in named:
         _check_taken(options, (), f"--data {source}")
         data = named[source].load(limit, progress, download)
+    elif own.is_own(source):
+        _check_taken(options, (), f"--data {source}")
+        data = _own_data().load(source, limit)
     else:
         data = _load_path(source, limit, progress, options)
     if not isinstance(data, ImageData):

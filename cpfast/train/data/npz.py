@@ -28,7 +28,7 @@ MOST_CHANNELS = 4
 SHOWN = 6  # names
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
     """What an array says of itself before it is read."""
 
     shape: tuple[int, ...]
@@ -55,7 +55,7 @@ def load(path: Path, limit: int | None) -> ImageData | FloatData:
                 f"{path}: no array {missing[0]!r}; expected {expected}; found {_shown(found)}"
             )
         unused = [name for name in found if name not in names]
-        if _is_numbers(_header(path, archive, names[0])):
+        if is_numbers(_header(path, archive, names[0])):
             return _load_numbers(path, archive, names, limit, unused)
         if len(names) == 2:
             raise UserError(
@@ -64,16 +64,16 @@ def load(path: Path, limit: int | None) -> ImageData | FloatData:
         # All before any is read: what does not fit need not fit into memory either.
         x_train, y_train, x_test, y_test = names
         headers = {name: _header(path, archive, name) for name in names}
-        sizes = [_size(path, name, headers[name]) for name in (x_train, x_test)]
+        sizes = [size_of(path, name, headers[name]) for name in (x_train, x_test)]
         if sizes[0] != sizes[1]:
             raise UserError(f"{path}: {x_train} holds images of {sizes[0]}, {x_test} of {sizes[1]}")
         for images, labels in ((x_train, y_train), (x_test, y_test)):
-            _check_labels(path, labels, headers[labels], headers[images].shape[0])
-        train_labels = _labels(path, y_train, _read(archive, y_train))
-        test_labels = _labels(path, y_test, _read(archive, y_test))
-        classes = _classes(path, y_train, train_labels, y_test, test_labels)
-        train_images = _channels_last(_read(archive, x_train))
-        test_images = _channels_last(_read(archive, x_test))
+            check_labels(path, labels, headers[labels], headers[images].shape[0])
+        train_labels = whole_labels(path, y_train, _read(archive, y_train))
+        test_labels = whole_labels(path, y_test, _read(archive, y_test))
+        classes = count_classes(path, y_train, train_labels, y_test, test_labels)
+        train_images = channels_last(_read(archive, x_train))
+        test_images = channels_last(_read(archive, x_test))
     chosen = limited(train_labels, limit)
     return ImageData(
         torch.from_numpy(np.ascontiguousarray(train_images[chosen])),
@@ -105,7 +105,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise UserError(f"{path}: not a readable .npz file ({first_line(error)})") from error
 
 
-def _header(path: Path, archive: zipfile.ZipFile, name: str) -> _Header:
+def _header(path: Path, archive: zipfile.ZipFile, name: str) -> Header:
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as file:
         if np.lib.format.read_magic(file) == (1, 0):
@@ -118,7 +118,7 @@ def _header(path: Path, archive: zipfile.ZipFile, name: str) -> _Header:
             f"{path}: {name} is truncated or damaged: its header says {list(shape)} of {dtype}, "
             f"and there are {held} bytes"
         )
-    return _Header(shape, dtype)
+    return Header(shape, dtype)
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -134,7 +134,7 @@ def _shown(names: Iterable[str]) -> str:
 # --- numbers ----------------------------------------------------------------------------------
 
 
-def _is_numbers(header: _Header) -> bool:
+def is_numbers(header: Header) -> bool:
     """Rather than images."""
     dimensions, kind = len(header.shape), header.dtype.kind
     return (dimensions in (2, 3) and kind == "f") or (
@@ -153,7 +153,7 @@ def _load_numbers(
     for values, labels in zip(names[::2], names[1::2], strict=True):
         shape = headers[values].shape
         if (
-            not _is_numbers(headers[values])
+            not is_numbers(headers[values])
             or 0 in shape
             or shape[1:] != headers[names[0]].shape[1:]
         ):
@@ -161,11 +161,11 @@ def _load_numbers(
                 f"{path}: {values} must be numbers [N, F] or [N, C, T], of the same shape in "
                 f"training and test; got {headers[values].dtype} {list(shape)}"
             )
-        _check_labels(path, labels, headers[labels], shape[0])
+        check_labels(path, labels, headers[labels], shape[0])
     read = {name: _read(archive, name) for name in names}
-    label_arrays = [_labels(path, name, read[name]) for name in names[1::2]]
+    label_arrays = [whole_labels(path, name, read[name]) for name in names[1::2]]
     last = names[1::2][-1], label_arrays[-1]
-    classes = _classes(path, names[1], label_arrays[0], *last)
+    classes = count_classes(path, names[1], label_arrays[0], *last)
     return labelled(
         str(path),
         read[names[0]],
@@ -187,7 +187,7 @@ def _reads(path: Path) -> str:
             header = _header(path, archive, name)
     except (UserError, StopIteration):
         return "images"
-    if not _is_numbers(header):
+    if not is_numbers(header):
         return "images"
     return "table" if len(header.shape) == 2 else "series"
 
@@ -195,7 +195,7 @@ def _reads(path: Path) -> str:
 # --- images -----------------------------------------------------------------------------------
 
 
-def _size(path: Path, name: str, header: _Header) -> list[int]:
+def size_of(path: Path, name: str, header: Header) -> list[int]:
     """Height, width and channels."""
     if header.dtype != np.uint8:
         raise UserError(f"{path}: {name} must be uint8 (0 to 255), got {header.dtype}")
@@ -215,7 +215,7 @@ def _is_channels_first(shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and shape[1] <= MOST_CHANNELS
 
 
-def _channels_last(images: np.ndarray) -> np.ndarray:
+def channels_last(images: np.ndarray) -> np.ndarray:
     if images.ndim == 3:
         return images[..., None]
     return np.moveaxis(images, 1, -1) if _is_channels_first(images.shape) else images
@@ -224,7 +224,7 @@ def _channels_last(images: np.ndarray) -> np.ndarray:
 # --- labels -----------------------------------------------------------------------------------
 
 
-def _check_labels(path: Path, name: str, header: _Header, count: int) -> None:
+def check_labels(path: Path, name: str, header: Header, count: int) -> None:
     if header.dtype.kind not in "biuf":
         raise UserError(f"{path}: {name} must hold whole numbers, got {header.dtype}")
     if header.shape not in ((count,), (count, 1)):
@@ -234,7 +234,7 @@ def _check_labels(path: Path, name: str, header: _Header, count: int) -> None:
         )
 
 
-def _labels(path: Path, name: str, labels: np.ndarray) -> np.ndarray:
+def whole_labels(path: Path, name: str, labels: np.ndarray) -> np.ndarray:
     """int64 [N]."""
     labels = labels.reshape(-1)
     broken = labels[labels != np.floor(labels)]
@@ -246,7 +246,7 @@ def _labels(path: Path, name: str, labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _classes(
+def count_classes(
     path: Path, train: str, train_labels: np.ndarray, test: str, test_labels: np.ndarray
 ) -> int:
     present = np.unique(train_labels)
