@@ -11,6 +11,7 @@ from cpfast.cli.options import device_of
 from cpfast.cli.start import can_draw, note
 from cpfast.train import data, evaluation, own, process
 from cpfast.train.data import Data
+from cpfast.train.errors import UserError
 from cpfast.train.runfolder import RunFolder
 from cpfast.train.trained import TrainedModel, load
 
@@ -110,6 +111,8 @@ def _data(options: dict[str, Any], model: TrainedModel) -> Data:
     """The data that is asked for, or the run's own."""
     if options["data"] is None:
         config = RunFolder(options["folder"]).config()
+        if own.is_own(config.data):  # not to be called because a file says so
+            raise UserError(f"--data: needed, as the run's is a function: --data {config.data}")
         found = data.load(config.data, config.limit, True, options["download"], **config.reading)
         stored = model.description.get("data")
         if stored is not None and stored["fingerprint"] != found.fingerprint():

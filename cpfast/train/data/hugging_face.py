@@ -93,7 +93,8 @@ def _splits(path: Path) -> tuple[Any, Any | None]:
         library = require("datasets", f"--data {path}")
     except MissingLibrary as error:
         raise MissingLibrary(
-            f"--data {path}: saved by Hugging Face's datasets, which reads it; pip install datasets"
+            f"--data {path}: saved by Hugging Face's datasets, which reads it; pip install "
+            f"datasets ({error.__cause__})"
         ) from error
     try:
         found = library.load_from_disk(str(path))

@@ -59,7 +59,7 @@ def read(path: Path) -> Any:
     except MissingLibrary as error:
         raise MissingLibrary(
             f"--data {path}: pandas reads it, and pyarrow if it is parquet; pip install pandas "
-            "pyarrow"
+            f"pyarrow ({error.__cause__})"
         ) from error
     try:
         if path.suffix.lower() == ".parquet":

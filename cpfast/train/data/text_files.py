@@ -17,6 +17,8 @@ SUFFIXES = (
     ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".js", ".ts",
     ".jsx", ".tsx", ".rb", ".php", ".sh", ".sql", ".jl", ".r", ".lua", ".swift", ".kt", ".cs",
 )  # fmt: skip
+ENOUGH = 1000  # images, not to look any further
+IMAGES = 5  # text files for each image, as in documentation
 HELD_OUT = 10  # one document in so many, or that share of the text of fewer
 
 
@@ -25,15 +27,16 @@ def is_text(path: Path) -> bool:
 
 
 def holds(root: Path) -> bool:
-    """Whether most files in a folder, at any depth, are text, and none is an image."""
-    texts = others = 0
+    """Whether most files in a folder, at any depth, are text, and few are images."""
+    texts = others = images = 0
     for _, inner, files in os.walk(root):
         inner[:] = [name for name in inner if not is_hidden(name)]
         for name in filter(lambda name: not is_hidden(name), files):
-            if is_image(name):
-                return False
-            texts, others = texts + is_text(Path(name)), others + (not is_text(Path(name)))
-    return texts > others
+            images, is_one = images + is_image(name), is_text(Path(name))
+            texts, others = texts + is_one, others + (not is_one)
+        if images > ENOUGH and images > texts:
+            return False
+    return texts > others and texts > IMAGES * images
 
 
 def load(root: Path, limit: int | None, progress: bool) -> TextData:

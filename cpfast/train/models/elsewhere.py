@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from torch import nn
 
 from cpfast.train import own
-from cpfast.train.errors import MissingLibrary, UserError, first_line, require
+from cpfast.train.errors import MissingLibrary, UserError, first_line
 
 TIMM = "timm:"
 
@@ -37,9 +38,12 @@ def build(name: str, shape: tuple[int, ...], outputs: int) -> nn.Module:
 
 def _timm(name: str, shape: tuple[int, ...], outputs: int) -> nn.Module:
     try:
-        timm = require("timm", f"--model {name}")
-    except MissingLibrary as error:
-        raise MissingLibrary(f"--model {name} needs timm; pip install timm") from error
+        timm = importlib.import_module("timm")
+    # a torchvision that does not fit torch raises others than ImportError
+    except Exception as error:
+        raise MissingLibrary(
+            f"--model {name}: timm cannot be imported ({first_line(error)}); pip install timm"
+        ) from error
     height, width, channels = shape
     options: dict[str, Any] = {"num_classes": outputs, "in_chans": channels}
     try:

@@ -190,7 +190,7 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
         raise MissingLibrary(module)
 
     monkeypatch.setattr(tables, "require", missing)
-    with pytest.raises(MissingLibrary, match="pip install pandas pyarrow$"):
+    with pytest.raises(MissingLibrary, match="pip install pandas pyarrow"):
         data.load(path)
 
 

@@ -52,12 +52,15 @@ def test_a_split_of_ones_own(tmp_path):
     assert read(found, found.test_tokens).startswith("baba") and found.test_size == 3
 
 
-def test_images_are_never_read_as_text(tmp_path):
+def test_images_are_not_read_as_text(tmp_path):
     (tmp_path / "README.md").write_text("x" * 5000)
     (tmp_path / "more.txt").write_text("x" * 5000)
     (tmp_path / "loose.png").write_bytes(b"none")
     with pytest.raises(UserError, match="1 image in no class folder"):
         data.load(str(tmp_path))
+    for number in range(4):  # six texts with an image are documentation
+        (tmp_path / f"{number}.md").write_text("x" * 5000)
+    assert data.load(str(tmp_path)).reads == "text"
 
 
 def test_most_frequent_characters_where_there_are_too_many():
