@@ -10,7 +10,7 @@ from typing import Any
 from cpfast.cli.options import device_of
 from cpfast.cli.start import can_draw, note
 from cpfast.train import data, evaluation, process
-from cpfast.train.data import ImageData, TextData
+from cpfast.train.data import Data
 from cpfast.train.runfolder import RunFolder
 from cpfast.train.trained import TrainedModel, load
 
@@ -99,15 +99,15 @@ def _samples(split: str) -> str:
     return "training and test samples" if split == "all" else f"{split} samples"
 
 
-def _data(options: dict[str, Any], model: TrainedModel) -> ImageData | TextData:
+def _data(options: dict[str, Any], model: TrainedModel) -> Data:
     """The data that is asked for, or the run's own."""
     if options["data"] is None:
         config = RunFolder(options["folder"]).config()
-        found = data.load(config.data, config.limit, True, options["download"], config.size)
+        found = data.load(config.data, config.limit, True, options["download"], **config.reading)
         stored = model.description.get("data")
         if stored is not None and stored["fingerprint"] != found.fingerprint():
             note(f"--data {config.data}: changed since the run was trained on it")
         return found
     source = options["data"]
-    size = model.input.shape[:2] if data.resizes(source) else None
-    return data.load(source, None, True, options["download"], size)  # type: ignore[arg-type]
+    sizes = {"image_size": model.input.shape[:2]} if data.resizes(source) else {}
+    return data.load(source, None, True, options["download"], **sizes)

@@ -66,6 +66,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="pixels that the images of a folder are resized and cropped to; default: as they are "
         "where all are of one size up to 96, else 64, or their median shorter side where less",
     )
+    add(
+        "--label",
+        metavar="COLUMN",
+        help="of a table: the column that holds the classes; default: one named label, class, "
+        "target or y, else the last",
+    )
     add("--limit", type=int, help="train on so many images, stratified, or sequences")
     add(
         "--model",

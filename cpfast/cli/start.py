@@ -15,7 +15,7 @@ from cpfast.cli.options import counted
 from cpfast.train import energy, process, ranks
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import Config
-from cpfast.train.data import ImageData, TextData, datasets, is_text
+from cpfast.train.data import Data, ImageData, datasets, kind_of
 from cpfast.train.data.mirroring import have_sides
 from cpfast.train.errors import MissingLibrary, require
 
@@ -70,7 +70,7 @@ def together(device: str) -> Iterator[ranks.Ranks]:
     ranks.leave()
 
 
-def header(config: Config, data: ImageData | TextData, parameters: int) -> str:
+def header(config: Config, data: Data, parameters: int) -> str:
     threads = f" ({counted(torch.get_num_threads(), 'thread')})" if config.device == "cpu" else ""
     size = ranks.Ranks().size
     processes = f" in {size} processes" if size > 1 else ""
@@ -94,15 +94,15 @@ def training(config: Config) -> str:
         *([f"gradients clipped at {config.clip:g}"] if config.clip is not None else []),
         *([f"label smoothing {smoothing:g}"] if smoothing > 0 else []),
     ]
-    if not is_text(config.data):
+    if kind_of(config.data) in (None, "images"):
         parts.append(AUGMENTATIONS[config.augment].describe(flip=config.flip))
         parts += [f"{name} {alpha:g}" for name, alpha in config.mixing() if alpha > 0]
     return "; ".join(parts)
 
 
-def _mirroring(config: Config, data: ImageData | TextData) -> str:
+def _mirroring(config: Config, data: Data) -> str:
     """Of images by their path, whose default follows from what they are called."""
-    if isinstance(data, TextData) or config.data in datasets:
+    if not isinstance(data, ImageData) or config.data in datasets:
         return ""
     if not AUGMENTATIONS[config.augment].mirrors:
         return ""

@@ -55,7 +55,11 @@ def _study(kind: type[Study], options: dict[str, Any], arguments: list[str], joi
     store.check_folder(path)
     with joined.first():
         dataset = data.load(
-            config.data, config.limit, joined.is_first, options["download"], config.size
+            config.data,
+            config.limit,
+            joined.is_first,
+            options["download"],
+            **config.reading,
         )
     study = kind.from_options({**options, "device": config.device, "size": dataset.train_size})
     config = study.config.replace(energy=config.energy, plot=config.plot)

@@ -110,7 +110,7 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
         config = Config.from_options({**options, "device": device})
     config = prepare(config, options)
     with joined.first():
-        dataset = data.load(config.data, config.limit, joined.is_first, download, config.size)
+        dataset = data.load(config.data, config.limit, joined.is_first, download, **config.reading)
     if not resume:
         shown = {"energy": config.energy, "plot": config.plot}
         options = {**options, **shown, "device": device}

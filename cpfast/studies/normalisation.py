@@ -11,7 +11,7 @@ from torch import nn
 
 from cpfast.recipes import StepShape
 from cpfast.studies.store import Entry
-from cpfast.train.data import ImageData, TextData
+from cpfast.train.data import Data
 from cpfast.train.loop import Training, evaluate
 from cpfast.train.runfolder import RunFolder
 
@@ -36,7 +36,7 @@ def measure(training: Training) -> None:
         norm.momentum = momentum
 
 
-def tested(entry: Entry, folder: RunFolder, data: ImageData | TextData) -> Entry:
+def tested(entry: Entry, folder: RunFolder, data: Data) -> Entry:
     """The entry of a run that has ended, with the test's results by statistics measured anew.
 
     Args:

@@ -13,7 +13,7 @@ from cpfast.studies.store import RESULTS, Entry
 from cpfast.studies.study import Study
 from cpfast.train import run as run_module
 from cpfast.train.config import Config
-from cpfast.train.data import ImageData, TextData
+from cpfast.train.data import Data
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.loop import Progress, Training
 from cpfast.train.runfolder import Change, Fork, RunFolder, write_json
@@ -58,7 +58,7 @@ class Runner:
     def __init__(
         self,
         study: Study,
-        data: ImageData | TextData,
+        data: Data,
         out: Path,
         progress: MakeProgress | None = None,
         finished: Callable[[Entry], None] | None = None,
@@ -96,7 +96,7 @@ class Runner:
         *,
         branches: Sequence[Branch] = (),
         until: Callable[[Training], bool] | None = None,
-        data: ImageData | TextData | None = None,
+        data: Data | None = None,
         actions: Sequence[Action] = (),
         begin: Callable[[Training], None] | None = None,
     ) -> str | None:
@@ -142,7 +142,7 @@ def check_branched(folder: RunFolder, *, was_due: bool) -> None:
 
 def run(
     study: Study,
-    data: ImageData | TextData,
+    data: Data,
     out: Path,
     progress: MakeProgress | None = None,
     finished: Callable[[Entry], None] | None = None,

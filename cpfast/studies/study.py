@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cpfast.detection import criteria
 from cpfast.registry import Registry
 from cpfast.train.config import Config
-from cpfast.train.data import is_text
+from cpfast.train.data import kind_of
 from cpfast.train.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,12 +152,12 @@ def of_digits(options: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
 
 
 def needs_images(options: Mapping[str, Any]) -> None:
-    """Refuse text.
+    """Refuse other data.
 
     Raises:
-        UserError: the data are text.
+        UserError: the data are no images.
     """
-    if options.get("data") is not None and is_text(options["data"]):
+    if options.get("data") is not None and kind_of(options["data"]) not in ("images", None):
         raise UserError(f"--data {options['data']}: this study is of images")
 
 

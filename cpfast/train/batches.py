@@ -1,4 +1,5 @@
-"""What a step reads: a batch gathered by index; images augmented, in the precision of the run."""
+"""What a step reads: a batch gathered by index; images augmented, numbers
+normalised, in the precision of the run."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from cpfast.pruning import Draw
 from cpfast.recipes import StepShape
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import Config
-from cpfast.train.data import ImageData, TextData
+from cpfast.train.data import Data, FloatData, ImageData, TextData
 
 FULL = StepShape()
 _LENGTH_STREAM = 3  # of the draws; those within batches and those of the passes have others
@@ -19,17 +20,14 @@ _PROBE_STREAM = 2**20  # of the draws, beyond any number of passes
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def of(config: Config, data: ImageData | TextData) -> ImageBatches | TextBatches:
+def of(config: Config, data: Data) -> AnyBatches:
     """The batches of a data set."""
+    if isinstance(data, FloatData):
+        return FloatBatches(config, data)
     return ImageBatches(config, data) if isinstance(data, ImageData) else TextBatches(config, data)
 
 
-def fixed(
-    config: Config,
-    data: ImageData | TextData,
-    batches: ImageBatches | TextBatches,
-    model: nn.Module,
-) -> Batches:
+def fixed(config: Config, data: Data, batches: AnyBatches, model: nn.Module) -> Batches:
     """What a probe measures extra gradients by: batches of the run's size from one random order of
     the training data, the same throughout, not augmented, and what the model makes of them in
     float32. Where so many are asked for that the data do not suffice, it begins again."""
@@ -99,6 +97,34 @@ class ImageBatches:
         return images, self._data.test_labels[index]
 
 
+class FloatBatches:
+    """Numbers [B, F] or [B, C, T] with their labels [B]: less the mean of the training data, over
+    their standard deviation. Nothing is augmented."""
+
+    def __init__(self, config: Config, data: FloatData) -> None:
+        self._data = data
+        mean, deviation = data.normalisation()
+        self._mean, self._deviation = (
+            part.to(data.train_values.device) for part in (mean, deviation)
+        )
+        self._dtype = AUTOCAST[config.precision]
+
+    def train(self, index: Tensor, draw: Tensor, shape: StepShape = FULL) -> tuple[Tensor, Tensor]:
+        values = self._normalised(self._data.train_values[index])
+        return values.to(self._dtype), self._data.train_labels[index]
+
+    def plain(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """As those of training, in float32."""
+        return self._normalised(self._data.train_values[index]), self._data.train_labels[index]
+
+    def test(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        values = self._normalised(self._data.test_values[index])
+        return values.to(self._dtype), self._data.test_labels[index]
+
+    def _normalised(self, values: Tensor) -> Tensor:
+        return (values - self._mean) / self._deviation
+
+
 class TextBatches:
     """Tokens [B, T] int64, and at each position the one that follows. Nothing is augmented."""
 
@@ -130,3 +156,6 @@ class TextBatches:
     def _next_tokens(tokens: Tensor) -> tuple[Tensor, Tensor]:
         tokens = tokens.long()
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+AnyBatches = ImageBatches | FloatBatches | TextBatches

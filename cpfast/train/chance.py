@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cpfast.train.data import ImageData, TextData
+from cpfast.train.data import Data, TextData
 
 __all__ = ["is_near", "of"]
 
 NEAR = 0.1  # of the way from guessing to all
 
 
-def of(data: ImageData | TextData) -> float:
+def of(data: Data) -> float:
     """Share of the test samples that are of their commonest class; of text, of its characters."""
     if isinstance(data, TextData):
         return _commonest(data.test_tokens[:, 1:].flatten())

@@ -16,9 +16,9 @@ from cpfast.recipes import Recipe, RecipeFile, actions, recipes
 from cpfast.registry import Entry, options_of
 from cpfast.train import ranks
 from cpfast.train.augmentations import AUGMENTATIONS
-from cpfast.train.data import datasets, is_mirrored, is_text, parse_size
+from cpfast.train.data import KINDS, datasets, is_mirrored, kind_of, parse_size
 from cpfast.train.errors import UserError
-from cpfast.train.models import models
+from cpfast.train.models import check, models
 from cpfast.train.presets import PRESETS, UNKNOWN
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "adagrad")
@@ -43,7 +43,7 @@ _OF_RECIPES = ("repeats", "keep", "anneal")
 _SINCE: dict[str, Any] = {
     "recipe_text": None, "watch": None, "patience": 1, "not_before": None, "momentum": 0.9,
     "warmup": 0.0, "clip": None, "label_smoothing": 0.0, "bn_momentum": None, "image_size": None,
-    "augment": "paper", "mixup": 0.0, "cutmix": 0.0,
+    "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None,
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
@@ -61,6 +61,7 @@ class Config:
         method: what is cut once the period has ended, see `cpfast.recipes.named`.
         image_size: side, or HEIGHTxWIDTH, that the images of a folder are resized and cropped to;
             None: as they are where they are small and of one size.
+        label: the column of a table that holds its classes; None: see `cpfast.train.data.columns`.
         limit: number of training samples, of images stratified; None for all.
         repeats: augmented passes over the data in an epoch of the critical period (k).
         keep: share that pruning keeps, as the policy means it; None: what its source keeps.
@@ -135,6 +136,7 @@ class Config:
     cutmix: float = 0.0
     recipe_text: str | None = None
     image_size: str | None = None
+    label: str | None = None
 
     def __post_init__(self) -> None:
         _choice("--model", self.model, tuple(models))
@@ -155,13 +157,8 @@ class Config:
         for name, alpha in self.mixing():
             if not (math.isfinite(alpha) and alpha >= 0):
                 raise UserError(f"--{name} must be finite and not negative, got {alpha}")
-        reads = "text" if is_text(self.data) else "images"
-        if models.make(self.model).reads != reads:
-            fitting = [name for name, entry in models.items() if entry.make().reads == reads]
-            raise UserError(
-                f"--model {self.model} does not fit --data {self.data}; "
-                f"choose from {', '.join(fitting)}"
-            )
+        if self.data in datasets:  # what lies at a path is looked at once it is loaded
+            check(self.model, datasets.make(self.data).reads, self.data)
         if self.image_size is not None:
             parse_size(self.image_size)
         for option, value in (
@@ -232,9 +229,10 @@ class Config:
         return tuple(dict.fromkeys(filter(None, names)))
 
     @property
-    def size(self) -> tuple[int, int] | None:
-        """Height and width of ``image_size``."""
-        return None if self.image_size is None else parse_size(self.image_size)
+    def reading(self) -> dict[str, Any]:
+        """What `cpfast.train.data.load` is told of the layout."""
+        size = None if self.image_size is None else parse_size(self.image_size)
+        return {"image_size": size, "label": self.label}
 
     @property
     def passes(self) -> int:
@@ -287,16 +285,18 @@ class Config:
         name = given["data"]
         own: Mapping[str, Any]
         if name in datasets:
-            own = datasets.make(name).defaults
+            dataset = datasets.make(name)
+            own = {**KINDS[dataset.reads].defaults, **dataset.defaults}
         else:
             given["data"] = _absolute(name)
-            own = {"flip": is_mirrored(Path(given["data"]))}
+            kind = kind_of(given["data"]) or "images"
+            own = {"flip": is_mirrored(Path(given["data"])), **KINDS[kind].defaults}
         for option, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             _choice(f"--{option}", given.get(option, choices[0]), choices)
         for option in ("batch_size", "epochs", "limit"):
             _check_count(f"--{option.replace('_', '-')}", given.get(option))
         given = PRESETS[preset](
-            given, own, reads="text" if is_text(name) else "images", size=size or UNKNOWN
+            given, own, reads=kind_of(given["data"]) or "images", size=size or UNKNOWN
         )
         given.setdefault("eval_every", max(1, math.ceil(given["epochs"] / 10)))
         given.setdefault("device", "cpu")

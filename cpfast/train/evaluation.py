@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from cpfast.train.data import ImageData, TextData
+from cpfast.train.data import Data
 from cpfast.train.errors import UserError
 from cpfast.train.scores import Scores
 from cpfast.train.trained import BATCH, TrainedModel
@@ -16,7 +16,7 @@ SPLITS = {"test": ("test",), "train": ("train",), "all": ("train", "test")}
 
 @torch.inference_mode()
 def evaluate(
-    model: TrainedModel, data: ImageData | TextData, split: str = "test"
+    model: TrainedModel, data: Data, split: str = "test"
 ) -> tuple[dict[str, Any], Scores]:
     """The result of the scores that go with the data's kind, and these scores.
 

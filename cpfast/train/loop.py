@@ -35,7 +35,7 @@ from cpfast.train import batches, chance, models, optimizers, process
 from cpfast.train.batches import AUTOCAST, FULL, ImageBatches
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
-from cpfast.train.data import ImageData, TextData
+from cpfast.train.data import KINDS, Data, TextData
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError, first_line
 from cpfast.train.metrics import EpochMetrics, Seconds
@@ -47,7 +47,6 @@ from cpfast.train.watch import Watch, statistic_of
 EVALUATION_BATCH = 512
 LARGE = 64 * 64  # pixels; of larger images fewer are evaluated at a time, since activations grow
 _UNCHANGED = EpochSettings()
-_OF_IMAGES = ("augment", "mixup", "cutmix", "resolution")
 _FILTER_STREAM = 1  # of the draws within batches; those of the passes have others
 
 
@@ -72,9 +71,7 @@ class Training:
         meter: of its energy, where one runs.
     """
 
-    def __init__(
-        self, config: Config, data: ImageData | TextData, actions: Sequence[Action] = ()
-    ) -> None:
+    def __init__(self, config: Config, data: Data, actions: Sequence[Action] = ()) -> None:
         self.ranks = Ranks()
         check(config, data, self.ranks)
         self.config = config
@@ -115,7 +112,7 @@ class Training:
             seed=config.seed,
             device=self.device,
             strict=None,
-            labels=data.train_labels if isinstance(data, ImageData) else None,
+            labels=None if isinstance(data, TextData) else data.train_labels,
         )
         self.recipe = Recipe(config.epochs, [*config.recipe().actions, *actions])
         self.beyond = [f"{type(action).__name__} {vars(action)}" for action in actions]
@@ -255,7 +252,7 @@ class Training:
         )
 
 
-def check(config: Config, data: ImageData | TextData, ranks: Ranks) -> None:
+def check(config: Config, data: Data, ranks: Ranks) -> None:
     """Whether these settings, these data and these processes go together, before anything is
     written.
 
@@ -275,9 +272,12 @@ def check(config: Config, data: ImageData | TextData, ranks: Ranks) -> None:
         raise UserError(
             f"--step {config.step}: not for {ranks.size} processes; use eager or compile"
         )
+    if config.flip and data.reads != "images":
+        raise UserError(f"--flip mirrors images, and {config.data} has none")
+    models.check(config.model, data.reads, config.data)
     _check_recipe(config, data)
     rule = policies.make(config.policy)
-    if rule.needs_labels and not isinstance(data, ImageData):
+    if rule.needs_labels and isinstance(data, TextData):
         raise UserError(f"--policy {config.policy} looks at classes, and {config.data} has none")
     for epoch in range(config.epochs):
         chosen = rule.batch_filter(Moment(epoch, config.epochs), config.keep or rule.keep)
@@ -289,12 +289,16 @@ def check(config: Config, data: ImageData | TextData, ranks: Ranks) -> None:
             )
 
 
-def _check_recipe(config: Config, data: ImageData | TextData) -> None:
-    foreign = ("length",) if isinstance(data, ImageData) else _OF_IMAGES
+def _check_recipe(config: Config, data: Data) -> None:
+    foreign = {
+        name: ", ".join(other for other, known in KINDS.items() if name in known.settings)
+        for kind in KINDS.values()
+        for name in kind.settings
+        if name not in KINDS[data.reads].settings
+    }
     for settings in config.recipe().possible():
-        for name in foreign:
+        for name, reads in foreign.items():
             if getattr(settings, name) != getattr(_UNCHANGED, name):
-                reads = "text" if name == "length" else "images"
                 raise UserError(
                     f"--method {config.method} changes the {name}, of {reads} alone, and "
                     f"{config.data} has none"

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpfast.train import chance, data, metrics
+from cpfast.train import chance, metrics
 from cpfast.train.config import Config
+from cpfast.train.data import KINDS, kind_of
 from cpfast.train.energy import source_of_sum
 from cpfast.train.errors import UserError
 from cpfast.train.metrics import CriterionMetrics, EpochMetrics, Seconds
+from cpfast.train.models import models
 from cpfast.train.runfolder import METRICS, RunFolder
 
 PARTS = ("detection", "scoring", "selection")
@@ -80,7 +82,7 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     seconds = summary["seconds"]
     done, total = summary["epochs"], config.epochs
     rows = [("test accuracy", _accuracy_text(summary))]
-    if data.is_text(config.data) and summary["test_loss"] is not None:
+    if kind_of(config.data) == "text" and summary["test_loss"] is not None:
         rows.append(("perplexity", f"{math.exp(min(summary['test_loss'], 700)):.2f} a character"))
     rows.append(("critical period", _period_text(summary)))
     measured = summary["measured_samples"]
@@ -168,7 +170,7 @@ def _communication(lines: list[EpochMetrics], passes: int) -> dict[str, Any]:
 
 def data_name(config: Config) -> str:
     """The last part of a path, or the name; with the limit, if there is one."""
-    samples = "sequences" if data.is_text(config.data) else "images"
+    samples = KINDS[models.make(config.model).reads].samples
     limit = "" if config.limit is None else f" ({config.limit:,} {samples})"
     return Path(config.data).name + limit
 

@@ -17,7 +17,7 @@ from cpfast.forms import Open, Plain, Table, check, shown
 from cpfast.recipes import Action
 from cpfast.train import energy, loop, saved
 from cpfast.train.config import ENVIRONMENT, Config
-from cpfast.train.data import ImageData, TextData
+from cpfast.train.data import Data
 from cpfast.train.errors import UserError, first_line
 from cpfast.train.loop import Progress, Training
 from cpfast.train.runfolder import CHECKPOINT, METRICS, Fork, RunFolder
@@ -38,7 +38,7 @@ class _Unfit(ValueError):
 
 def train(
     config: Config,
-    data: ImageData | TextData,
+    data: Data,
     folder: RunFolder,
     *,
     progress: Progress | None = None,

@@ -11,13 +11,18 @@ from cpfast.train.models.cnn import _quadrant_means
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # of each family the smallest
-FAMILIES = ("cnn", "resnet8", "resnet18", "resnet50", "vit-tiny", "efficientnet-b0", "transformer")
+FAMILIES = (
+    "cnn", "resnet8", "resnet18", "resnet50", "vit-tiny", "efficientnet-b0", "transformer", "mlp",
+    "resnet1d",
+)  # fmt: skip
+# of what does not read images
+SHAPES = {"transformer": (16,), "mlp": (7,), "resnet1d": (3, 20)}
 LENGTH, VOCABULARY = 16, 11
 
 
 def make(name, size=16, seed=0):
-    if name == "transformer":
-        return models.build(name, (LENGTH,), VOCABULARY, seed)
+    if name in SHAPES:
+        return models.build(name, SHAPES[name], VOCABULARY, seed)
     return models.build(name, (size, size, 3), VOCABULARY, seed)
 
 
@@ -25,6 +30,8 @@ def inputs(name, count=4, size=16, seed=1):
     generator = torch.Generator().manual_seed(seed)
     if name == "transformer":
         return torch.randint(0, VOCABULARY, (count, LENGTH), generator=generator)
+    if name in SHAPES:
+        return torch.randn(count, *SHAPES[name], generator=generator)
     images = torch.randn(count, 3, size, size, generator=generator)
     return images.to(memory_format=torch.channels_last)
 
@@ -141,7 +148,7 @@ def test_a_token_does_not_see_those_that_follow():
 
 def test_depth_is_the_number_of_layers_with_kernels():
     for name in models.models:
-        if not name.startswith("resnet"):
+        if not name.startswith("resnet") or name == "resnet1d":
             continue
         model = models.build(name, (32, 32, 3), 10, seed=0)
         kernels = [n for n, p in model.named_parameters() if p.dim() > 1 and "shortcut" not in n]
@@ -268,10 +275,10 @@ def test_a_captured_step_equals_an_eager_one(name):
 
 @pytest.mark.parametrize("name", models.models)
 def test_weights_are_the_kernels_of_dense_layers_and_convolutions(name):
-    shape = (LENGTH,) if name == "transformer" else (32, 32, 3)
+    shape = SHAPES.get(name, (32, 32, 3))
     with torch.device("meta"):
         model = models.models.make(name).build(shape, 10)
-    kinds = (torch.nn.Conv2d, torch.nn.Linear, torch.nn.Embedding)
+    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Linear, torch.nn.Embedding)
     expected = {f"{key}.weight" for key, m in model.named_modules() if isinstance(m, kinds)}
     assert {key for key, p in model.named_parameters() if cpfast.is_weight(key, p)} == expected
 

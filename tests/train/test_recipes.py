@@ -167,7 +167,7 @@ def test_what_noise_alone_would_do_is_what_a_simulation_does():
     ("text", "data", "message"),
     [
         (table("length"), toy_data(), "changes the length, of text alone"),
-        (table("mixup"), toy_text(), "changes the mixup, of images alone"),
+        (table("mixup"), toy_text(), "changes the mixup, of images, table, series alone"),
         (table("resolution"), toy_text(), "changes the resolution, of images alone"),
         (table("batch", times=4), toy_data(), "4 batches of 8 in one are more than .* 30 samples"),
         (table("resolution", share=0.25), toy_data(), "cnn cannot run at 2x2"),

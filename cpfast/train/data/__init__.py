@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from cpfast.registry import Registry
+from cpfast.train.data.kinds import KINDS, Kind
 from cpfast.train.data.listing import folders, is_image
-from cpfast.train.data.sets import ImageData, TextData
+from cpfast.train.data.sets import Data, FloatData, ImageData, TextData
 from cpfast.train.data.split import stratified
 from cpfast.train.errors import UserError
 
 __all__ = [
-    "DataSet", "ImageData", "Layout", "TextData", "datasets", "is_mirrored", "is_text", "layouts",
-    "load", "parse_size", "read_folder", "resizes", "stratified",
+    "KINDS", "Data", "DataSet", "FloatData", "ImageData", "Kind", "Layout", "TextData", "datasets",
+    "is_mirrored", "kind_of", "layouts", "load", "parse_size", "read_folder", "resizes",
+    "stratified",
 ]  # fmt: skip
 
 # The networks halve it twice, and normalising a batch of one needs more than one pixel.
@@ -30,12 +32,12 @@ class DataSet:
 
     Attributes:
         load: from the limit, whether to show bars, and whether it may be fetched.
-        reads: "images" or "text".
+        reads: of `KINDS`.
         is_published: fetched from an address, with --download.
         defaults: settings of a run on it, where they are not the common ones.
     """
 
-    load: Callable[[int | None, bool, bool], ImageData | TextData]
+    load: Callable[[int | None, bool, bool], Data]
     reads: str = "images"
     is_published: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -45,27 +47,34 @@ def _never(path: Path) -> bool:
     return False
 
 
+def _images(path: Path) -> str:
+    return "images"
+
+
 @dataclass(frozen=True)
 class Layout:
     """How data lies in a folder or a file that is given by its path.
 
     Attributes:
-        load: from the path, the limit, and whether to show bars; where it `resizes`, also from the
-            height and width that are asked for, or None.
+        load: from the path, the limit, whether to show bars, and by their names those of the
+            options that it `takes`, each None where it is not given.
         holds: whether a folder is of this layout.
         is_file: whether a file is.
         order: the layouts are tried by it, those of one by name. Those of `LAST` are tried once
             no other is found: they fit what others fit better.
         has_sides: whether a mirrored image of what lies there may be of another class.
-        resizes: whether its images may be of any sizes.
+        takes: "image_size", height and width, where images may be of any sizes; "label", the name
+            of a column.
+        reads: what kind of data lies there, of `KINDS`.
     """
 
-    load: Callable[..., ImageData]
+    load: Callable[..., Data]
     holds: Callable[[Path], bool] = _never
     is_file: Callable[[Path], bool] = _never
     order: int = 0
     has_sides: Callable[[Path], bool] = _never
-    resizes: bool = False
+    takes: tuple[str, ...] = ()
+    reads: Callable[[Path], str] = _images
 
 
 # Modules of this package register here, and are imported when one of these is first asked.
@@ -73,9 +82,12 @@ datasets: Registry[DataSet] = Registry("data set", "cpfast.train.data", "cpfast.
 layouts: Registry[Layout] = Registry("layout", "cpfast.train.data", "cpfast.layouts")
 
 
-def is_text(source: str) -> bool:
-    """Whether a name stands for text; what is read by its path is images."""
-    return source in datasets and datasets.make(source).reads == "text"
+def kind_of(source: str) -> str | None:
+    """What kind of data a name or a path stands for, of `KINDS`; None where nothing is there."""
+    if source in datasets:
+        return datasets.make(source).reads
+    found = _at(Path(source))
+    return found[0][0].reads(found[0][1]) if len(found) == 1 else None
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -98,11 +110,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def is_mirrored(path: Path) -> bool:
     """Whether the images at a path are mirrored where nobody says whether they should be: not
     those of digits and letters, nor where a class is a left or a right."""
-    if path.is_file():
-        found = [(next(layout for _, layout in _ordered() if layout.is_file(path)), path)]
-    else:
-        found = _held(path) if path.is_dir() else []
-    return not any(layout.has_sides(place) for layout, place in found)
+    return not any(layout.has_sides(place) for layout, place in _at(path))
 
 
 def load(
@@ -110,17 +118,16 @@ def load(
     limit: int | None = None,
     progress: bool = False,
     download: bool = False,
-    image_size: tuple[int, int] | None = None,
-) -> ImageData | TextData:
+    **options: Any,
+) -> Data:
     """Load a data set by name or path.
 
     Args:
         source: one of `datasets`, or the path of a folder or file.
-        limit: how many training images, stratified, or training sequences to keep; None for all.
+        limit: how many training samples to keep, those with labels stratified; None for all.
         progress: show bars where stderr is a terminal.
         download: fetch a published data set that is not there yet.
-        image_size: height and width that a folder's images are resized and cropped to; None: see
-            `decoded.load`.
+        options: that layouts take, see `Layout`; None: not given.
 
     Raises:
         UserError: naming the path and what is wrong with it.
@@ -129,13 +136,12 @@ def load(
     published = [name for name, dataset in named.items() if dataset.is_published]
     if download and source not in published:
         raise UserError(f"--download goes with --data {', '.join(published)}; got {source}")
-    if source in named and image_size is not None:
-        raise UserError(f"--image-size goes with a folder of images; got --data {source}")
     if source in named:
+        _check_taken(options, (), f"--data {source}")
         data = named[source].load(limit, progress, download)
     else:
-        data = _load_path(source, limit, progress, image_size)
-    if isinstance(data, TextData):
+        data = _load_path(source, limit, progress, options)
+    if not isinstance(data, ImageData):
         return data
     height, width, _ = data.shape
     if min(height, width) < SMALLEST:
@@ -146,9 +152,7 @@ def load(
     return data
 
 
-def read_folder(
-    path: Path, limit: int | None, progress: bool, image_size: tuple[int, int] | None = None
-) -> ImageData:
+def read_folder(path: Path, limit: int | None, progress: bool, **options: Any) -> Data:
     """Of whichever layout; the data may also lie in the only folder in it that holds some.
 
     Raises:
@@ -157,7 +161,7 @@ def read_folder(
     held = _held(path)
     if len(held) == 1:
         layout, place = held[0]
-        return _loaded(layout, place, limit, progress, image_size)
+        return _loaded(layout, place, limit, progress, options)
     loose = sum(is_image(file.name) for file in path.iterdir()) if not held else 0
     if loose:
         raise UserError(
@@ -178,7 +182,7 @@ def resizes(source: str) -> bool:
     """Whether the images of a data set may be of any sizes, and are resized."""
     path = Path(source).expanduser()
     is_folder = source not in datasets and path.is_dir()
-    return is_folder and any(layout.resizes for layout, _ in _held(path))
+    return is_folder and any("image_size" in layout.takes for layout, _ in _held(path))
 
 
 def _held(path: Path) -> list[tuple[Layout, Path]]:
@@ -194,34 +198,41 @@ def _held(path: Path) -> list[tuple[Layout, Path]]:
     return held
 
 
+def _at(path: Path) -> list[tuple[Layout, Path]]:
+    """The data at a path, by their layouts."""
+    if path.is_file():
+        return [(next(layout for _, layout in _ordered() if layout.is_file(path)), path)]
+    return _held(path) if path.is_dir() else []
+
+
+_GO_WITH = {"image_size": "a folder of images", "label": "a table"}
+
+
+def _check_taken(options: Mapping[str, Any], taken: tuple[str, ...], source: str) -> None:
+    for name, value in options.items():
+        if value is not None and name not in taken:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} goes with {_GO_WITH[name]}; got {source}")
+
+
 def _loaded(
-    layout: Layout,
-    place: Path,
-    limit: int | None,
-    progress: bool,
-    image_size: tuple[int, int] | None,
-) -> ImageData:
-    if layout.resizes:
-        return layout.load(place, limit, progress, image_size)
-    if image_size is not None:
-        raise UserError(
-            f"--image-size goes with images in files of their own, which {place} does not hold"
-        )
-    return layout.load(place, limit, progress)
+    layout: Layout, place: Path, limit: int | None, progress: bool, options: Mapping[str, Any]
+) -> Data:
+    _check_taken(options, layout.takes, str(place))
+    given = {name: options.get(name) for name in layout.takes}
+    return layout.load(place, limit, progress, **given)
 
 
-def _load_path(
-    source: str, limit: int | None, progress: bool, image_size: tuple[int, int] | None
-) -> ImageData:
+def _load_path(source: str, limit: int | None, progress: bool, options: Mapping[str, Any]) -> Data:
     path = Path(source).expanduser()
     if path.is_dir():
-        return read_folder(path, limit, progress, image_size)
+        return read_folder(path, limit, progress, **options)
     if path.is_file():
-        layout = next(layout for _, layout in _ordered() if layout.is_file(path))
-        return _loaded(layout, path, limit, progress, image_size)
+        layout = _at(path)[0][0]
+        return _loaded(layout, path, limit, progress, options)
     raise UserError(
-        f"--data {source}: no such folder or file (expected an image folder or an .npz file; or "
-        f"one of {', '.join(datasets)}; or CIFAR's or MNIST's files)"
+        f"--data {source}: no such folder or file (expected a folder of images or text, a table, "
+        f"or an .npz file; or one of {', '.join(datasets)}; or CIFAR's or MNIST's files)"
     )
 
 

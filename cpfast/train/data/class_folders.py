@@ -17,11 +17,8 @@ from cpfast.train.data import LAST, Layout, decoded, layouts
 from cpfast.train.data.listing import Files, class_names, folders, is_image, list_classes
 from cpfast.train.data.mirroring import have_sides
 from cpfast.train.data.sets import ImageData
-from cpfast.train.data.split import stratified
+from cpfast.train.data.split import HELD_OUT_NOTE, held_out
 from cpfast.train.errors import UserError
-
-HELD_OUT = 5  # one in so many
-NOTE = "a fifth of each class, drawn by a fixed seed, is held out for testing"
 
 
 def holds(root: Path) -> bool:
@@ -36,7 +33,7 @@ def holds(root: Path) -> bool:
 def load(
     root: Path, limit: int | None, progress: bool, image_size: tuple[int, int] | None = None
 ) -> ImageData:
-    """Classes are the folders, in the order of their names; see `NOTE` for the split.
+    """Classes are the folders, in the order of their names; see `HELD_OUT_NOTE` for the split.
 
     Raises:
         UserError: naming the folder or file and what is wrong with it.
@@ -49,13 +46,12 @@ def load(
             f"{root / classes[int(sizes.argmin())]}: only one image; two at least are needed, "
             "one of them for testing"
         )
-    held = np.zeros(len(labels), dtype=bool)
-    held[stratified(labels, max(len(labels) // HELD_OUT, len(classes)))] = True
+    held = held_out(labels)
     train, test = (
         Files(list(compress(paths, part)), labels[part], more)
         for part, more in ((~held, others), (held, Counter()))
     )
-    return decoded.load(root, train, test, classes, limit, progress, NOTE, image_size)
+    return decoded.load(root, train, test, classes, limit, progress, HELD_OUT_NOTE, image_size)
 
 
 def _has_sides(root: Path) -> bool:
@@ -64,4 +60,4 @@ def _has_sides(root: Path) -> bool:
 
 @layouts.register("class-folders", source="arXiv 1709.00029", line="<class>/<image>")
 def layout() -> Layout:
-    return Layout(load, holds, order=LAST, has_sides=_has_sides, resizes=True)
+    return Layout(load, holds, order=LAST, has_sides=_has_sides, takes=("image_size",))

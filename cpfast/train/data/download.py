@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from cpfast.train.data import DataSet, ImageData, datasets, read_folder
+from cpfast.train.data import Data, DataSet, datasets, read_folder
 from cpfast.train.errors import UserError, first_line
 from cpfast.train.progress import bar
 from cpfast.train.runfolder import RunFolder
@@ -276,7 +276,7 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _register(name: str) -> None:
-    def load(limit: int | None, progress: bool, download: bool) -> ImageData:
+    def load(limit: int | None, progress: bool, download: bool) -> Data:
         path = locate(name, download, progress)
         return replace(read_folder(path, limit, progress), name=name)
 

@@ -54,4 +54,4 @@ def _has_sides(root: Path) -> bool:
     line="train/<class>/<image> and test/<class>/<image>",
 )
 def layout() -> Layout:
-    return Layout(load, holds, order=1, has_sides=_has_sides, resizes=True)
+    return Layout(load, holds, order=1, has_sides=_has_sides, takes=("image_size",))

@@ -1,20 +1,63 @@
-"""The two kinds of data sets, in memory: labelled images, and sequences of text."""
+"""Data sets in memory: labelled images, labelled numbers, and sequences of text."""
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _SUMMED = 2**22  # bytes of images at a time
+_TOGETHER = 4096  # samples
+
+Self = TypeVar("Self", bound="_Labelled")
+
+
+class _Labelled:
+    """What images and numbers have in common: a label each."""
+
+    train_labels: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    note: str
+
+    @property
+    def outputs(self) -> int:
+        """How many logits a model needs."""
+        return len(self.classes)
+
+    @property
+    def train_size(self) -> int:
+        return len(self.train_labels)
+
+    @property
+    def test_size(self) -> int:
+        return len(self.test_labels)
+
+    def to(self: Self, device: torch.device) -> Self:
+        values = vars(self).items()
+        moved = {key: value.to(device) for key, value in values if isinstance(value, Tensor)}
+        return _replace(self, **moved)
+
+    def with_random_labels(self: Self, seed: int) -> Self:
+        """Each training label drawn anew, uniformly: nothing is left to learn but by heart.
+
+        The test labels stay the true ones, so that accuracy is that of guessing.
+        """
+        labels = _generator(seed).integers(self.outputs, size=self.train_size, dtype=np.int64)
+        return _replace(
+            self,
+            train_labels=torch.from_numpy(labels).to(self.train_labels.device),
+            note=_joined(self.note, "random training labels"),
+        )
 
 
 @dataclass(frozen=True)
-class ImageData:
+class ImageData(_Labelled):
     """A labelled image data set on one device.
 
     Attributes:
@@ -37,23 +80,15 @@ class ImageData:
     resized: tuple[int, int] | None = None
 
     @property
+    def reads(self) -> str:
+        """What kind of data it is, of `KINDS`."""
+        return "images"
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width, channels."""
         _, height, width, channels = self.train_images.shape
         return height, width, channels
-
-    @property
-    def outputs(self) -> int:
-        """How many logits a model needs."""
-        return len(self.classes)
-
-    @property
-    def train_size(self) -> int:
-        return len(self.train_labels)
-
-    @property
-    def test_size(self) -> int:
-        return len(self.test_labels)
 
     def mean(self) -> Tensor:
         """Per-pixel mean of the training images in [0, 1]: float32 [H, W, C].
@@ -80,26 +115,71 @@ class ImageData:
             f"{height}x{width}x{channels}, {self.outputs} classes"
         ) + (f"; {self.note}" if self.note else "")
 
-    def to(self, device: torch.device) -> ImageData:
-        return dataclasses.replace(
-            self,
-            train_images=self.train_images.to(device),
-            train_labels=self.train_labels.to(device),
-            test_images=self.test_images.to(device),
-            test_labels=self.test_labels.to(device),
-        )
 
-    def with_random_labels(self, seed: int) -> ImageData:
-        """Each training label drawn anew, uniformly: nothing is left to learn but by heart.
+@dataclass(frozen=True)
+class FloatData(_Labelled):
+    """Labelled numbers on one device: the rows of a table, or time series of one length.
 
-        The test labels stay the true ones, so that accuracy is that of guessing.
+    Attributes:
+        train_values, test_values: float32, finite, [N, F] of a table, [N, C, T] of series of C
+            channels.
+        train_labels, test_labels, classes, name, note: as of ImageData.
+    """
+
+    train_values: Tensor
+    train_labels: Tensor
+    test_values: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    note: str = ""
+
+    @property
+    def reads(self) -> str:
+        return "table" if self.train_values.dim() == 2 else "series"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of features; or of channels, and the length."""
+        return tuple(self.train_values.shape[1:])
+
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the training samples, float32, [F] or [C, 1].
+
+        By feature, or by channel over all times. Where a feature is constant the deviation is 1,
+        which makes it zero. Summed on the CPU in float64, so that it is the same on every device.
         """
-        labels = _generator(seed).integers(self.outputs, size=self.train_size, dtype=np.int64)
-        return dataclasses.replace(
-            self,
-            train_labels=torch.from_numpy(labels).to(self.train_labels.device),
-            note=_joined(self.note, "random training labels"),
-        )
+        count = self.train_values[:, :1].numel() if self.reads == "series" else self.train_size
+        dims = (0, 2) if self.reads == "series" else (0,)
+
+        def mean_of(function: Any) -> Tensor:
+            parts = (function(part.cpu().double()) for part in self.train_values.split(_TOGETHER))
+            total = sum(part.sum(dims, keepdim=True)[0] for part in parts)
+            assert isinstance(total, Tensor)
+            return total / count
+
+        mean = mean_of(lambda part: part)
+        deviation = mean_of(lambda part: (part - mean).square()).sqrt()
+        # What rounding leaves of a constant is no spread.
+        is_constant = deviation <= 1e-7 * mean.abs()
+        return mean.float(), deviation.masked_fill(is_constant, 1.0).float()
+
+    def fingerprint(self) -> str:
+        """Changes when a number, a label or their order does."""
+        crc = _crc(self.train_values, self.train_labels, self.test_values, self.test_labels)
+        size = "x".join(str(n) for n in self.train_values.shape)
+        return f"{size}+{self.test_size}-{crc:08x}"
+
+    def describe(self) -> str:
+        """One line for a run's header."""
+        if self.reads == "table":
+            what, of = "rows", f"{self.shape[0]} features"
+        else:
+            what, of = "series", f"length {self.shape[1]} in {_counted(self.shape[0], 'channel')}"
+        return (
+            f"{self.name}: {self.train_size:,} training and {self.test_size:,} test {what} of "
+            f"{of}, {self.outputs} classes"
+        ) + (f"; {self.note}" if self.note else "")
 
 
 @dataclass(frozen=True)
@@ -118,6 +198,11 @@ class TextData:
     vocabulary: str
     name: str
     note: str = ""
+
+    @property
+    def reads(self) -> str:
+        """What kind of data it is, of `KINDS`."""
+        return "text"
 
     @property
     def shape(self) -> tuple[int]:
@@ -172,6 +257,14 @@ class TextData:
         )
 
 
+def _replace(data: Any, **changes: Any) -> Any:
+    return dataclasses.replace(data, **changes)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
+
+
 def _crc(*parts: Tensor) -> int:
     crc = 0
     for part in parts:
@@ -185,3 +278,6 @@ def _generator(seed: int) -> np.random.Generator:
 
 def _joined(note: str, more: str) -> str:
     return f"{note}; {more}" if note else more
+
+
+Data = ImageData | FloatData | TextData

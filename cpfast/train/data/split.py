@@ -36,6 +36,34 @@ def stratified(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
+HELD_OUT = 5  # one in so many
+HELD_OUT_NOTE = "a fifth of each class, drawn by a fixed seed, is held out for testing"
+
+
+def held_out(labels: np.ndarray) -> np.ndarray:
+    """Which samples test where there is no split: bool [N], a fifth of each class, one at least.
+
+    Each class has two samples or more.
+    """
+    held = np.zeros(len(labels), dtype=bool)
+    held[stratified(labels, max(len(labels) // HELD_OUT, len(np.unique(labels))))] = True
+    return held
+
+
+def some(count: int, limit: int | None) -> np.ndarray | slice:
+    """What selects `limit` of `count` sequences, which have no classes.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if limit is None:
+        return slice(None)
+    if not 1 <= limit <= count:
+        raise UserError(f"--limit must be in 1 .. {count} (training sequences), got {limit}")
+    generator = np.random.Generator(np.random.PCG64(0))
+    return np.sort(generator.permutation(count)[:limit])
+
+
 def limited(labels: np.ndarray, limit: int | None) -> np.ndarray | slice:
     """What selects `limit` samples from an array: positions; without a limit a slice, which
     copies nothing.

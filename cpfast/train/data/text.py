@@ -18,6 +18,7 @@ import torch
 
 from cpfast.train.data import DataSet, datasets
 from cpfast.train.data.sets import TextData
+from cpfast.train.data.split import some
 from cpfast.train.errors import UserError
 
 LENGTH = 128  # tokens that are predicted in a sequence
@@ -48,13 +49,7 @@ def load(limit: int | None) -> TextData:
                 seen.add(words)
                 texts[_is_held_out(name)].append(paragraph.strip("\n"))
     train, test = (_sequences("\n\n".join(texts[held_out])) for held_out in (False, True))
-    if limit is not None:
-        if not 1 <= limit <= len(train):
-            raise UserError(
-                f"--limit must be in 1 .. {len(train)} (training sequences), got {limit}"
-            )
-        generator = np.random.Generator(np.random.PCG64(0))
-        train = train[np.sort(generator.permutation(len(train))[:limit])]
+    train = train[some(len(train), limit)]
     return TextData(torch.from_numpy(train), torch.from_numpy(test), VOCABULARY, "python-docs")
 
 
@@ -101,8 +96,4 @@ def _sequences(text: str) -> np.ndarray:
 @datasets.register("python-docs", source="docs.python.org")
 def python_docs() -> DataSet:
     """Python's own documentation, in sequences of 128 characters; comes with Python."""
-    defaults = {
-        "model": "transformer", "epochs": 10, "batch_size": 32, "optimizer": "adamw",
-        "weight_decay": 0.1, "schedule": "cosine", "repeats": 1, "flip": False,
-    }  # fmt: skip
-    return DataSet(lambda limit, progress, download: load(limit), reads="text", defaults=defaults)
+    return DataSet(lambda limit, progress, download: load(limit), reads="text")

@@ -73,4 +73,4 @@ def _validation(folder: Path, classes: tuple[str, ...]) -> Files:
     line="Tiny-ImageNet's train/<wnid>/images/ and val/val_annotations.txt",
 )
 def layout() -> Layout:
-    return Layout(load, holds, resizes=True)
+    return Layout(load, holds, takes=("image_size",))

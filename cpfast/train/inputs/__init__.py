@@ -6,12 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from cpfast.registry import Registry
 from cpfast.train.errors import UserError
 
-__all__ = ["Input", "inputs", "of"]
+__all__ = ["Input", "inputs", "matched", "of"]
 
 
 class Input(nn.Module):
@@ -73,6 +74,22 @@ class Input(nn.Module):
 
 # Modules of this package register here, and are imported when one of these is first asked.
 inputs: Registry[Input] = Registry("input", "cpfast.train.inputs", "cpfast.inputs")
+
+
+def matched(classes: tuple[str, ...], data: Any) -> Tensor:
+    """The model's number of each class of a data set, by its name: int64, beside its labels.
+
+    Raises:
+        UserError: the model does not know one.
+    """
+    unknown = [name for name in data.classes if name not in classes]
+    if unknown:
+        known = ", ".join(classes[:10]) + ", ..." * (len(classes) > 10)
+        raise UserError(
+            f"--data {data.name}: the model does not know class {unknown[0]!r} (it knows {known})"
+        )
+    own = torch.tensor([classes.index(name) for name in data.classes])
+    return own.to(data.test_labels.device)
 
 
 def of(data: Any) -> tuple[str, Input]:

@@ -12,7 +12,7 @@ from cpfast.forms import shown
 from cpfast.train.data import ImageData, decoded
 from cpfast.train.data.listing import is_image
 from cpfast.train.errors import UserError
-from cpfast.train.inputs import Input, inputs
+from cpfast.train.inputs import Input, inputs, matched
 from cpfast.train.scores.classes import ClassScores
 
 
@@ -82,15 +82,7 @@ class Images(Input):
                 f"--data {data.name}: images of {'x'.join(map(str, data.shape))}; the model takes "
                 f"{self._size('x')}"
             )
-        unknown = [name for name in data.classes if name not in self.classes]
-        if unknown:
-            known = ", ".join(self.classes[:10]) + ", ..." * (len(self.classes) > 10)
-            raise UserError(
-                f"--data {data.name}: the model does not know class {unknown[0]!r} (it knows "
-                f"{known})"
-            )
-        own = torch.tensor([self.classes.index(name) for name in data.classes])
-        return images, own.to(labels.device)[labels]
+        return images, matched(self.classes, data)[labels]
 
     def scores(self) -> ClassScores:
         return ClassScores(self.classes)

@@ -1,7 +1,8 @@
 """The networks of the entrypoint, one file a family.
 
-Images come as float [N, C, H, W], mean-subtracted, and give logits [N, outputs]; text comes as
-tokens int64 [N, T] and gives logits [N, T, outputs], those of position t for token t + 1.
+Images come as float [N, C, H, W], mean-subtracted, tables as [N, F] and time series as [N, C, T],
+normalised, and give logits [N, outputs]; text comes as tokens int64 [N, T] and gives logits
+[N, T, outputs], those of position t for token t + 1.
 
 None draws random numbers once it is built: there is no dropout and no stochastic depth, so that a
 resumed run, a replayed CUDA graph and a run on another device see the same network. None asks the
@@ -20,7 +21,7 @@ from torch import nn
 from cpfast.registry import Registry
 from cpfast.train.errors import UserError
 
-__all__ = ["Model", "build", "count_parameters", "models", "set_bn_momentum"]
+__all__ = ["Model", "build", "check", "count_parameters", "models", "set_bn_momentum"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,31 @@ class Model:
 
     Attributes:
         build: from the shape of a sample and the number of logits.
-        reads: "images" or "text".
+        reads: what kind of data, of `cpfast.train.data.KINDS`.
+        optimizer: by which such a network is commonly trained.
     """
 
     build: Callable[[tuple[int, ...], int], nn.Module]
     reads: str = "images"
+    optimizer: str = "sgd"
 
 
 models: Registry[Model] = Registry("model", "cpfast.train.models", "cpfast.models")
+
+
+def check(name: str, reads: str, data: str) -> None:
+    """Whether a model reads a kind of data.
+
+    Raises:
+        UserError: it does not, or there is no such model.
+    """
+    if name not in models:
+        raise UserError(f"--model must be one of {', '.join(models)}; got {name!r}")
+    if models.make(name).reads != reads:
+        fitting = [other for other, entry in models.items() if entry.make().reads == reads]
+        raise UserError(
+            f"--model {name} does not fit --data {data}; choose from {', '.join(fitting)}"
+        )
 
 
 def build(name: str, shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
@@ -46,7 +64,8 @@ def build(name: str, shape: tuple[int, ...], outputs: int, seed: int) -> nn.Modu
 
     Args:
         name: one of `models`.
-        shape: of a sample: (height, width, channels) of an image, (length,) of a text.
+        shape: of a sample: (height, width, channels) of an image, (length,) of a text, (features,)
+            of a row, (channels, length) of a series.
         outputs: number of logits; of text also the number of different tokens.
 
     Raises:

@@ -26,7 +26,7 @@ def paper_norm(width: int) -> nn.BatchNorm2d:
 def init_he(model: nn.Module) -> None:
     """He-normal kernels of convolutions and dense layers, zero biases (1502.01852)."""
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -233,7 +233,7 @@ def test_a_size_goes_with_folders_alone(tmp_path):
     zeros = {name: np.zeros((4, 9, 9), np.uint8) for name in ("x_train", "x_test")}
     labels = {name: np.arange(4) % 2 for name in ("y_train", "y_test")}
     np.savez(tmp_path / "toy.npz", **zeros, **labels)
-    with pytest.raises(UserError, match="--image-size goes with images in files of their own"):
+    with pytest.raises(UserError, match="--image-size goes with a folder of images; got .*toy.npz"):
         data.load(str(tmp_path / "toy.npz"), image_size=(8, 8))
     with pytest.raises(UserError, match="--image-size goes with a folder of images; got --data di"):
         data.load("digits", image_size=(8, 8))

@@ -1,0 +1,71 @@
+"""From arrays of numbers to a data set: what every reader of tables and time series ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cpfast.train.data.sets import FloatData
+from cpfast.train.data.split import HELD_OUT_NOTE, held_out, limited
+from cpfast.train.errors import UserError
+
+
+def labelled(
+    source: str,
+    values: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    *,
+    test: tuple[np.ndarray, np.ndarray] | None = None,
+    limit: int | None = None,
+    name: str,
+    notes: Sequence[str] = (),
+) -> FloatData:
+    """
+    Args:
+        source: for messages.
+        values: [N, F] or [N, C, T] numbers.
+        labels: int64 [N], in 0 .. len(classes) - 1.
+        test: values and labels to test on; None: a fifth is held out.
+
+    Raises:
+        UserError: a class has no or too few samples, or a number is not finite.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    if len(classes) < 2:
+        raise UserError(f"{source}: only one class, {classes[0]!r}; two at least are needed")
+    if test is None:
+        if counts.min() < 2:
+            raise UserError(
+                f"{source}: only one sample of class {classes[int(counts.argmin())]!r}; two at "
+                "least are needed, one of them for testing"
+            )
+        held = held_out(labels)
+        test = values[held], labels[held]
+        values, labels = values[~held], labels[~held]
+        notes = (HELD_OUT_NOTE, *notes)
+    elif counts.min() == 0:
+        raise UserError(f"{source}: no training sample of class {classes[int(counts.argmin())]!r}")
+    chosen = limited(labels, limit)
+    return FloatData(
+        _tensor(source, values[chosen]),
+        torch.from_numpy(labels[chosen]),
+        _tensor(source, test[0]),
+        torch.from_numpy(test[1]),
+        tuple(classes),
+        name,
+        "; ".join(notes),
+    )
+
+
+def _tensor(source: str, values: np.ndarray) -> torch.Tensor:
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(values, dtype=np.float32)
+    if 0 in narrow.shape:
+        raise UserError(f"{source}: no numbers, {list(narrow.shape)}")
+    if not np.isfinite(narrow).all():
+        sample = int(np.argwhere(~np.isfinite(narrow))[0][0])
+        raise UserError(f"{source}: sample {sample} holds a number that is not finite in float32")
+    return torch.from_numpy(narrow)
