@@ -15,9 +15,7 @@ SPLITS = {"test": ("test",), "train": ("train",), "all": ("train", "test")}
 
 
 @torch.inference_mode()
-def evaluate(
-    model: TrainedModel, data: Data, split: str = "test"
-) -> tuple[dict[str, Any], Scores]:
+def evaluate(model: TrainedModel, data: Data, split: str = "test") -> tuple[dict[str, Any], Scores]:
     """The result of the scores that go with the data's kind, and these scores.
 
     In float32, by batches as the training evaluates: a run that was trained in float32 on one

@@ -75,7 +75,7 @@ def fast(
     kind = _OF_KIND[reads]
     settings.setdefault("batch_size", batch_size(size, least=16, most=kind.batch))
     steps = max(1, size // settings["batch_size"])
-    settings.setdefault("epochs", min(max(math.ceil(kind.steps / steps), 10), kind.epochs))
+    settings.setdefault("epochs", min(max(math.ceil(kind.steps / steps), kind.least), kind.epochs))
     if settings["optimizer"] == "sgd":
         settings.setdefault("lr", SGD_LR * math.sqrt(settings["batch_size"] / 32))
     elif settings["optimizer"] in LEARNING_RATES:
@@ -95,20 +95,21 @@ _OF_OPTIMIZER: dict[str, dict[str, Any]] = {
 
 
 class _Kind(NamedTuple):
-    """Of a kind of data: settings, the steps that a training is to have, and the most epochs and
-    the largest batch."""
+    """Of a kind of data: the steps that a training is to have, within the fewest and the most
+    epochs, the largest batch, and settings."""
 
     steps: int
+    least: int
     epochs: int
     batch: int
     settings: dict[str, Any]
 
 
 _OF_KIND = {
-    "images": _Kind(4000, 100, 128, {"label_smoothing": 0.1}),
-    "text": _Kind(2000, 30, 64, {"weight_decay": 0.1}),
-    "table": _Kind(4000, 100, 128, {}),
-    "series": _Kind(3000, 200, 64, {}),
+    "images": _Kind(4000, 10, 100, 128, {"label_smoothing": 0.1}),
+    "text": _Kind(1500, 2, 30, 32, {"weight_decay": 0.1}),
+    "table": _Kind(4000, 10, 100, 128, {}),
+    "series": _Kind(3000, 10, 200, 64, {}),
 }
 
 
