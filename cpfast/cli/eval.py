@@ -109,5 +109,5 @@ def _data(options: dict[str, Any], model: TrainedModel) -> Data:
             note(f"--data {config.data}: changed since the run was trained on it")
         return found
     source = options["data"]
-    sizes = {"image_size": model.input.shape[:2]} if data.resizes(source) else {}
-    return data.load(source, None, True, options["download"], **sizes)
+    size = model.input.shape[:2] if data.resizes(source) else None
+    return data.load(source, None, True, options["download"], image_size=size)

@@ -15,7 +15,7 @@ from cpfast.cli.options import counted
 from cpfast.train import energy, process, ranks
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import Config
-from cpfast.train.data import Data, ImageData, datasets, kind_of
+from cpfast.train.data import Data, ImageData, datasets
 from cpfast.train.data.mirroring import have_sides
 from cpfast.train.errors import MissingLibrary, require
 
@@ -78,12 +78,12 @@ def header(config: Config, data: Data, parameters: int) -> str:
         f"{data.describe()}{_mirroring(config, data)}\n"
         f"{config.model}, {parameters:,} parameters; {config.epochs} epochs; "
         f"{config.precision} on {config.device}{threads}{processes}; ops: {cpfast.backend()}\n"
-        f"{training(config)}"
+        f"{training(config, data.reads)}"
     )
 
 
-def training(config: Config) -> str:
-    """How it is trained, in a line."""
+def training(config: Config, reads: str) -> str:
+    """How it is trained on such data, in a line."""
     momentum = f" with momentum {config.momentum:g}" if config.optimizer == "sgd" else ""
     warmup = f" after a warm-up of {100 * config.warmup:g} %" if config.warmup > 0 else ""
     smoothing = config.label_smoothing
@@ -94,7 +94,7 @@ def training(config: Config) -> str:
         *([f"gradients clipped at {config.clip:g}"] if config.clip is not None else []),
         *([f"label smoothing {smoothing:g}"] if smoothing > 0 else []),
     ]
-    if kind_of(config.data) in (None, "images"):
+    if reads == "images":
         parts.append(AUGMENTATIONS[config.augment].describe(flip=config.flip))
         parts += [f"{name} {alpha:g}" for name, alpha in config.mixing() if alpha > 0]
     return "; ".join(parts)

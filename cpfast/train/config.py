@@ -286,18 +286,18 @@ class Config:
         own: Mapping[str, Any]
         if name in datasets:
             dataset = datasets.make(name)
-            own = {**KINDS[dataset.reads].defaults, **dataset.defaults}
+            reads, own = dataset.reads, {**KINDS[dataset.reads].defaults, **dataset.defaults}
         else:
             given["data"] = _absolute(name)
-            kind = kind_of(given["data"]) or "images"
-            own = {"flip": is_mirrored(Path(given["data"])), **KINDS[kind].defaults}
+            reads = kind_of(given["data"]) or "images"
+            own = {"flip": is_mirrored(Path(given["data"])), **KINDS[reads].defaults}
+        if reads != "images" and given.get("augment", "none") != "none":
+            raise UserError(f"--augment {given['augment']}: for images, and {name} has none")
         for option, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             _choice(f"--{option}", given.get(option, choices[0]), choices)
         for option in ("batch_size", "epochs", "limit"):
             _check_count(f"--{option.replace('_', '-')}", given.get(option))
-        given = PRESETS[preset](
-            given, own, reads=kind_of(given["data"]) or "images", size=size or UNKNOWN
-        )
+        given = PRESETS[preset](given, own, reads=reads, size=size or UNKNOWN)
         given.setdefault("eval_every", max(1, math.ceil(given["epochs"] / 10)))
         given.setdefault("device", "cpu")
         if given["device"] == "cpu":

@@ -10,7 +10,7 @@ from typing import Any
 
 from cpfast.train import chance, metrics
 from cpfast.train.config import Config
-from cpfast.train.data import KINDS, kind_of
+from cpfast.train.data import KINDS
 from cpfast.train.energy import source_of_sum
 from cpfast.train.errors import UserError
 from cpfast.train.metrics import CriterionMetrics, EpochMetrics, Seconds
@@ -82,7 +82,7 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     seconds = summary["seconds"]
     done, total = summary["epochs"], config.epochs
     rows = [("test accuracy", _accuracy_text(summary))]
-    if kind_of(config.data) == "text" and summary["test_loss"] is not None:
+    if models.make(config.model).reads == "text" and summary["test_loss"] is not None:
         rows.append(("perplexity", f"{math.exp(min(summary['test_loss'], 700)):.2f} a character"))
     rows.append(("critical period", _period_text(summary)))
     measured = summary["measured_samples"]

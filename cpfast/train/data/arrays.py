@@ -37,12 +37,7 @@ def labelled(
     if len(classes) < 2:
         raise UserError(f"{source}: only one class, {classes[0]!r}; two at least are needed")
     if test is None:
-        if counts.min() < 2:
-            raise UserError(
-                f"{source}: only one sample of class {classes[int(counts.argmin())]!r}; two at "
-                "least are needed, one of them for testing"
-            )
-        held = held_out(labels)
+        held = split(source, labels, classes)
         test = values[held], labels[held]
         values, labels = values[~held], labels[~held]
         notes = (HELD_OUT_NOTE, *notes)
@@ -58,6 +53,21 @@ def labelled(
         name,
         "; ".join(notes),
     )
+
+
+def split(source: str, labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Which samples are held out for testing, bool [N], see `held_out`.
+
+    Raises:
+        UserError: a class has one sample.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    if counts.min() < 2:
+        raise UserError(
+            f"{source}: only one sample of class {classes[int(counts.argmin())]!r}; two at least "
+            "are needed, one of them for testing"
+        )
+    return held_out(labels)
 
 
 def _tensor(source: str, values: np.ndarray) -> torch.Tensor:

@@ -26,7 +26,7 @@ from cpfast.train.data.split import limited
 from cpfast.train.errors import UserError
 from cpfast.train.progress import bar
 
-__all__ = ["CACHE", "load", "read_image"]
+__all__ = ["CACHE", "load", "read_image", "resized"]
 
 TOGETHER = 16  # images a thread decodes at a time
 SMALL = 64 * 64  # pixels
@@ -76,11 +76,11 @@ def load(
         classes,
         root.name,
         "; ".join(part for part in notes if part),
-        _resized(found.facts.sizes, size),
+        resized(found.facts.sizes, size),
     )
 
 
-def _resized(sizes: np.ndarray, asked: tuple[int, int] | None) -> tuple[int, int] | None:
+def resized(sizes: np.ndarray, asked: tuple[int, int] | None) -> tuple[int, int] | None:
     """Height and width that images of these sizes are resized to; None: they stay as they are."""
     if asked is not None or (_is_one(sizes) and sizes[0].max() <= AS_THEY_ARE):
         return asked
@@ -147,7 +147,7 @@ def _taken(every: Kept, keep: np.ndarray, asked: tuple[int, int] | None) -> Kept
 
 
 def _shape(facts: Facts, asked: tuple[int, int] | None) -> tuple[int, int, int, int]:
-    height, width = _resized(facts.sizes, asked) or map(int, facts.sizes[0])
+    height, width = resized(facts.sizes, asked) or map(int, facts.sizes[0])
     return len(facts.sizes), height, width, 3 if facts.is_colour.any() else 1
 
 
@@ -155,7 +155,7 @@ def _decode(own: Path, paths: list[str], asked: tuple[int, int] | None, progress
     """All at once in memory and then kept, or kept part by part and mapped."""
     facts = _look(paths, progress)
     shape = _shape(facts, asked)
-    parts = _parts(paths, shape, _resized(facts.sizes, asked), facts, progress)
+    parts = _parts(paths, shape, resized(facts.sizes, asked), facts, progress)
     if not memory.fits(math.prod(shape)):
         return _streamed(own, shape, parts, facts)
     images = np.empty(shape, dtype=np.uint8)

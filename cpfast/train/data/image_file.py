@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -32,14 +33,15 @@ class Seen(NamedTuple):
     is_colour: bool
 
 
-def look(path: str | Path) -> Seen:
-    """Without decoding, but that of PNG, whose orientation may stand behind the pixels, and of
+def look(path: str | Path, content: bytes | None = None) -> Seen:
+    """Of `content`, where the file is in memory already; `path` then only names it. Without
+    decoding, but that of PNG, whose orientation may stand behind the pixels, and of
     TIFF, which Pillow turns as it loads it.
 
     Raises:
         UserError: naming the file, where it is no image or of a mode not in `MODES`.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         is_colour = image.mode not in GREY
         width, height = image.size
         if width == height:
@@ -70,12 +72,14 @@ def read_image(path: Path, size: tuple[int, int] | None, channels: int) -> np.nd
     return read(path, size, channels)[0]
 
 
-def read(path: str | Path, size: tuple[int, int] | None, channels: int) -> tuple[np.ndarray, bool]:
-    """As `read_image`, and whether it was transparent."""
+def read(
+    path: str | Path, size: tuple[int, int] | None, channels: int, content: bytes | None = None
+) -> tuple[np.ndarray, bool]:
+    """As `read_image`, and whether it was transparent; `content` as of `look`."""
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     images = require("PIL.Image", "reading images")
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         drafted = None
         if size is not None:
             # JPEG is decoded at a half, a quarter or an eighth, twice the size at least: of a
@@ -119,7 +123,7 @@ def _middle(
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
+def _opened(path: str | Path, content: bytes | None) -> Iterator[Any]:
     """A Pillow image, of which whatever cannot be read is a UserError."""
     images = require("PIL.Image", "reading images")
     if str(path).lower().endswith(HEIF):
@@ -127,7 +131,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
     try:
         # Pillow maps some formats that it is given by name, and the process is killed where
         # a mapped file is cut.
-        with open(path, "rb") as file, images.open(file) as image:
+        with _file(path, content) as file, images.open(file) as image:
             if image.mode not in MODES:
                 raise UserError(
                     f"{path}: an image of mode {image.mode!r}; expected {', '.join(MODES)}"
@@ -138,6 +142,10 @@ def _opened(path: str | Path) -> Iterator[Any]:
     # Pillow's plugins raise nearly anything on a damaged file.
     except Exception as error:
         raise UserError(f"cannot read image {path}: {first_line(error)}") from error
+
+
+def _file(path: str | Path, content: bytes | None) -> BinaryIO:
+    return open(path, "rb") if content is None else io.BytesIO(content)
 
 
 def _register_heif(path: str | Path) -> None:

@@ -13,13 +13,16 @@ import numpy as np
 import torch
 
 from cpfast.train.data import LAST, Layout, layouts
-from cpfast.train.data.sets import ImageData
+from cpfast.train.data.arrays import labelled
+from cpfast.train.data.sets import FloatData, ImageData
 from cpfast.train.data.split import limited
 from cpfast.train.errors import UserError, first_line
 
 NAMES = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
+    ("x", "y"),
+    ("X", "y"),
 )
 MOST_CHANNELS = 4
 SHOWN = 6  # names
@@ -32,8 +35,11 @@ class _Header(NamedTuple):
     dtype: np.dtype
 
 
-def load(path: Path, limit: int | None) -> ImageData:
-    """Images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]: channels are at most 4, sides more.
+def load(path: Path, limit: int | None) -> ImageData | FloatData:
+    """Numbers [N, F], the rows of a table, or [N, C, T], time series: of floating point, and where
+    they are [N, F] of any other type too, but for uint8. Without a split a fifth is held out.
+
+    Images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]: channels are at most 4, sides more.
     Labels [N] or [N, 1], whole numbers from 0.
 
     Raises:
@@ -44,9 +50,16 @@ def load(path: Path, limit: int | None) -> ImageData:
         names = next((names for names in NAMES if names[0] in found), NAMES[0])
         missing = [name for name in names if name not in found]
         if missing:
-            expected = " or ".join(", ".join(names) for names in NAMES)
+            expected = " or ".join(", ".join(names) for names in NAMES[:3])
             raise UserError(
                 f"{path}: no array {missing[0]!r}; expected {expected}; found {_shown(found)}"
+            )
+        unused = [name for name in found if name not in names]
+        if _is_numbers(_header(path, archive, names[0])):
+            return _load_numbers(path, archive, names, limit, unused)
+        if len(names) == 2:
+            raise UserError(
+                f"{path}: images in {names[0]!r} without a split; expected {', '.join(NAMES[0])}"
             )
         # All before any is read: what does not fit need not fit into memory either.
         x_train, y_train, x_test, y_test = names
@@ -61,7 +74,6 @@ def load(path: Path, limit: int | None) -> ImageData:
         classes = _classes(path, y_train, train_labels, y_test, test_labels)
         train_images = _channels_last(_read(archive, x_train))
         test_images = _channels_last(_read(archive, x_test))
-    unused = [name for name in found if name not in names]
     chosen = limited(train_labels, limit)
     return ImageData(
         torch.from_numpy(np.ascontiguousarray(train_images[chosen])),
@@ -117,6 +129,67 @@ def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def _shown(names: Iterable[str]) -> str:
     listed = [name if name.isprintable() else repr(name) for name in names]
     return ", ".join(listed[:SHOWN] + ["..."] * (len(listed) > SHOWN)) or "none"
+
+
+# --- numbers ----------------------------------------------------------------------------------
+
+
+def _is_numbers(header: _Header) -> bool:
+    """Rather than images."""
+    dimensions, kind = len(header.shape), header.dtype.kind
+    return (dimensions in (2, 3) and kind == "f") or (
+        dimensions == 2 and kind in "iu" and header.dtype != np.uint8
+    )
+
+
+def _load_numbers(
+    path: Path,
+    archive: zipfile.ZipFile,
+    names: tuple[str, ...],
+    limit: int | None,
+    unused: list[str],
+) -> FloatData:
+    headers = {name: _header(path, archive, name) for name in names}
+    for values, labels in zip(names[::2], names[1::2], strict=True):
+        shape = headers[values].shape
+        if (
+            not _is_numbers(headers[values])
+            or 0 in shape
+            or shape[1:] != headers[names[0]].shape[1:]
+        ):
+            raise UserError(
+                f"{path}: {values} must be numbers [N, F] or [N, C, T], of the same shape in "
+                f"training and test; got {headers[values].dtype} {list(shape)}"
+            )
+        _check_labels(path, labels, headers[labels], shape[0])
+    read = {name: _read(archive, name) for name in names}
+    label_arrays = [_labels(path, name, read[name]) for name in names[1::2]]
+    last = names[1::2][-1], label_arrays[-1]
+    classes = _classes(path, names[1], label_arrays[0], *last)
+    return labelled(
+        str(path),
+        read[names[0]],
+        label_arrays[0],
+        [str(label) for label in range(classes)],
+        test=(read[names[2]], label_arrays[1]) if len(names) == 4 else None,
+        limit=limit,
+        name=path.stem,
+        notes=[f"not used: {_shown(unused)}"] if unused else (),
+    )
+
+
+def _reads(path: Path) -> str:
+    """Of a file that cannot be read, images: loading it says what is wrong."""
+    try:
+        with _opened(path) as archive:
+            found = [name.removesuffix(".npy") for name in archive.namelist()]
+            name = next(names[0] for names in NAMES if names[0] in found)
+            header = _header(path, archive, name)
+    except (UserError, StopIteration):
+        return "images"
+    if not _is_numbers(header):
+        return "images"
+    return "table" if len(header.shape) == 2 else "series"
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -195,8 +268,8 @@ def _classes(
 
 @layouts.register("npz", source="numpy; Keras; MedMNIST", line="an .npz file of arrays")
 def layout() -> Layout:
-    def read(path: Path, limit: int | None, progress: bool) -> ImageData:
+    def read(path: Path, limit: int | None, progress: bool) -> ImageData | FloatData:
         return load(path, limit)
 
     # Of any other file its error says what is expected.
-    return Layout(read, is_file=lambda path: True, order=LAST)
+    return Layout(read, is_file=lambda path: True, order=LAST + 1, reads=_reads)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SUMMED = 2**22  # bytes of images at a time
 _TOGETHER = 4096  # samples
+_SUMMED = 2**22  # bytes of images at a time
 
 Self = TypeVar("Self", bound="_Labelled")
 

@@ -76,11 +76,11 @@ class Input(nn.Module):
 inputs: Registry[Input] = Registry("input", "cpfast.train.inputs", "cpfast.inputs")
 
 
-def matched(classes: tuple[str, ...], data: Any) -> Tensor:
-    """The model's number of each class of a data set, by its name: int64, beside its labels.
+def matched(classes: tuple[str, ...], data: Any, labels: Tensor) -> Tensor:
+    """Labels of a data set as places in `classes`, by the classes' names.
 
     Raises:
-        UserError: the model does not know one.
+        UserError: a class that is none of them.
     """
     unknown = [name for name in data.classes if name not in classes]
     if unknown:
@@ -89,7 +89,7 @@ def matched(classes: tuple[str, ...], data: Any) -> Tensor:
             f"--data {data.name}: the model does not know class {unknown[0]!r} (it knows {known})"
         )
     own = torch.tensor([classes.index(name) for name in data.classes])
-    return own.to(data.test_labels.device)
+    return own.to(labels.device)[labels]
 
 
 def of(data: Any) -> tuple[str, Input]:

@@ -82,7 +82,7 @@ class Images(Input):
                 f"--data {data.name}: images of {'x'.join(map(str, data.shape))}; the model takes "
                 f"{self._size('x')}"
             )
-        return images, matched(self.classes, data)[labels]
+        return images, matched(self.classes, data, labels)
 
     def scores(self) -> ClassScores:
         return ClassScores(self.classes)

@@ -73,16 +73,16 @@ def test_missing_path():
 
 
 def test_a_file_of_another_kind(tmp_path):
-    (tmp_path / "a.txt").write_text("no data")
+    (tmp_path / "a.bin").write_text("no data")
     with pytest.raises(
-        UserError, match=r"a\.txt: not a readable \.npz file \(File is not a zip file\)"
+        UserError, match=r"a\.bin: not a readable \.npz file \(File is not a zip file\)"
     ):
-        data.load(str(tmp_path / "a.txt"))
+        data.load(str(tmp_path / "a.bin"))
 
 
 def test_an_unknown_layout_says_what_was_expected(tmp_path):
     (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "a.txt").write_text("no image")
+    (tmp_path / "notes" / "a.bin").write_text("no image")
     with pytest.raises(UserError, match="no train/ folder") as raised:
         data.load(str(tmp_path))
     for layout in (
