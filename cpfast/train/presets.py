@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from cpfast.train.models import models
 
 __all__ = ["PRESETS", "fast", "paper"]
 
@@ -58,14 +60,22 @@ def fast(
     """Trains well in little time on small data and on large: the batch and the epochs by the number
     of samples, a warm-up, half a cosine; chosen on validation parts of several data sets
     (benchmarks/six_sets.py)."""
-    kept = {name: value for name, value in own.items() if name in _OF_DATA}
-    settings: dict[str, Any] = {"method": "fast", "model": "resnet20", "flip": True, **kept}
-    settings |= {"schedule": "cosine", **_OF_KIND[reads], **given}
+    settings: dict[str, Any] = {"method": "fast", "model": "resnet20", "flip": True}
+    settings |= {name: value for name, value in own.items() if name in _OF_DATA}
+    settings |= {"schedule": "cosine", "bn_momentum": 0.1, **given}
+    known = settings["model"] in models  # or it is refused later
+    settings.setdefault("optimizer", models.make(settings["model"]).optimizer if known else "sgd")
+    settings = {
+        **_OF_OPTIMIZER.get(settings["optimizer"], {}),
+        **_OF_KIND[reads].settings,
+        **settings,
+    }
     if settings["schedule"] != "step":
         settings.setdefault("warmup", WARMUP)
-    settings.setdefault("batch_size", batch_size(size, **_BATCHES[reads]))
+    kind = _OF_KIND[reads]
+    settings.setdefault("batch_size", batch_size(size, least=16, most=kind.batch))
     steps = max(1, size // settings["batch_size"])
-    settings.setdefault("epochs", min(max(math.ceil(_STEPS[reads] / steps), 10), _MOST[reads]))
+    settings.setdefault("epochs", min(max(math.ceil(kind.steps / steps), kind.least), kind.epochs))
     if settings["optimizer"] == "sgd":
         settings.setdefault("lr", SGD_LR * math.sqrt(settings["batch_size"] / 32))
     elif settings["optimizer"] in LEARNING_RATES:
@@ -76,25 +86,31 @@ def fast(
 WARMUP = 0.1
 SGD_LR = 0.2  # at batch 32, times the root of the batch's size over it
 _ADAPTIVE_LR = {"adamw": 2e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
-_OF_KIND: dict[str, dict[str, Any]] = {
-    "images": {
-        "optimizer": "sgd",
-        "weight_decay": 5e-4,
-        "bn_momentum": 0.1,
-        "label_smoothing": 0.1,
-    },
-    "text": {"optimizer": "adamw", "weight_decay": 0.1, "clip": 1.0, "flip": False},
-    "table": {"optimizer": "adamw", "weight_decay": 1e-2, "flip": False},
-    "series": {"optimizer": "adamw", "weight_decay": 1e-2, "flip": False},
+_OF_OPTIMIZER: dict[str, dict[str, Any]] = {
+    "sgd": {"weight_decay": 5e-4},
+    "adamw": {"weight_decay": 0.05, "clip": 1.0},
+    "rmsprop": {"weight_decay": 5e-4},
+    "adagrad": {"weight_decay": 5e-4},
 }
-_BATCHES: dict[str, dict[str, int]] = {
-    "images": {"least": 16, "most": 128},
-    "text": {"least": 16, "most": 64},
-    "table": {"least": 16, "most": 256},
-    "series": {"least": 16, "most": 64},
+
+
+class _Kind(NamedTuple):
+    """Of a kind of data: the steps that a training is to have, within the fewest and the most
+    epochs, the largest batch, and settings."""
+
+    steps: int
+    least: int
+    epochs: int
+    batch: int
+    settings: dict[str, Any]
+
+
+_OF_KIND = {
+    "images": _Kind(4000, 10, 100, 128, {"label_smoothing": 0.1}),
+    "text": _Kind(1500, 2, 30, 32, {"weight_decay": 0.1}),
+    "table": _Kind(4000, 10, 100, 128, {}),
+    "series": _Kind(3000, 10, 200, 64, {}),
 }
-_STEPS = {"images": 4000, "text": 2000, "table": 3000, "series": 1500}
-_MOST = {"images": 100, "text": 30, "table": 100, "series": 200}
 
 
 def batch_size(size: int, *, least: int, most: int) -> int:

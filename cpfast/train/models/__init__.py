@@ -35,10 +35,12 @@ class Model:
     Attributes:
         build: from the shape of a sample and the number of logits.
         reads: what kind of data, of `cpfast.train.data.KINDS`.
+        optimizer: by which such a network is commonly trained.
     """
 
     build: Callable[[tuple[int, ...], int], nn.Module]
     reads: str = "images"
+    optimizer: str = "sgd"
 
 
 models: Registry[Model] = Registry("model", "cpfast.train.models", "cpfast.models")

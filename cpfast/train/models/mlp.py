@@ -30,4 +30,4 @@ class MLP(nn.Module):
 @models.register("mlp", source="arXiv 2106.11959, its MLP, with batch normalisation")
 def mlp() -> Model:
     """Two hidden layers of 256 for tables."""
-    return Model(lambda shape, outputs: MLP(shape[0], outputs), reads="table")
+    return Model(lambda shape, outputs: MLP(shape[0], outputs), reads="table", optimizer="adamw")

@@ -59,4 +59,6 @@ class ResNet1d(nn.Module):
 @models.register("resnet1d", source="arXiv 1611.06455")
 def resnet1d() -> Model:
     """Three residual blocks over time, of half a million parameters, for time series."""
-    return Model(lambda shape, outputs: ResNet1d(shape[0], outputs), reads="series")
+    return Model(
+        lambda shape, outputs: ResNet1d(shape[0], outputs), reads="series", optimizer="adamw"
+    )

@@ -41,4 +41,6 @@ class Transformer(nn.Module):
 @models.register("transformer", source="openai/gpt-2")
 def transformer() -> Model:
     """Four causal blocks of width 192 for text, of 1.9 million parameters."""
-    return Model(lambda shape, outputs: Transformer(shape[0], outputs), reads="text")
+    return Model(
+        lambda shape, outputs: Transformer(shape[0], outputs), reads="text", optimizer="adamw"
+    )

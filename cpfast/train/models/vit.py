@@ -70,4 +70,7 @@ class ViTTiny(nn.Module):
 @models.register("vit-tiny", source="arXiv 2012.12877")
 def vit_tiny() -> Model:
     """DeiT-Ti's 12 blocks of width 192, in patches of 4 pixels, above 64 a side of 16."""
-    return Model(lambda shape, outputs: ViTTiny(shape, outputs, patch=4 if is_small(shape) else 16))
+    return Model(
+        lambda shape, outputs: ViTTiny(shape, outputs, patch=4 if is_small(shape) else 16),
+        optimizer="adamw",
+    )
