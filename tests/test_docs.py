@@ -10,6 +10,7 @@ import pytest
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PRINTED = {
     "accelerate.md": ["0.7 of the samples of 20 full epochs"],
+    "data.md": ["(200, 4) (200,) (100, 4) (100,)"],
     "distributed.md": ["loaded ['detector', 'pruner', 'rotation']"],
     "layca.md": ["0.weight turned by 0.020 in one step, its norm is what it was: True"],
     "lightning.md": ["8 epochs measured, some samples left out: True"],
