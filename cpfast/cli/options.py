@@ -78,7 +78,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="of a table: the column that holds the classes; default: one named label, class, "
         "target or y, else the last",
     )
-    add("--limit", type=int, help="train on so many images, stratified, or sequences")
+    add("--limit", type=int, help="train on so many samples, those with classes stratified")
     add(
         "--model",
         metavar="NAME|timm:NAME|MODULE:FUNCTION",

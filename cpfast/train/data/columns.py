@@ -7,6 +7,7 @@ and is called an id or an index is left out: it would tell where in the file a r
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Any
 
@@ -74,7 +75,9 @@ def _label(source: str, frame: Any, label: str | None, last: bool, notes: list[s
     columns = [str(column) for column in frame]
     if label is not None:
         if label not in columns:
-            raise UserError(f"--label {label}: {source} has no such column; {_shown(columns)}")
+            near = difflib.get_close_matches(label, columns, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else _shown(columns)
+            raise UserError(f"--label {label}: {source} has no such column; {hint}")
         return label
     found = [c for known in LABELS for c in columns if c.lower() == known]
     if found:

@@ -19,7 +19,7 @@ def stratified(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     classes, sizes = np.unique(labels, return_counts=True)
     if not len(classes) <= count <= len(labels):
         raise UserError(
-            f"--limit must be in {len(classes)} (classes) .. {len(labels)} (training images), "
+            f"--limit must be in {len(classes)} (classes) .. {len(labels)} (training samples), "
             f"got {count}"
         )
     share = sizes * (count / len(labels))
