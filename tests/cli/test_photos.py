@@ -78,7 +78,7 @@ def test_the_size_and_the_mirroring_are_chosen_and_said(photos, capsys, tmp_path
     small = ("--image-size", "16x24", "--model", "cnn")
     line = header(capsys, *small, "--no-flip", "--out", "run")
     assert "images of 16x24x3" in line and "mirrored" not in line and "chooses" not in line
-    assert RunFolder(tmp_path / "run").config().size == (16, 24)
+    assert RunFolder(tmp_path / "run").config().reading["image_size"] == (16, 24)
     assert header(capsys, "--resume", "--out", "run", "--image-size", "16x24", "--no-flip") == line
     (photos / "sea").rename(photos / "0")
     (photos / "forest").rename(photos / "1")

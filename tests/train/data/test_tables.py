@@ -69,9 +69,7 @@ def test_which_column_holds_the_classes(tmp_path):
     assert "classes are the last column, 'parity' (--label chooses)" in found.note
     with pytest.raises(UserError, match=r"which column holds the classes\? --label COLUMN, of"):
         data.load(write(tmp_path / "c.parquet", last))
-    with pytest.raises(
-        UserError, match="no such column; did you mean 'colour'.$"
-    ):
+    with pytest.raises(UserError, match="no such column; did you mean 'colour'.$"):
         data.load(path, label="color")
     numbers = frame(**{"class": [10.0, 9.0] * 10})
     assert data.load(write(tmp_path / "d.csv", numbers)).classes == ("9", "10")
