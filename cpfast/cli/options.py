@@ -58,126 +58,135 @@ class Parser(argparse.ArgumentParser):
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Those of every command that trains. None means not given: the default depends on the data."""
-    add = parser.add_argument
-    add(
+    data, model, training, period, machine, energy = (
+        parser.add_argument_group(name).add_argument
+        for name in (
+            "data", "model", "training", "critical period", "machine and output", "energy and cost"
+        )
+    )  # fmt: skip
+    data(
         "--data",
         metavar="NAME|PATH|MODULE:FUNCTION",
         help=f"{', '.join(datasets)}; a folder or file of images, text, a table or time series; or "
         "a function of your own that returns them; default: digits",
     )
-    add("--download", action="store_true", help="fetch --data if it is missing")
-    add(
+    data("--download", action="store_true", help="fetch --data if it is missing")
+    data(
         "--image-size",
         metavar="N|HxW",
         help="pixels that the images of a folder are resized and cropped to; default: as they are "
         "where all are of one size up to 96, else 64, or their median shorter side where less",
     )
-    add(
+    data(
         "--label",
         metavar="COLUMN",
         help="of a table: the column that holds the classes; default: one named label, class, "
         "target or y, else the last",
     )
-    add("--limit", type=int, help="train on so many samples, those with classes stratified")
-    add(
+    data("--limit", type=int, help="train on so many samples, those with classes stratified")
+    model(
         "--model",
         metavar="NAME|timm:NAME|MODULE:FUNCTION",
         help=f"{', '.join(models)}; one of timm's; or a function of your own, called with the "
         "shape of a sample and the number of logits. Default: cnn for digits and mnist, "
         "transformer for text, mlp for tables, resnet1d for time series, else resnet20",
     )
-    add(
+    model(
         "--weights",
         metavar="FILE",
         help="begin from a .safetensors file, where names and sizes fit",
     )
-    add(
+    data(
         "--class-weight",
         choices=CLASS_WEIGHTS,
         help="balanced: each class counts alike in the loss, however many samples it has; "
         "default: none",
     )
-    add(
+    training(
         "--preset",
         choices=tuple(PRESETS),
         help="what is not given: fast: cosine after a warm-up, batch and epochs by the data's "
         "size; paper: as arXiv 2506.15954 trains. Default: fast for train, but with --method "
         "paper; else paper",
     )
-    add(
+    training(
         "--epochs",
         type=int,
         help="default: fast: by the data's size, 10 to 100; paper: 200, digits 120, mnist 20, "
         "text 10",
     )
-    add(
+    training(
         "--repeats",
         type=int,
         help="augmented passes an epoch in the period (k); default: 3, for text 1",
     )
-    add(
+    training(
         "--batch-size",
         type=int,
         help="default: fast: by the data's size, 16 to 128; paper: 128, digits and text 32",
     )
-    add("--optimizer", choices=OPTIMIZERS, help="default: sgd, for text adamw")
-    add(
+    training("--optimizer", choices=OPTIMIZERS, help="default: sgd, for text adamw")
+    training(
         "--lr",
         type=float,
         help="default of sgd: fast: 0.2 x the root of batch size / 32; paper: 0.01 x batch size / "
         "32 (cnn: 0.1); fixed for the others",
     )
-    add("--momentum", type=float, help="of sgd, Nesterov's; default: 0.9")
-    add(
+    training("--momentum", type=float, help="of sgd, Nesterov's; default: 0.9")
+    training(
         "--weight-decay",
         type=float,
         help="of kernels only; default: fast: 5e-4, paper: 2e-4; text 0.1",
     )
-    add(
+    training(
         "--schedule",
         choices=SCHEDULES,
         help="of the learning rate; default: fast: cosine; paper: step, for text cosine",
     )
-    add(
+    training(
         "--warmup",
         type=float,
         help="share of the training in which the learning rate rises; default: fast 0.1, paper 0",
     )
-    add("--clip", type=float, help="largest norm of the gradients; default: none, fast on text 1")
-    add(
+    training(
+        "--clip", type=float, help="largest norm of the gradients; default: none, fast on text 1"
+    )
+    training(
         "--label-smoothing",
         type=float,
         help="of the training's loss; default: fast on images 0.1, else 0",
     )
-    add(
+    training(
         "--bn-momentum",
         type=float,
         help="of BatchNorm's running statistics; default: fast 0.1, paper the model's own",
     )
-    add("--criterion", choices=tuple(criteria), help="of the period's end; default: slope45")
-    add("--labels", choices=LABELS, help="random: a control with nothing to learn; default: true")
-    add(
+    period("--criterion", choices=tuple(criteria), help="of the period's end; default: slope45")
+    data("--labels", choices=LABELS, help="random: a control with nothing to learn; default: true")
+    data(
         "--flip",
         action=argparse.BooleanOptionalAction,
         help="mirror images; default: not for digits, mnist and other idx files by path, nor where "
         "class folders are named as characters, or after left and right",
     )
-    add("--seed", type=int, help="default: 0")
-    add("--eval-every", type=int, help="epochs between evaluations; default: a tenth of all")
-    add("--device", help="cpu, cuda or cuda:N; default: cuda if there is one")
-    add("--precision", choices=PRECISIONS, help="default: fp32 on the CPU, else bf16")
-    add(
+    training("--seed", type=int, help="default: 0")
+    training("--eval-every", type=int, help="epochs between evaluations; default: a tenth of all")
+    machine("--device", help="cpu, cuda or cuda:N; default: cuda if there is one")
+    training("--precision", choices=PRECISIONS, help="default: fp32 on the CPU, else bf16")
+    training(
         "--step",
         choices=STEPS,
         help="how a training step is executed; default: eager on the CPU, else graph",
     )
-    add("--threads", type=int, help="of the CPU; default: 1 for cnn, else half of the processors")
-    add("--no-energy", dest="energy", action="store_const", const=False,
+    machine(
+        "--threads", type=int, help="of the CPU; default: 1 for cnn, else half of the processors"
+    )
+    energy("--no-energy", dest="energy", action="store_const", const=False,
         help="by default it is metered where codecarbon is installed")  # fmt: skip
-    add("--country", help="whose electricity makes the CO2e, as BRA; default: the world's mean")
-    add("--price-kwh", type=float, help="of the cost, in any currency; evaluation is included")
-    add("--price-hour", type=float, help="of the machine; the cost is the sum of both prices")
-    add("--no-plot", dest="plot", action="store_const", const=False)
+    energy("--country", help="whose electricity makes the CO2e, as BRA; default: the world's mean")
+    energy("--price-kwh", type=float, help="of the cost, in any currency; evaluation is included")
+    energy("--price-hour", type=float, help="of the machine; the cost is the sum of both prices")
+    machine("--no-plot", dest="plot", action="store_const", const=False)
 
 
 def device_of(name: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,26 @@ from cpfast.train.ranks import Ranks
 from cpfast.train.runfolder import RunFolder
 
 
+EXAMPLES = """\
+examples:
+  cpfast train
+  cpfast train --data photos --out runs/photos
+  cpfast train --data table.csv --label species --class-weight balanced
+  cpfast train --data cifar10 --download --method paper
+  cpfast train --resume --out runs/photos
+"""
+
+
 def add(commands: Any) -> None:
-    parser = commands.add_parser("train", help="train one model; with no option, on digits")
+    parser = commands.add_parser(
+        "train",
+        help="train one model; with no option, on digits",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(run=_run)
-    method = parser.add_mutually_exclusive_group()
+    spent = parser.add_argument_group("what is spent")
+    method = spent.add_mutually_exclusive_group()
     method.add_argument(
         "--method",
         choices=tuple(recipes),
@@ -34,7 +51,9 @@ def add(commands: Any) -> None:
     )
     method.add_argument("--recipe", metavar="FILE", help="a recipe of your own, in TOML")
     add_run_options(parser)
-    parser.add_argument(
+    augmenting = parser.add_argument_group("augmentation")
+    judging = parser.add_argument_group("the critical period, more closely")
+    augmenting.add_argument(
         "--augment",
         choices=tuple(AUGMENTATIONS),
         help="of images: paper: turns and shifts; crop-flip: shifts alone; none: neither, and no "
@@ -46,30 +65,28 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--cutmix", type=float, metavar="ALPHA", help="images with a part of another"
     )
-    parser.add_argument("--at", type=int, help="epoch of --criterion fixed")
-    parser.add_argument(
+    judging.add_argument("--at", type=int, help="epoch of --criterion fixed")
+    judging.add_argument(
         "--watch",
         metavar="all|NAME[,NAME]",
         help="criteria that judge beside --criterion, without consequence; what they find and cost "
         "goes to metrics.jsonl",
     )
-    parser.add_argument(
+    judging.add_argument(
         "--patience",
         type=int,
         help="judged epochs in a row for which a verdict must hold; default: 1",
     )
-    parser.add_argument(
+    judging.add_argument(
         "--not-before",
         type=int,
         help="the first epoch that is judged; default: the criterion's own",
     )
-    parser.add_argument(
-        "--policy", choices=tuple(policies), help="data pruning; default: infobatch"
-    )
-    parser.add_argument(
+    spent.add_argument("--policy", choices=tuple(policies), help="data pruning; default: infobatch")
+    spent.add_argument(
         "--keep", type=float, help="share that pruning keeps; default: the policy's, 0.5 for most"
     )
-    parser.add_argument(
+    spent.add_argument(
         "--anneal",
         type=float,
         help="share after which all is spent again: with a detector of what follows the period's "
