@@ -46,11 +46,16 @@ def _run(options: dict[str, Any], arguments: list[str]) -> None:
             raise UserError(f"{path}: no run and no comparison here (no {CONFIG}, no {RESULTS})")
 
 
-def show_run(folder: RunFolder, plot: bool) -> None:
+def show_run(folder: RunFolder, plot: bool, *, keep: bool = False) -> None:
+    """
+    Args:
+        keep: whether summary.json is written too.
+    """
     summary = report.summarise(folder)
     picture = None
     if plot:
         picture = folder.path / ROTATION_PICTURE
         plots.draw_run(summary, picture)
-    write_json(folder.path / SUMMARY, report.document(summary))
+    if keep:
+        write_json(folder.path / SUMMARY, report.document(summary))
     print(report.run_table(summary, picture))

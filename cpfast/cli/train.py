@@ -23,7 +23,6 @@ from cpfast.train.progress import ProgressBar
 from cpfast.train.ranks import Ranks
 from cpfast.train.runfolder import RunFolder
 
-
 EXAMPLES = """\
 examples:
   cpfast train
@@ -155,7 +154,7 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
                 f"with: cpfast train --resume --out {shlex.quote(str(folder.path))}"
             ) from None
         print()
-        show_run(folder, config.plot)
+        show_run(folder, config.plot, keep=joined.is_first)
 
 
 def _of_file(path: str | None) -> dict[str, Any]:
