@@ -21,7 +21,7 @@ from cpfast.train.errors import UserError
 from cpfast.train.models import models
 from cpfast.train.presets import PRESETS
 
-CLOSE = 0.75  # of names: that --at may be --data helps nobody
+CLOSE = 0.85  # of names: that --at may be --data helps nobody
 
 
 class Parser(argparse.ArgumentParser):
