@@ -56,7 +56,7 @@ def main() -> None:
         if options.out is not None:
             machine = {"processor": platform.processor(), "cores": os.cpu_count(),
                        "torch": torch.__version__}  # fmt: skip
-            document = {"machine": machine, "trials": options.trials, "sets": found}
+            document = {"machine": machine, "sets": found}
             options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
@@ -81,6 +81,7 @@ def of_set(name: str, seeds: int, trials: int) -> dict[str, Any]:
         "epochs": base.epochs,
         "model": base.model,
         "samples": dataset.train_size,
+        "trials": trials,
         "tuned": tuned,
         "cpfast": {"accuracy": [a for a, _ in ours], "seconds": [s for _, s in ours]},
         "plain": {"accuracy": [a for a, _ in plain], "seconds": [s for _, s in plain]},

@@ -27,9 +27,11 @@ def scored_cross_entropy(
     score: str = "loss",
 ) -> ScoredLoss:
     classes = input.shape[-1]
+    # the least number there is stands for none
+    ignored = "" if ignore_index == -(2**63) else f" or ignore_index {ignore_index}"
     check_range(
-        "scored_cross_entropy", "target", target, classes,
-        f"a class in [0, {classes}) or ignore_index {ignore_index}", ignored=ignore_index,
+        "scored_cross_entropy", "target", target, classes, f"a class in [0, {classes}){ignored}",
+        ignored=ignore_index,
     )  # fmt: skip
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     logits, y = input.to(wide).flatten(0, -2), target.long().flatten()

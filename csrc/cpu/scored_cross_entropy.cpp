@@ -2,6 +2,7 @@
 
 #include "isa.h"
 
+#include <limits>
 #include <tuple>
 
 namespace cpfast::scored_cross_entropy {
@@ -37,9 +38,13 @@ int64_t count_targets(const char* op, const Tensor& target, int64_t classes, int
   int64_t counted = 0;
   for (int64_t row = 0; row < target.numel(); ++row) {
     const bool counts = y[row] != ignore_index;
-    check(!counts || (y[row] >= 0 && y[row] < classes), op, "target[", row,
-          "]: expected a class in [0, ", classes, ") or ignore_index ", ignore_index, ", got ",
-          y[row]);
+    const bool is_known = !counts || (y[row] >= 0 && y[row] < classes);
+    if (ignore_index == std::numeric_limits<int64_t>::min()) {  // none is ignored
+      check(is_known, op, "target[", row, "]: expected a class in [0, ", classes, "), got ", y[row]);
+    } else {
+      check(is_known, op, "target[", row, "]: expected a class in [0, ", classes,
+            ") or ignore_index ", ignore_index, ", got ", y[row]);
+    }
     counted += counts;
   }
   return counted;

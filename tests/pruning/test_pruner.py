@@ -579,3 +579,10 @@ def test_selective_backprop_prefers_large_losses():
     error = 5 * np.sqrt(2 * draws * 0.25)
     assert np.abs(measured - expected).max() < error
     assert measured[:16].sum() < 0.1 * measured[48:].sum()
+
+
+def test_a_target_that_is_no_class_is_told_without_numbers_of_ours():
+    pruner = cpfast.DataPruner(10, 5)
+    logits = torch.randn(4, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"target\[2\]: expected a class in \[0, 3\), got 5$"):
+        pruner.loss(logits, torch.tensor([0, 1, 5, 2]), torch.arange(4))
