@@ -40,7 +40,8 @@ int64_t count_targets(const char* op, const Tensor& target, int64_t classes, int
     const bool counts = y[row] != ignore_index;
     const bool is_known = !counts || (y[row] >= 0 && y[row] < classes);
     if (ignore_index == std::numeric_limits<int64_t>::min()) {  // none is ignored
-      check(is_known, op, "target[", row, "]: expected a class in [0, ", classes, "), got ", y[row]);
+      check(is_known, op, "target[", row, "]: expected a class in [0, ", classes, "), got ",
+            y[row]);
     } else {
       check(is_known, op, "target[", row, "]: expected a class in [0, ", classes,
             ") or ignore_index ", ignore_index, ", got ", y[row]);
