@@ -112,20 +112,26 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     training(
         "--epochs",
         type=int,
-        help="default: fast: by the data's size, 10 to 100; paper: 200, digits 120, mnist 20, "
-        "text 10",
+        help="default: fast: by the data's size; paper: 200, digits 120, mnist 20, text 10, "
+        "tables 60, series 100",
     )
     training(
         "--repeats",
         type=int,
-        help="augmented passes an epoch in the period (k); default: 3, for text 1",
+        help="augmented passes an epoch in the period (k), of methods that have it, which fast has "
+        "not; default: 3, of text, tables and series with --preset paper 1",
     )
     training(
         "--batch-size",
         type=int,
-        help="default: fast: by the data's size, 16 to 128; paper: 128, digits and text 32",
+        help="default: fast: by the data's size, 16 to 128; paper: 128, and 32 for digits, text, "
+        "tables and series",
     )
-    training("--optimizer", choices=OPTIMIZERS, help="default: sgd, for text adamw")
+    training(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        help="default: fast: by the model; paper: sgd, for text, tables and series adamw",
+    )
     training(
         "--lr",
         type=float,
@@ -136,12 +142,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     training(
         "--weight-decay",
         type=float,
-        help="of kernels only; default: fast: 5e-4, paper: 2e-4; text 0.1",
+        help="of kernels only; default: fast: 5e-4, of adamw 0.05; paper: 2e-4; text 0.1",
     )
     training(
         "--schedule",
         choices=SCHEDULES,
-        help="of the learning rate; default: fast: cosine; paper: step, for text cosine",
+        help="of the learning rate; default: fast: cosine; paper: step, for text, tables and "
+        "series cosine",
     )
     training(
         "--warmup",
@@ -149,7 +156,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="share of the training in which the learning rate rises; default: fast 0.1, paper 0",
     )
     training(
-        "--clip", type=float, help="largest norm of the gradients; default: none, fast on text 1"
+        "--clip",
+        type=float,
+        help="largest norm of the gradients; default: fast with adamw 1, else none",
     )
     training(
         "--label-smoothing",

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,6 +16,7 @@ from cpfast.arguments import typed, whole
 from cpfast.detection import CriticalPeriodDetector
 from cpfast.detection.probe import ModelProbe
 from cpfast.forms import Maybe, Open, Several, check
+from cpfast.integrations._metering import Metering
 from cpfast.moment import Moment
 from cpfast.pruning import DataPruner
 from cpfast.recipes import EpochSettings, Recipe
@@ -109,9 +108,8 @@ class Course:
         energy: bool = False,
         log: Callable[..., Any] | None = None,
     ) -> None:
-        if energy and find_spec("codecarbon") is None:
-            raise ImportError("energy: needs codecarbon: pip install 'cpfast[train]'")
-        self.detector, self.recipe, self.energy = detector, recipe, energy
+        self._metering = Metering(energy)
+        self.detector, self.recipe = detector, recipe
         self.pruner: DataPruner | None = None
         self.sampler: PrunedSampler | None = None
         if recipe is not None:
@@ -136,8 +134,6 @@ class Course:
         self._frozen: set[nn.Parameter] = set()
         self._pending: dict[str, Any] | None = None
         self._device = torch.device("cpu")
-        self._meter: Any = None
-        self._used: dict[str, Any] | None = None  # energy, when it was last read
         self._applied, self._log = tuple(applied), log
         self._warned = False
         if sampler is not None:
@@ -261,7 +257,7 @@ class Course:
 
     def detach(self) -> None:
         """Leaves the optimizers and the sampler alone again, and stops the meter."""
-        self._stop_meter()
+        self._metering.stop()
         for hook in self._hooks:
             hook.remove()
         if self.sampler is not None:
@@ -347,7 +343,7 @@ class Course:
             if self._probe is not None:
                 self._probe.begin()
         self._freeze()
-        self._start_meter()
+        self._metering.start(self._device)
         return self.settings
 
     def _freeze(self) -> None:
@@ -391,8 +387,8 @@ class Course:
                 metrics["cpfast/period_end"] = float(self.detector.end_epoch)
         if self.pruner is not None and self.pruner.planned is not None:
             metrics["cpfast/kept"] = self.pruner.kept
-        if self.energy:
-            metrics |= self._metered()
+        if (kwh := self._metering.kwh(self._device)) is not None:
+            metrics["cpfast/energy_kwh"] = kwh
         self._check_planned()
         self._diffusion = [*self._diffusion[: self.epoch], self._diffused]
         self.completed, self._goes_on = completed, False
@@ -465,7 +461,7 @@ class Course:
                 self._loops = False
                 self.end()
         finally:
-            self._stop_meter()
+            self._metering.stop()
 
     def _say_what_is_left(self) -> None:
         """Once, of a policy that wants more of a loop than its samples and a loss."""
@@ -498,32 +494,6 @@ class Course:
         if self.pruner is not None:
             self.pruner.sync()
 
-    # --- energy -----------------------------------------------------------------------------
-
-    def _start_meter(self) -> None:
-        if self.energy and self._meter is None and (not _joined() or dist.get_rank() == 0):
-            from cpfast.train.energy import EnergyMeter
-
-            self._meter = EnergyMeter(self._device, self._used)
-
-    def _stop_meter(self) -> None:
-        if self._meter is not None:
-            self._used, self._meter = self._meter.stop(), None
-
-    def _read_meter(self) -> None:
-        if self._meter is not None:
-            self._used = self._meter.read()
-
-    def _metered(self) -> dict[str, float]:
-        """What the first process has read, on every one; a collective under torch.distributed."""
-        self._read_meter()
-        kwh = torch.full((), torch.nan, dtype=torch.float64, device=self._device)
-        if self._used is not None and self._used["kwh"] is not None:
-            kwh.fill_(self._used["kwh"])
-        if _joined():
-            dist.broadcast(kwh, 0)
-        return {} if kwh.isnan() else {"cpfast/energy_kwh": float(kwh)}
-
     # --- the state --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -533,7 +503,7 @@ class Course:
         self.sync()
         if self._loops and self._is_trained():
             self.end()
-        self._read_meter()
+        self._metering.read()
         parts = {"detector": self.detector, "pruner": self.pruner}
         rotation, probe = self.rotation, self._probe
         return {
@@ -548,7 +518,7 @@ class Course:
             # of sharded weights the whole, for trainers have one process write it
             "rotation": None if rotation is None else rotation.state_dict(full=True),
             "probe": None if probe is None else probe.state_dict(within=self._goes_on),
-            "energy": self._used,
+            "energy": self._metering.used,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -574,7 +544,7 @@ class Course:
         self._goes_on = self._begun is not None
         self._rotations = [tuple(layer) for layer in state["rotations"]]
         self._lrs, self._diffusion = list(state["lrs"]), list(state["diffusion"])
-        self._used = state["energy"]
+        self._metering.used = state["energy"]
         measured = {name: state[name] for name in ("rotation", "probe")}
         if self.rotation is None:
             self._pending = measured
@@ -585,10 +555,6 @@ class Course:
         for name, own in (("rotation", self.rotation), ("probe", self._probe)):
             if own is not None and measured[name] is not None:
                 own.load_state_dict(measured[name])
-
-
-def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _hooked(optimizer: Any) -> Optimizer:

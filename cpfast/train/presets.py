@@ -21,7 +21,7 @@ LEARNING_RATES = {
 
 # Of a data set's own settings, what says what it is, and not how it was trained on.
 _OF_DATA = ("model", "flip")
-UNKNOWN = 4096  # samples, before the data are loaded
+UNKNOWN = 1  # sample, before the data are loaded: as many epochs as there may be
 
 
 class Preset(Protocol):
@@ -58,8 +58,8 @@ def fast(
     given: Mapping[str, Any], own: Mapping[str, Any], *, reads: str, size: int
 ) -> dict[str, Any]:
     """Trains well in little time on small data and on large: the batch and the epochs by the number
-    of samples, a warm-up, half a cosine; chosen on validation parts of several data sets
-    (benchmarks/six_sets.py)."""
+    of samples, a warm-up, half a cosine. Ours; docs/training.md says which of the numbers were
+    tried, and benchmarks/six_sets.py compares them with a tuned plain loop."""
     settings: dict[str, Any] = {"method": "fast", "model": "resnet20", "flip": True}
     settings |= {name: value for name, value in own.items() if name in _OF_DATA}
     settings |= {"schedule": "cosine", "bn_momentum": 0.1, **given}

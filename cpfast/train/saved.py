@@ -25,15 +25,13 @@ from cpfast.train import inputs, models
 from cpfast.train import own as own_functions
 from cpfast.train.errors import UserError, first_line
 from cpfast.train.files import read_json, write_atomically, write_json
-from cpfast.train.inputs import Input
+from cpfast.train.inputs import PREFIX, Input
 from cpfast.train.loop import Training
 from cpfast.train.runfolder import RunFolder
 
 FORMAT = "cpfast-model-1"
 DESCRIPTION = "model.json"
 LAST, BEST = "model.safetensors", "best.safetensors"
-# Of the tensors in a file: the others are the network's, by their names in it.
-INPUT_PREFIX = "cpfast.input."
 
 _WEIGHTS = Maybe(
     Open({"file": str, "epoch": int, "test_accuracy": Maybe(Finite), "sha256": str})
@@ -121,7 +119,7 @@ def _kept(path: Path) -> list[dict[str, Any]]:
 def _packed(network: nn.Module, taken: Input) -> bytes:
     tensors = {
         **network.state_dict(),
-        **{INPUT_PREFIX + name: value for name, value in taken.state_dict().items()},
+        **{PREFIX + name: value for name, value in taken.state_dict().items()},
     }
     # Each of its own memory: tied weights would be refused.
     whole = {
@@ -203,10 +201,10 @@ def restore(path: Path, description: dict[str, Any], entry: dict[str, Any]) -> t
     network = models.build(
         architecture["name"], tuple(architecture["shape"]), architecture["outputs"], seed=0
     )
-    of_input = {n: tensors.pop(n) for n in list(tensors) if n.startswith(INPUT_PREFIX)}
+    of_input = {n: tensors.pop(n) for n in list(tensors) if n.startswith(PREFIX)}
     try:
         network.load_state_dict(tensors)
-        taken.load_state_dict({n.removeprefix(INPUT_PREFIX): v for n, v in of_input.items()})
+        taken.load_state_dict({n.removeprefix(PREFIX): v for n, v in of_input.items()})
     except RuntimeError as error:
         raise UserError(
             f"{file}: not the weights of {architecture['name']} ({_fault(error)})"

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from cpfast.train.errors import UserError, first_line
+from cpfast.train.inputs import PREFIX
 
-INPUT_PREFIX = "cpfast.input."  # of what is no weight, in a model.safetensors of a run
 SHOWN = 4  # names
 
 
@@ -30,7 +30,7 @@ def load(model: nn.Module, path: str) -> str:
         raise UserError(f"--weights {path}: {error.strerror}") from error
     except safetensors.SafetensorError as error:
         raise UserError(f"--weights {path}: no safetensors file ({first_line(error)})") from error
-    tensors = {k: v for k, v in tensors.items() if not k.startswith(INPUT_PREFIX)}
+    tensors = {k: v for k, v in tensors.items() if not k.startswith(PREFIX)}
     own = model.state_dict()
     fitting = [k for k, v in own.items() if k in tensors and v.shape == tensors[k].shape]
     if not any(own[name].is_floating_point() for name in fitting):

@@ -24,15 +24,6 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 QUICK = ["--model", "cnn", "--batch-size", "8", "--lr", "0.05", "--threads", "1", "--no-energy"]
 
 
-@pytest.fixture(autouse=True)
-def settings():
-    """`main` sets these for its process."""
-    threads, flags = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = flags
-
-
 @pytest.fixture
 def npz(tmp_path, monkeypatch):
     """A toy data set, in an empty working directory."""

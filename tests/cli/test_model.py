@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 import cpfast
 from cpfast import cli
@@ -17,15 +16,6 @@ from PIL import Image
 CLASSES = ("blue", "green", "red")
 QUICK = ["--model", "cnn", "--epochs", "3", "--batch-size", "8", "--lr", "0.05", "--eval-every",
          "1", "--repeats", "2", "--threads", "1", "--no-energy", "--no-plot"]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def settings():
-    """`main` sets these for its process."""
-    threads, flags = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = flags
 
 
 def photo(colour, size, generator):

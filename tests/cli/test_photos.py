@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from support.image_files import Image
 
 from cpfast import cli
@@ -16,15 +15,6 @@ OPTIONS = [
     "--epochs", "2", "--method", "full", "--repeats", "1", "--threads", "1",
     "--no-energy", "--no-plot",
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def settings():
-    """`main` sets these for its process."""
-    threads, flags = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = flags
 
 
 @pytest.fixture

@@ -445,20 +445,20 @@ def test_energy_is_metered_and_goes_on_after_a_resume():
     used.clear()
     looped(course, *rest)
     assert all(1 < kwh < 1.1 for kwh in used) and len(used) >= EPOCHS - 3
-    assert course._meter is None  # which has a thread of its own
+    assert not course._metering.runs  # which has a thread of its own
 
 
 @pytest.mark.needs("codecarbon")
 def test_the_meter_stops_with_the_loop():
     course, _ = made(energy=True)
     for _ in course.epochs(model()):
-        assert course._meter is not None
+        assert course._metering.runs
         break
-    assert course._meter is None and course.state_dict()["energy"]["kwh"] > 0
+    assert not course._metering.runs and course.state_dict()["energy"]["kwh"] > 0
 
 
 def test_energy_needs_its_library(monkeypatch):
-    monkeypatch.setattr("cpfast.integrations.course.find_spec", lambda name: None)
+    monkeypatch.setattr("cpfast.integrations._metering.find_spec", lambda name: None)
     with pytest.raises(
         ImportError, match=r"energy: needs codecarbon: pip install 'cpfast\[train\]"
     ):

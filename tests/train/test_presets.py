@@ -39,6 +39,14 @@ def test_what_is_given_stays_and_the_rest_follows_it():
     assert fast(4000, label_smoothing=0.0).label_smoothing == 0
 
 
+def test_what_fits_the_epochs_of_the_data_is_not_refused_before_they_are_known():
+    options = {"preset": "fast", "criterion": "fixed", "at": 60}
+    assert Config.from_options(options).at == 60
+    assert Config.from_options(options, 256).at == 60
+    with pytest.raises(UserError, match=r"--at must be in 1 .. 11 \(--epochs\), got 60"):
+        Config.from_options(options, 50_000)
+
+
 def test_the_optimizer_is_the_models():
     assert fast(256, model="vit-tiny").optimizer == "adamw"
     assert fast(256, model="vit-tiny").clip == 1.0

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from cpfast.registry import Registry
 from cpfast.train.errors import UserError
 
-__all__ = ["Input", "inputs", "matched", "of"]
+__all__ = ["PREFIX", "Input", "inputs", "matched", "of"]
+
+
+# Of an input's tensors in a file of weights: the others are the network's, by their names in it.
+PREFIX = "cpfast.input."
 
 
 class Input(nn.Module):
