@@ -41,7 +41,7 @@ _TYPES = {
 # Settings that are also a recipe's, where it has an option of that name.
 _OF_RECIPES = ("repeats", "keep", "anneal")
 # What runs of version 0.1.0 lack, and what holds for them.
-_SINCE: dict[str, Any] = {
+SINCE: dict[str, Any] = {
     "recipe_text": None, "watch": None, "patience": 1, "not_before": None, "momentum": 0.9,
     "warmup": 0.0, "clip": None, "label_smoothing": 0.0, "bn_momentum": None, "image_size": None,
     "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None, "class_weight": "none",
@@ -333,7 +333,7 @@ class Config:
             UserError: the file at `source` does not hold a run of this version.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        values = {**_SINCE, **values}
+        values = {**SINCE, **values}
         if set(values) != names:
             odd = sorted(set(values) ^ names)
             raise UserError(f"{source}: not a configuration of this version (fields {odd})")

@@ -9,7 +9,7 @@ from support.changed_states import assert_equal, change
 from support.toy_training import assert_same, make_config, start, toy_data
 
 from cpfast.train import loop, run
-from cpfast.train.config import ENVIRONMENT, OPTIMIZERS
+from cpfast.train.config import ENVIRONMENT, OPTIMIZERS, SINCE
 from cpfast.train.errors import UserError
 from cpfast.train.runfolder import RunFolder
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EPOCHS = 2
 # What a load leaves out: it follows from the rest, or from the settings of the run.
 IGNORED = {
-    *(("config", name) for name in ENVIRONMENT),
+    *(("config", name) for name in (*ENVIRONMENT, *SINCE)),  # what is missing is as it was then
     *(("detector", name) for name in ("criterion", "options", "total_epochs", "end_epoch")),
     *(("detector", name) for name in ("reason", "patience", "not_before")),
     *(("pruner", name) for name in ("policy", "options", "keep", "anneal", "state")),
@@ -101,6 +101,18 @@ def test_optimizer_state_of_other_strides_steps_as_before(trained, name):
         loop.train_epoch(training)
         states.append(training.model.state_dict())
     assert_same(*states)
+
+
+def test_one_from_before_a_setting_was_there_goes_on(tmp_path, monkeypatch, trained):
+    config, whole = trained("sgd")
+    state = copy.deepcopy(whole)
+    for name in SINCE:
+        del state["config"][name]
+    training = load(config, state, start(tmp_path / "run", config), monkeypatch)
+    assert_equal(training.model.state_dict(), whole["model"], "model")
+    state["config"]["momentum"] = 0.5
+    with pytest.raises(UserError, match="differs in momentum"):
+        load(config, state, start(tmp_path / "other", config), monkeypatch)
 
 
 def test_a_scaler_of_other_values_is_refused(trained):
