@@ -13,6 +13,7 @@ from cpfast import ops, recipes, schedules
 from cpfast._backend import backend, build_info
 from cpfast.detection import CriticalPeriodDetector, criteria
 from cpfast.layca import Layca
+from cpfast.lm_head import ScoredLMHead
 from cpfast.mixing import Mixer
 from cpfast.moment import Moment
 from cpfast.pruning import DataPruner, policies
@@ -39,6 +40,7 @@ __all__ = [
     "Moment",
     "PrunedSampler",
     "Recipe",
+    "ScoredLMHead",
     "TrainedModel",
     "Window",
     "__version__",

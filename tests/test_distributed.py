@@ -1,25 +1,7 @@
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
-
-SUPPORT = pathlib.Path(__file__).parent / "support"
-
-
-def launch(script, folder, *arguments, processes=2):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    out = subprocess.run(
-        [*torchrun, f"--nproc-per-node={processes}", str(SUPPORT / script), str(folder),
-         *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )  # fmt: skip
-    assert out.returncode == 0, out.stderr
+from support.torchrun import launch
 
 
 def run(script, folder):

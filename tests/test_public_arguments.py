@@ -119,6 +119,29 @@ GOOD = {
             "reduction": "mean", "num_tokens": 4, "gradient": "backward", "training": True,
         },
     ),
+    "DataPruner.linear_loss": (
+        lambda: pruner().linear_loss,
+        {
+            "hidden": torch.randn(4, 2), "head": torch.randn(3, 2),
+            **{name: LOSS[name] for name in ("target", "index")}, "weight": torch.ones(4),
+            "ignore_index": -100, "reduction": "mean", "num_tokens": 4, "training": True,
+        },
+    ),
+    "ScoredLMHead": (
+        lambda: cpfast.ScoredLMHead,
+        {
+            "in_features": 2, "out_features": 3, "bias": True, "logit_scale": 2.0, "softcap": 3.0,
+            "device": "cpu", "dtype": torch.float64,
+        },
+    ),
+    "ScoredLMHead.of": (
+        lambda: cpfast.ScoredLMHead.of,
+        {"linear": torch.nn.Linear(2, 3), "logit_scale": 2.0, "softcap": 3.0},
+    ),
+    "ScoredLMHead.forward": (
+        lambda: cpfast.ScoredLMHead(2, 3).forward,
+        {"hidden": torch.randn(4, 2), "target": torch.tensor([0, 1, 2, 0])},
+    ),
     "DataPruner.score": (lambda: pruner().score, {**LOSS, "ignore_index": -100}),
     "DataPruner.weighted": (
         lambda: pruner().weighted, {"losses": torch.rand(4), "index": INDEX},
@@ -298,10 +321,19 @@ GOOD = {
 # By ops/test_arguments.py.
 OPS_TRIED = {
     "augment_batch", "layer_rotation", "layer_statistics", "record_scores", "scored_cross_entropy",
-    "select_samples", "shuffled_slice",
+    "scored_linear_cross_entropy", "select_samples", "shuffled_slice",
 }  # fmt: skip
 # Whatever is given to these is true or false.
-FLAGS = {"full", "set_to_none", "training", "prune", "trainable_only", "drop_last", "strict"}
+FLAGS = {
+    "bias",
+    "full",
+    "set_to_none",
+    "training",
+    "prune",
+    "trainable_only",
+    "drop_last",
+    "strict",
+}
 # What is right of its type, whatever else it is.
 RIGHT = {
     ("is_weight", "name", "a text"),
@@ -310,6 +342,11 @@ RIGHT = {
     ("CriticalPeriodDetector.step", "value", "a huge number"),
     ("DataPruner.planned_length", "keep", "None"),
     ("Mixer.begin", "alpha", "a huge number"),
+    *(
+        (what, name, "a huge number")
+        for what in ("ScoredLMHead", "ScoredLMHead.of")
+        for name in ("logit_scale", "softcap")
+    ),
     ("load", "run", "a text"),
     ("TrainedModel.predict", "samples", "a text"),
     ("Recipe.read", "path", "a text"),

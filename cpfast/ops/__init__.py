@@ -11,6 +11,7 @@ from cpfast.ops._layer_statistics import layer_rotation, layer_statistics, layer
 from cpfast.ops._layer_sums import ratio_of_sums, rotation_of_sums, statistics_of_sums
 from cpfast.ops._record_scores import record_scores
 from cpfast.ops._scored_cross_entropy import scored_cross_entropy
+from cpfast.ops._scored_linear_cross_entropy import scored_linear_cross_entropy
 from cpfast.ops._select_samples import select_samples
 from cpfast.ops._shuffled_slice import shuffled_slice
 from cpfast.results import LayerStatistics, LayerSums, ScoredLoss, Selection
@@ -29,6 +30,7 @@ __all__ = [
     "record_scores",
     "rotation_of_sums",
     "scored_cross_entropy",
+    "scored_linear_cross_entropy",
     "select_samples",
     "shuffled_slice",
     "statistics_of_sums",

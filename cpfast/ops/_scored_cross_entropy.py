@@ -15,8 +15,8 @@ from cpfast.results import ScoredLoss
 __all__ = ["scored_cross_entropy"]
 
 # As the compiled op counts them.
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-_SCORES = {"loss": 0, "el2n": 1, "margin": 2, "correct": 3}
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+SCORES = {"loss": 0, "el2n": 1, "margin": 2, "correct": 3}
 _GRADIENTS = ("backward", "forward", "inplace")
 
 
@@ -80,10 +80,10 @@ def scored_cross_entropy(
     Sources: EL2N, Paul et al. (arXiv 2107.07075); margin, Pleiss et al. (arXiv 2001.10528); the
     gradient in the forward pass, Liger-Kernel (arXiv 2410.10989).
     """
-    if reduction not in tuple(_REDUCTIONS):
-        _refuse("reduction", _REDUCTIONS, reduction)
-    if score not in tuple(_SCORES):
-        _refuse("score", _SCORES, score)
+    if reduction not in tuple(REDUCTIONS):
+        _refuse("reduction", REDUCTIONS, reduction)
+    if score not in tuple(SCORES):
+        _refuse("score", SCORES, score)
     if gradient not in _GRADIENTS:
         _refuse("gradient", _GRADIENTS, gradient)
     op = "scored_cross_entropy"
@@ -152,9 +152,9 @@ def scored_cross_entropy(
             "cpfast::scored_cross_entropy: gradient: 'inplace' is refused for logits that are a "
             "leaf: their gradient would share their memory; use 'forward'"
         )
-    options = (float(label_smoothing), ignore_index, _REDUCTIONS[reduction])
+    options = (float(label_smoothing), ignore_index, REDUCTIONS[reduction])
     loss, scores = _ScoredCrossEntropy.apply(
-        input, target.contiguous(), weight, table, index, options, gradient, _SCORES[score]
+        input, target.contiguous(), weight, table, index, options, gradient, SCORES[score]
     )
     if table is not None:
         torch.autograd.graph.increment_version(table)

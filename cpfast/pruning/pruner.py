@@ -7,13 +7,10 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from cpfast import ops
 from cpfast.arguments import (
     allocating,
-    check_tensors,
     fraction,
     real,
     typed,
@@ -23,6 +20,7 @@ from cpfast.forms import Finite, Open, Plain, Table, check
 from cpfast.moment import Moment
 from cpfast.pruning.plan import LazyPlan, Shuffled
 from cpfast.pruning.policy import COLUMNS, BatchFilter, Chosen, Draw, Policy, Samples, policies
+from cpfast.pruning.recorder import Recorder, world_size
 
 __all__ = ["DataPruner"]
 
@@ -51,8 +49,6 @@ _STATE = Open(
     }
 )
 _ASKED = {"repeats": 1, "prune": True, "keep": None, "period_end": None}
-# An ignored sample would be recorded as one of loss 0.
-_NONE_IGNORED = torch.iinfo(torch.int64).min
 _MOST_REPEATS = 2**16  # each is a selection, and an order of its own
 _BIAS_UNITS = 2**40  # a share, read among integers
 _CAUSES = (
@@ -82,7 +78,7 @@ class _Selected(NamedTuple):
     recorded: int
 
 
-class DataPruner:
+class DataPruner(Recorder):
     """Keeps what the loss says of each sample, and plans each epoch from it.
 
     The policies are in :data:`cpfast.policies`: ``"infobatch"`` (arXiv 2303.04947) leaves out some
@@ -207,21 +203,6 @@ class DataPruner:
         if least < 0:
             raise ValueError(f"labels: expected classes from 0 on, got {least}")
         return labels.to(device, torch.int64), most + 1
-
-    @property
-    def scores(self) -> Tensor:
-        """[N] float32: the first of the columns that the policy needs, the last loss for most; inf
-        where a sample has not been seen."""
-        return next(iter(self._columns.values()))
-
-    @property
-    def columns(self) -> dict[str, Tensor]:
-        """What is recorded of the samples, by name: [N] float32 each."""
-        return dict(self._columns)
-
-    @property
-    def device(self) -> torch.device:
-        return self.scores.device
 
     @property
     def planned(self) -> tuple[int, int, bool] | None:
@@ -454,7 +435,7 @@ class DataPruner:
     def _compare(self, last: _Planned, planned: int, recorded: int) -> None:
         """What the last epoch delivered with what was planned for it."""
         # equal shares leave out fewer samples than there are ranks
-        if 0 <= planned - recorded < _world_size():
+        if 0 <= planned - recorded < world_size():
             return
         if self.strict is None or (self._has_warned and not self.strict):
             return
@@ -474,233 +455,9 @@ class DataPruner:
             return 0
         return len(self._prepare("plan", self._planned))
 
-    def weights(self, index: Tensor) -> Tensor:
-        """What the losses of samples ``index`` ([B] int64) are multiplied by: [B] float32."""
-        check_tensors(index=index)
-        self._restore_plan()
-        return self._weights[index.to(self.device, non_blocking=True)]
-
     def _restore_plan(self) -> None:
         if self._lazy_plan is None and self._planned is not None:
             self._prepare("plan", self._planned)
-
-    def loss(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        index: Tensor,
-        *,
-        weight: Tensor | None = None,
-        label_smoothing: float = 0.0,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        num_tokens: int | Tensor | None = None,
-        gradient: str | None = None,
-        training: bool | None = None,
-    ) -> Tensor:
-        """Cross-entropy, weighted, averaged over the batch; records what the policy needs.
-
-        Args:
-            logits: [B, C], or [B, T, C] for sequences of tokens.
-            target: [B] int64, each a class, none is ignored; or [B, T].
-            index: [B] int64, which samples of the data set these are.
-            weight: [B] float32; None: ``weights(index)``, of the current plan. For batches that
-                hold samples of an earlier plan too.
-            label_smoothing: in [0, 1].
-            ignore_index: of tokens. A sequence's score is the mean over the others.
-            reduction: "mean", "sum", or "none".
-            num_tokens: what the sum of the losses is divided by, in place of the number of rows
-                that are not ignored: of all micro-batches whose gradients are accumulated, so that
-                they add up to that of one batch. Goes with "mean".
-            gradient: when it is computed, as in :func:`cpfast.ops.scored_cross_entropy`; None:
-                with the loss, so that there can be one backward pass (not for float16 logits,
-                whose loss scale would come too late, nor with "none").
-            training: whether this is a step of the training; None: whether gradients are enabled.
-                Otherwise nothing is recorded or weighted, and the samples may be others: the index
-                is not looked at.
-
-        Returns:
-            [] float32 (float64 for float64 logits), the sum of weight * loss over B, or over the
-            tokens that are not ignored; [B] or [B, T] with "none". Summed over an epoch, and times
-            B, the mean estimates the sum over the full data: with n of N samples planned, a
-            batch's value is some N / n times the full mean, as InfoBatch's is.
-
-        Raises:
-            ValueError: for an index of another shape, or num_tokens without "mean".
-        """
-        check_tensors(logits=logits, target=target, index=index)
-        if num_tokens is not None and not isinstance(num_tokens, Tensor):
-            num_tokens = whole("num_tokens", num_tokens, least=1)
-        ignore_index = whole("ignore_index", ignore_index)
-        if num_tokens is not None and reduction != "mean":
-            raise ValueError(f"num_tokens: goes with reduction='mean', got {reduction!r}")
-        trains = torch.is_grad_enabled() if training is None else training
-        if trains and index.shape != target.shape[:1]:
-            raise ValueError(
-                f"index: expected shape {tuple(target.shape[:1])} as target, "
-                f"got {tuple(index.shape)}"
-            )
-        if gradient is None:
-            late = logits.dtype == torch.float16 or reduction == "none" or not trains
-            gradient = "backward" if late else "forward"
-        if trains:
-            self._move_to(logits.device)
-            index = index.to(self.device, non_blocking=True)
-            weight = self.weights(index) if weight is None else weight
-        if weight is not None:
-            check_tensors(weight=weight)
-        if weight is not None and weight.dim() == 1:
-            weight = weight[:, None]  # one a sample, whatever the number of classes
-        scored = self._scored(
-            logits,
-            target,
-            index if trains else None,
-            weight=weight,
-            label_smoothing=label_smoothing,
-            ignore_index=ignore_index if logits.dim() == 3 else _NONE_IGNORED,
-            reduction="sum" if num_tokens is not None else reduction,
-            gradient=gradient,
-        )
-        if trains:
-            self._recorded += len(index)
-        return scored if num_tokens is None else scored / num_tokens
-
-    def score(
-        self, logits: Tensor, target: Tensor, index: Tensor, *, ignore_index: int = -100
-    ) -> None:
-        """Records what the policy needs of samples that are only looked at: ``plan.rescored``.
-
-        They do not count as trained on. Arguments as those of :meth:`loss`.
-        """
-        check_tensors(logits=logits, target=target, index=index)
-        ignore_index = whole("ignore_index", ignore_index)
-        self._move_to(logits.device)
-        with torch.no_grad():
-            self._scored(
-                logits,
-                target,
-                index.to(self.device, non_blocking=True),
-                ignore_index=ignore_index if logits.dim() == 3 else _NONE_IGNORED,
-            )
-
-    def _scored(
-        self, logits: Tensor, target: Tensor, index: Tensor | None, **options: Any
-    ) -> Tensor:
-        """The loss; with an index, the columns are recorded."""
-        first, *others = self._columns
-        if index is None:
-            return ops.scored_cross_entropy(logits, target, **options).loss
-        scored = ops.scored_cross_entropy(
-            logits, target, table=self._columns[first], index=index, score=first, **options
-        )
-        for name in others:
-            values = getattr(scored, name)
-            if values.dim() > 1:
-                values = _mean_over_tokens(values, target != options["ignore_index"])
-            ops.record_scores(self._columns[name], index, values)
-        self._touch(index)
-        return scored.loss
-
-    def weighted(self, losses: Tensor, index: Tensor) -> Tensor:
-        """The weighted mean of losses of any kind; records them.
-
-        Args:
-            losses: [B] or [B, ...] floating, one or several of each sample, whose mean is its loss.
-            index: [B] int64, which samples of the data set these are.
-
-        Returns:
-            [], differentiable in ``losses``.
-
-        Raises:
-            ValueError: for an index of another shape, or a policy that needs more than losses.
-        """
-        check_tensors(losses=losses, index=index)
-        if index.shape != losses.shape[:1]:
-            raise ValueError(
-                f"index: expected shape {tuple(losses.shape[:1])}, one a sample of losses "
-                f"{tuple(losses.shape)}, got {tuple(index.shape)}"
-            )
-        each = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
-        if not torch.is_grad_enabled():
-            return each.mean()
-        self._move_to(losses.device)
-        index = index.to(self.device, non_blocking=True)
-        weight = self.weights(index).to(each.dtype)
-        self.update(index, each.detach().float())
-        return (each * weight).mean()
-
-    @torch.no_grad()
-    def update(self, index: Tensor, score: Tensor, **columns: Tensor) -> None:
-        """Records scores of the user's own making, such as unweighted losses.
-
-        Of a sample that stands in the batch twice, the later score is kept. NaN is recorded, and
-        reported by the next :meth:`plan`.
-
-        Args:
-            index: [B] int64 in [0, N).
-            score: [B] floating: the first column that the policy needs, its loss for most.
-            columns: [B] floating each: the others, by name.
-
-        Raises:
-            ValueError: where one of the policy's columns is missing.
-        """
-        check_tensors(index=index, score=score, **columns)
-        first, *others = self._columns
-        if set(columns) != set(others):
-            raise ValueError(
-                f"columns: the policy {self.policy!r} needs {', '.join(self._columns)}; "
-                f"got score and {', '.join(columns) or 'no other'}"
-            )
-        index = index.to(self.device, non_blocking=True)
-        for name, value in ((first, score), *columns.items()):
-            ops.record_scores(self._columns[name], index, value.to(self.device))
-        self._recorded += len(index)
-        self._touch(index)
-
-    def _touch(self, index: Tensor) -> None:
-        if _world_size() > 1:
-            if self._touched is None:
-                self._touched = torch.zeros_like(self.scores, dtype=torch.bool)
-            self._touched[index] = True
-            self._unsynced = True
-
-    @torch.no_grad()
-    def sync(self) -> int:
-        """Merges the scores of all ranks, in one collective; call it once an epoch on each rank.
-
-        A sample that several ranks have scored gets the mean. Does nothing outside
-        torch.distributed.
-
-        Returns:
-            The bytes that this rank gave to the collective: 4 a sample for each column, 4 more to
-            say which it has scored, and 8.
-        """
-        given = 0
-        if _world_size() > 1:
-            if self._touched is None:
-                self._touched = torch.zeros_like(self.scores, dtype=torch.bool)
-            # As two floats, which hold more than one does exactly.
-            count = torch.stack([self._recorded >> 20, self._recorded & 0xFFFFF]).float()
-            merged = torch.cat(
-                [
-                    *(torch.where(self._touched, c, 0.0) for c in self._columns.values()),
-                    self._touched.float(),
-                    count,
-                ]
-            )
-            dist.all_reduce(merged)
-            given = merged.nbytes
-            *totals, ranks = merged[:-2].view(-1, self.num_samples)
-            for name, total in zip(self._columns, totals, strict=True):
-                self._columns[name].copy_(
-                    torch.where(ranks > 0, total / ranks, self._columns[name])
-                )
-            high, low = merged[-2:].tolist()
-            self._recorded_by_all += (int(high) << 20) + int(low)
-            self._recorded.zero_()
-            self._touched.zero_()
-        self._unsynced = False
-        return given
 
     def _move_to(self, device: torch.device) -> None:
         if device == self.device:
@@ -807,11 +564,6 @@ def _refuse_nan(samples: Samples) -> None:
             )
 
 
-def _mean_over_tokens(values: Tensor, counts: Tensor) -> Tensor:
-    """Of a sequence's scores, [B, T], those of its tokens that are not ignored."""
-    return (values * counts).sum(1) / counts.sum(1)
-
-
 def _device(device: torch.device | str | None) -> torch.device:
     try:
         return torch.device(device or "cpu")
@@ -824,7 +576,3 @@ def _share(name: str, value: float) -> float:
     if not 0 < share <= 1:
         raise ValueError(f"{name}: expected a share in (0, 1], got {value}")
     return share
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

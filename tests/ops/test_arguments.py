@@ -35,6 +35,13 @@ def arguments():
             "table": torch.zeros(6),
             "index": index, "score": "loss",
         },
+        "scored_linear_cross_entropy": {
+            "hidden": torch.randn(6, 4), "weight": torch.randn(3, 4), "target": target,
+            "bias": torch.zeros(3), "sample_weight": scores, "label_smoothing": 0.1,
+            "ignore_index": -100, "reduction": "mean", "gradient": "forward", "logit_scale": 2.0,
+            "softcap": 3.0, "chunk": 4, "max_rows": 6, "table": torch.zeros(6), "index": index,
+            "score": "loss",
+        },
         "select_samples": {
             "scores": scores, "keep": 0.5, **key, "stream": 0, "subset": None,
             "dtype": torch.int64,
@@ -51,13 +58,23 @@ def arguments():
 
 # Any value is true or false, and these may be None.
 ANY = {"flip", "shuffle"}
-OPTIONAL = {"ref_sq_norms", "weight", "subset", "mean", "std", "size"}
+OPTIONAL = {
+    "layer_rotation": {"ref_sq_norms"},
+    "layer_statistics": {"ref_sq_norms"},
+    "scored_cross_entropy": {"weight"},
+    "scored_linear_cross_entropy": {
+        "bias", "sample_weight", "gradient", "softcap", "chunk", "max_rows"
+    },
+    "select_samples": {"subset"},
+    "augment_batch": {"mean", "std", "size"},
+}  # fmt: skip
 CASES = [
     (op, name, kind)
     for op, good in arguments().items()
     for name in good
     for kind in BAD
-    if not (kind == "None" and name in OPTIONAL)
+    if not (kind == "a huge number" and name in ("logit_scale", "softcap"))
+    and not (kind == "None" and name in OPTIONAL.get(op, ()))
 ]
 
 

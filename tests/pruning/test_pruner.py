@@ -444,7 +444,7 @@ def test_what_was_delivered_is_compared_with_what_was_planned(recorded):
 def test_equal_shares_may_miss_fewer_samples_than_there_are_ranks(recorded, is_right, monkeypatch):
     pruner = cpfast.DataPruner(10)
     pruner.update(pruner.plan(0).repeat(2)[:recorded], torch.ones(recorded))
-    monkeypatch.setattr("cpfast.pruning.pruner._world_size", lambda: 2)
+    monkeypatch.setattr("cpfast.pruning.pruner.world_size", lambda: 2)
     assert (warned(pruner) == []) == is_right
 
 

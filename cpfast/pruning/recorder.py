@@ -1,0 +1,378 @@
+"""What the loss says of each sample: recorded as it is computed, weighted as the plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cpfast import ops
+from cpfast.arguments import check_tensors, whole
+from cpfast.lm_head import ScoredLMHead
+from cpfast.results import ScoredLoss
+
+__all__ = ["Recorder", "world_size"]
+
+# An ignored sample would be recorded as one of loss 0.
+_NONE_IGNORED = torch.iinfo(torch.int64).min
+
+
+class Recorder:
+    """The recording half of a :class:`~cpfast.DataPruner`: its losses, and what they leave in the
+    columns of all samples, on one device, which the host never looks at."""
+
+    policy: str
+    num_samples: int
+    _columns: dict[str, Tensor]
+    _weights: Tensor
+    _recorded: Tensor
+    _recorded_by_all: int
+    # Only under torch.distributed: which scores this rank has written since the last sync.
+    _touched: Tensor | None
+    _unsynced: bool
+
+    @property
+    def scores(self) -> Tensor:
+        """[N] float32: the first of the columns that the policy needs, the last loss for most; inf
+        where a sample has not been seen."""
+        return next(iter(self._columns.values()))
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What is recorded of the samples, by name: [N] float32 each."""
+        return dict(self._columns)
+
+    @property
+    def device(self) -> torch.device:
+        return self.scores.device
+
+    def _restore_plan(self) -> None:
+        raise NotImplementedError
+
+    def _move_to(self, device: torch.device) -> None:
+        raise NotImplementedError
+
+    def weights(self, index: Tensor) -> Tensor:
+        """What the losses of samples ``index`` ([B] int64) are multiplied by: [B] float32."""
+        check_tensors(index=index)
+        self._restore_plan()
+        return self._weights[index.to(self.device, non_blocking=True)]
+
+    def loss(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        index: Tensor,
+        *,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        num_tokens: int | Tensor | None = None,
+        gradient: str | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
+        """Cross-entropy, weighted, averaged over the batch; records what the policy needs.
+
+        Args:
+            logits: [B, C], or [B, T, C] for sequences of tokens.
+            target: [B] int64, each a class, none is ignored; or [B, T].
+            index: [B] int64, which samples of the data set these are.
+            weight: [B] float32; None: ``weights(index)``, of the current plan. For batches that
+                hold samples of an earlier plan too.
+            label_smoothing: in [0, 1].
+            ignore_index: of tokens. A sequence's score is the mean over the others.
+            reduction: "mean", "sum", or "none".
+            num_tokens: what the sum of the losses is divided by, in place of the number of rows
+                that are not ignored: of all micro-batches whose gradients are accumulated, so that
+                they add up to that of one batch. Goes with "mean".
+            gradient: when it is computed, as in :func:`cpfast.ops.scored_cross_entropy`; None:
+                with the loss, so that there can be one backward pass (not for float16 logits,
+                whose loss scale would come too late, nor with "none").
+            training: whether this is a step of the training; None: whether gradients are enabled.
+                Otherwise nothing is recorded or weighted, and the samples may be others: the index
+                is not looked at.
+
+        Returns:
+            [] float32 (float64 for float64 logits), the sum of weight * loss over B, or over the
+            tokens that are not ignored; [B] or [B, T] with "none". Summed over an epoch, and times
+            B, the mean estimates the sum over the full data: with n of N samples planned, a
+            batch's value is some N / n times the full mean, as InfoBatch's is.
+
+        Raises:
+            ValueError: for an index of another shape, or num_tokens without "mean".
+        """
+        check_tensors(logits=logits, target=target, index=index)
+        num_tokens = _number_of_tokens(num_tokens, reduction)
+        ignore_index = whole("ignore_index", ignore_index)
+        trains = self._trains(training, target, index)
+        if gradient is None:
+            late = logits.dtype == torch.float16 or reduction == "none" or not trains
+            gradient = "backward" if late else "forward"
+        if trains:
+            index, weight = self._weighting(logits.device, index, weight)
+        if weight is not None:
+            check_tensors(weight=weight)
+        if weight is not None and weight.dim() == 1:
+            weight = weight[:, None]  # one a sample, whatever the number of classes
+        ignored = ignore_index if logits.dim() == 3 else _NONE_IGNORED
+        scored = self._recording(
+            lambda **table: ops.scored_cross_entropy(
+                logits,
+                target,
+                weight=weight,
+                label_smoothing=label_smoothing,
+                ignore_index=ignored,
+                reduction="sum" if num_tokens is not None else reduction,
+                gradient=gradient,
+                **table,
+            ),
+            index if trains else None,
+            target,
+            ignored,
+        )
+        if trains:
+            self._recorded += len(index)
+        return scored if num_tokens is None else scored / num_tokens
+
+    def linear_loss(
+        self,
+        hidden: Tensor,
+        head: Tensor | ScoredLMHead,
+        target: Tensor,
+        index: Tensor,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        num_tokens: int | Tensor | None = None,
+        training: bool | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """:meth:`loss` of a last linear layer's logits, which are never held.
+
+        Args:
+            hidden: [B, D], or [B, T, D] for sequences of tokens: what that layer takes.
+            head: its weight, [V, D], or a :class:`~cpfast.ScoredLMHead`, which is called: where
+                FSDP shards it, that is when its weight is whole.
+            target, index: as of :meth:`loss`.
+            weight: [B] or as target; None: ``weights(index)``.
+            ignore_index, reduction, num_tokens, training: as of :meth:`loss`.
+            options: those of :func:`cpfast.ops.scored_linear_cross_entropy`: ``bias``,
+                ``label_smoothing``, ``softcap``, ``chunk``, ``max_rows``, ...
+
+        Returns:
+            As :meth:`loss`; differentiable in the hidden states and the layer's parameters.
+
+        Raises:
+            ValueError: for an index of another shape, or num_tokens without "mean".
+        """
+        check_tensors(hidden=hidden, target=target, index=index)
+        if not isinstance(head, torch.nn.Module):
+            check_tensors(head=head)
+        if weight is not None:
+            check_tensors(weight=weight)
+        num_tokens = _number_of_tokens(num_tokens, reduction)
+        ignore_index = whole("ignore_index", ignore_index)
+        trains = self._trains(training, target, index)
+        if trains:
+            index, weight = self._weighting(hidden.device, index, weight)
+        ignored = ignore_index if hidden.dim() == 3 else _NONE_IGNORED
+        options = {
+            **options,
+            "sample_weight": weight,
+            "ignore_index": ignored,
+            "reduction": "sum" if num_tokens is not None else reduction,
+        }
+        scored = self._recording(
+            lambda **table: (
+                head(hidden, target, **options, **table)
+                if isinstance(head, torch.nn.Module)
+                else ops.scored_linear_cross_entropy(hidden, head, target, **options, **table)
+            ),
+            index if trains else None,
+            target,
+            ignored,
+        )
+        if trains:
+            self._recorded += len(index)
+        return scored if num_tokens is None else scored / num_tokens
+
+    def _trains(self, training: bool | None, target: Tensor, index: Tensor) -> bool:
+        trains = torch.is_grad_enabled() if training is None else training
+        if trains and index.shape != target.shape[:1]:
+            raise ValueError(
+                f"index: expected shape {tuple(target.shape[:1])} as target, "
+                f"got {tuple(index.shape)}"
+            )
+        return trains
+
+    def _weighting(
+        self, device: torch.device, index: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        self._move_to(device)
+        index = index.to(self.device, non_blocking=True)
+        return index, self.weights(index) if weight is None else weight
+
+    def score(
+        self, logits: Tensor, target: Tensor, index: Tensor, *, ignore_index: int = -100
+    ) -> None:
+        """Records what the policy needs of samples that are only looked at: ``plan.rescored``.
+
+        They do not count as trained on. Arguments as those of :meth:`loss`.
+        """
+        check_tensors(logits=logits, target=target, index=index)
+        ignore_index = whole("ignore_index", ignore_index)
+        self._move_to(logits.device)
+        with torch.no_grad():
+            ignored = ignore_index if logits.dim() == 3 else _NONE_IGNORED
+            self._recording(
+                lambda **table: ops.scored_cross_entropy(
+                    logits, target, ignore_index=ignored, **table
+                ),
+                index.to(self.device, non_blocking=True),
+                target,
+                ignored,
+            )
+
+    def _recording(
+        self, scored: Callable[..., ScoredLoss], index: Tensor | None, target: Tensor, ignored: int
+    ) -> Tensor:
+        """The loss; with an index, the columns are recorded.
+
+        Args:
+            scored: takes table, index and score of ops.scored_cross_entropy.
+            ignored: the target of tokens that do not count.
+        """
+        first, *others = self._columns
+        if index is None:
+            return scored().loss
+        result = scored(table=self._columns[first], index=index, score=first)
+        for name in others:
+            values = getattr(result, name)
+            if values.dim() > 1:
+                values = _mean_over_tokens(values, target != ignored)
+            ops.record_scores(self._columns[name], index, values)
+        self._touch(index)
+        return result.loss
+
+    def weighted(self, losses: Tensor, index: Tensor) -> Tensor:
+        """The weighted mean of losses of any kind; records them.
+
+        Args:
+            losses: [B] or [B, ...] floating, one or several of each sample, whose mean is its loss.
+            index: [B] int64, which samples of the data set these are.
+
+        Returns:
+            [], differentiable in ``losses``.
+
+        Raises:
+            ValueError: for an index of another shape, or a policy that needs more than losses.
+        """
+        check_tensors(losses=losses, index=index)
+        if index.shape != losses.shape[:1]:
+            raise ValueError(
+                f"index: expected shape {tuple(losses.shape[:1])}, one a sample of losses "
+                f"{tuple(losses.shape)}, got {tuple(index.shape)}"
+            )
+        each = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+        if not torch.is_grad_enabled():
+            return each.mean()
+        self._move_to(losses.device)
+        index = index.to(self.device, non_blocking=True)
+        weight = self.weights(index).to(each.dtype)
+        self.update(index, each.detach().float())
+        return (each * weight).mean()
+
+    @torch.no_grad()
+    def update(self, index: Tensor, score: Tensor, **columns: Tensor) -> None:
+        """Records scores of the user's own making, such as unweighted losses.
+
+        Of a sample that stands in the batch twice, the later score is kept. NaN is recorded, and
+        reported by the next :meth:`plan`.
+
+        Args:
+            index: [B] int64 in [0, N).
+            score: [B] floating: the first column that the policy needs, its loss for most.
+            columns: [B] floating each: the others, by name.
+
+        Raises:
+            ValueError: where one of the policy's columns is missing.
+        """
+        check_tensors(index=index, score=score, **columns)
+        first, *others = self._columns
+        if set(columns) != set(others):
+            raise ValueError(
+                f"columns: the policy {self.policy!r} needs {', '.join(self._columns)}; "
+                f"got score and {', '.join(columns) or 'no other'}"
+            )
+        index = index.to(self.device, non_blocking=True)
+        for name, value in ((first, score), *columns.items()):
+            ops.record_scores(self._columns[name], index, value.to(self.device))
+        self._recorded += len(index)
+        self._touch(index)
+
+    def _touch(self, index: Tensor) -> None:
+        if world_size() > 1:
+            if self._touched is None:
+                self._touched = torch.zeros_like(self.scores, dtype=torch.bool)
+            self._touched[index] = True
+            self._unsynced = True
+
+    @torch.no_grad()
+    def sync(self) -> int:
+        """Merges the scores of all ranks, in one collective; call it once an epoch on each rank.
+
+        A sample that several ranks have scored gets the mean. Does nothing outside
+        torch.distributed.
+
+        Returns:
+            The bytes that this rank gave to the collective: 4 a sample for each column, 4 more to
+            say which it has scored, and 8.
+        """
+        given = 0
+        if world_size() > 1:
+            if self._touched is None:
+                self._touched = torch.zeros_like(self.scores, dtype=torch.bool)
+            # As two floats, which hold more than one does exactly.
+            count = torch.stack([self._recorded >> 20, self._recorded & 0xFFFFF]).float()
+            merged = torch.cat(
+                [
+                    *(torch.where(self._touched, c, 0.0) for c in self._columns.values()),
+                    self._touched.float(),
+                    count,
+                ]
+            )
+            dist.all_reduce(merged)
+            given = merged.nbytes
+            *totals, ranks = merged[:-2].view(-1, self.num_samples)
+            for name, total in zip(self._columns, totals, strict=True):
+                self._columns[name].copy_(
+                    torch.where(ranks > 0, total / ranks, self._columns[name])
+                )
+            high, low = merged[-2:].tolist()
+            self._recorded_by_all += (int(high) << 20) + int(low)
+            self._recorded.zero_()
+            self._touched.zero_()
+        self._unsynced = False
+        return given
+
+
+def _number_of_tokens(num_tokens: int | Tensor | None, reduction: str) -> int | Tensor | None:
+    if num_tokens is not None and not isinstance(num_tokens, Tensor):
+        num_tokens = whole("num_tokens", num_tokens, least=1)
+    if num_tokens is not None and reduction != "mean":
+        raise ValueError(f"num_tokens: goes with reduction='mean', got {reduction!r}")
+    return num_tokens
+
+
+def _mean_over_tokens(values: Tensor, counts: Tensor) -> Tensor:
+    """Of a sequence's scores, [B, T], those of its tokens that are not ignored."""
+    return (values * counts).sum(1) / counts.sum(1)
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
