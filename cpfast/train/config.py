@@ -21,15 +21,13 @@ from cpfast.train.data import KINDS, datasets, is_mirrored, is_place, kind_of, p
 from cpfast.train.errors import UserError
 from cpfast.train.models import check, check_name
 from cpfast.train.presets import PRESETS, UNKNOWN
+from cpfast.train.ranges import RANGES, check_choice, check_range, option_of
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "adagrad")
 STEPS = ("eager", "compile", "graph", "compile+graph")
 LABELS = ("true", "random")
 SCHEDULES = ("step", "cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
-
-MOST_THREADS = 1024
-LARGEST = 10**9  # of all counts; few things fit in memory by then
 
 # By a setting's annotation, the types of what JSON makes of it.
 _TYPES = {
@@ -147,67 +145,25 @@ class Config:
     def __post_init__(self) -> None:
         check_name(self.model)
         if self.recipe_text is None:
-            _choice("--method", self.method, tuple(recipes))
+            check_choice("--method", self.method, tuple(recipes))
         else:
             self.recipe()
-        _choice("--optimizer", self.optimizer, OPTIMIZERS)
-        _choice("--schedule", self.schedule, SCHEDULES)
-        _choice("--policy", self.policy, tuple(policies))
-        _choice("--criterion", self.criterion, tuple(criteria))
+        for name, choices in _choices().items():
+            check_choice(option_of(name), getattr(self, name), choices)
         for name in () if self.watch is None else self.watched or ("",):
-            _choice("--watch", name, ("all", *watchable()))
-        _choice("--precision", self.precision, PRECISIONS)
-        _choice("--step", self.step, STEPS)
-        _choice("--labels", self.labels, LABELS)
-        _choice("--class-weight", self.class_weight, CLASS_WEIGHTS)
-        _choice("--augment", self.augment, tuple(AUGMENTATIONS))
-        for name, alpha in self.mixing():
-            if not (math.isfinite(alpha) and alpha >= 0):
-                raise UserError(f"--{name} must be finite and not negative, got {alpha}")
+            check_choice("--watch", name, ("all", *watchable()))
+        for name in RANGES:
+            check_range(name, getattr(self, name))
         if self.data in datasets:  # what lies at a path is looked at once it is loaded
             check(self.model, datasets.make(self.data).reads, self.data)
         if self.image_size is not None:
             parse_size(self.image_size)
-        for option, value in (
-            ("--epochs", self.epochs),
-            ("--batch-size", self.batch_size),
-            ("--repeats", self.repeats),
-            ("--eval-every", self.eval_every),
-            ("--limit", self.limit),
-            ("--patience", self.patience),
-            ("--not-before", self.not_before),
-        ):
-            _check_count(option, value)
-        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
-            raise UserError(f"--threads must be in 1 .. {MOST_THREADS}, got {self.threads}")
-        for option, price in (("--price-kwh", self.price_kwh), ("--price-hour", self.price_hour)):
-            if price is not None and not (math.isfinite(price) and price >= 0):
-                raise UserError(f"{option} must be finite and not negative, got {price}")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed must be in 0 .. 2**32 - 1, got {self.seed}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"--lr must be finite and positive, got {self.lr}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UserError(
-                f"--weight-decay must be finite and not negative, got {self.weight_decay}"
-            )
-        for option, share, below in (
-            ("--momentum", self.momentum, 1.0),
-            ("--warmup", self.warmup, 1.0),
-            ("--label-smoothing", self.label_smoothing, 1.0),
-        ):
-            if not 0 <= share < below:
-                raise UserError(f"{option} must be in [0, 1), got {share}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """What each allows and together is impossible."""
         if self.warmup > 0 and self.schedule == "step":
             raise UserError("--warmup goes with --schedule cosine, linear or constant; got step")
-        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
-            raise UserError(f"--clip must be finite and positive, got {self.clip}")
-        if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
-            raise UserError(f"--bn-momentum must be in (0, 1], got {self.bn_momentum}")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise UserError(f"--keep must be in (0, 1], got {self.keep}")
-        if self.anneal is not None and not 0 <= self.anneal <= 1:
-            raise UserError(f"--anneal must be in [0, 1], got {self.anneal}")
         if self.criterion == "fixed":
             if self.at is None:
                 raise UserError("--criterion fixed needs --at EPOCH")
@@ -287,7 +243,7 @@ class Config:
         """
         given = {key: value for key, value in options.items() if value is not None}
         preset = given.pop("preset", "paper")
-        _choice("--preset", preset, tuple(PRESETS))
+        check_choice("--preset", preset, tuple(PRESETS))
         given.setdefault("data", "digits")
         name = given["data"]
         own: Mapping[str, Any]
@@ -308,9 +264,9 @@ class Config:
         if reads != "images" and given.get("augment", "none") != "none":
             raise UserError(f"--augment {given['augment']}: for images, and {name} has none")
         for option, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            _choice(f"--{option}", given.get(option, choices[0]), choices)
-        for option in ("batch_size", "epochs", "limit"):
-            _check_count(f"--{option.replace('_', '-')}", given.get(option))
+            check_choice(f"--{option}", given.get(option, choices[0]), choices)
+        for name in ("batch_size", "epochs", "limit"):
+            check_range(name, given.get(name))
         given = PRESETS[preset](given, own, reads=reads, size=size or UNKNOWN)
         given.setdefault("eval_every", max(1, math.ceil(given["epochs"] / 10)))
         given.setdefault("device", "cpu")
@@ -350,6 +306,21 @@ class Config:
         return dataclasses.replace(self, **changes)
 
 
+def _choices() -> dict[str, tuple[str, ...]]:
+    """Of the settings that are names; registries are asked when they are complete."""
+    return {
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+        "policy": tuple(policies),
+        "criterion": tuple(criteria),
+        "precision": PRECISIONS,
+        "step": STEPS,
+        "labels": LABELS,
+        "class_weight": CLASS_WEIGHTS,
+        "augment": tuple(AUGMENTATIONS),
+    }
+
+
 def watchable() -> tuple[str, ...]:
     """The criteria that need no option: "fixed" has nothing to watch."""
     return tuple(
@@ -369,7 +340,7 @@ def changes(settings: dict[str, Any], stored: Config) -> list[str]:
     """Settings in which a stored run is another one, as 'name given (stored)'; None counts too."""
     values = stored.to_dict()
     return [
-        f"--{key.replace('_', '-')} {value} (the run has {values[key]})"
+        f"{option_of(key)} {value} (the run has {values[key]})"
         if key != "recipe_text"
         else "--recipe (the run has another)"
         for key, value in settings.items()
@@ -396,15 +367,3 @@ def _default_threads(model: str) -> int:
         return 1
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return max(1, processors // 2 // ranks.on_this_machine())
-
-
-def _check_count(option: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise UserError(f"{option} must be at least 1, got {value}")
-    if value is not None and value > LARGEST:
-        raise UserError(f"{option} must be at most {LARGEST:,}, got {value}")
-
-
-def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{option} must be one of {', '.join(choices)}; got {value!r}")
