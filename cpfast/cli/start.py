@@ -93,6 +93,7 @@ def training(config: Config, reads: str) -> str:
         f"weight decay {config.weight_decay:g}",
         *([f"gradients clipped at {config.clip:g}"] if config.clip is not None else []),
         *([f"label smoothing {smoothing:g}"] if smoothing > 0 else []),
+        *([f"evaluated by the moving average of decay {config.ema:g}"] if config.ema else []),
     ]
     if reads == "images":
         parts.append(AUGMENTATIONS[config.augment].describe(flip=config.flip))

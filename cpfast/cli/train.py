@@ -64,6 +64,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--cutmix", type=float, metavar="ALPHA", help="images with a part of another"
     )
+    parser.add_argument(
+        "--ema",
+        type=float,
+        metavar="DECAY",
+        help="evaluate and keep an exponential moving average of the weights, as 0.999; default: "
+        "the weights as they are",
+    )
     judging.add_argument("--at", type=int, help="epoch of --criterion fixed")
     judging.add_argument(
         "--watch",

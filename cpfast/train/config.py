@@ -39,11 +39,11 @@ _TYPES = {
 # Settings that are also a recipe's, where it has an option of that name.
 _OF_RECIPES = ("repeats", "keep", "anneal")
 # What runs of version 0.1.0 lack, and what holds for them.
-_SINCE: dict[str, Any] = {
+SINCE: dict[str, Any] = {
     "recipe_text": None, "watch": None, "patience": 1, "not_before": None, "momentum": 0.9,
     "warmup": 0.0, "clip": None, "label_smoothing": 0.0, "bn_momentum": None, "image_size": None,
     "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None, "class_weight": "none",
-    "weights": None,
+    "weights": None, "ema": None,
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
@@ -90,6 +90,8 @@ class Config:
         bn_momentum: of all BatchNorm layers' running statistics; None: the model's own.
         augment: how training images are, one of `cpfast.train.augmentations`.
         mixup, cutmix: alpha of each, in all epochs, on top of the recipe; 0 for none.
+        ema: decay of the moving average of the weights, a step, by which the run is evaluated and
+            which it keeps; None: the weights as they are.
         recipe_text: the recipe's file, word for word, where it is none of the named ones: `method`
             is its name then.
         price_kwh, price_hour: what a kWh and what an hour of the machine costs, in any currency.
@@ -141,6 +143,7 @@ class Config:
     label: str | None = None
     class_weight: str = "none"
     weights: str | None = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         check_name(self.model)
@@ -289,7 +292,7 @@ class Config:
             UserError: the file at `source` does not hold a run of this version.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        values = {**_SINCE, **values}
+        values = {**SINCE, **values}
         if set(values) != names:
             odd = sorted(set(values) ^ names)
             raise UserError(f"{source}: not a configuration of this version (fields {odd})")

@@ -32,7 +32,7 @@ from cpfast.moment import Moment
 from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
 from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
 from cpfast.recipes.freeze import diffusion
-from cpfast.train import balance, batches, chance, models, optimizers, process, weights
+from cpfast.train import average, balance, batches, chance, models, optimizers, process, weights
 from cpfast.train.batches import AUTOCAST, FULL, ImageBatches
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
@@ -102,6 +102,7 @@ class Training:
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(self.device)
         self.optimizer = optimizers.build(config, self.model)
+        self.average = average.of(config.ema, self.model)
         self.schedule = cpfast.schedules.FractionSchedule(
             self.optimizer, optimizers.schedule(config)
         )
@@ -205,6 +206,7 @@ class Training:
         optimizers.clip_gradients(self.config, self.optimizer, self.scaler)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.average.step()
         if batch_filter is None:
             self.loss_sum += loss.detach()
         self.probe.after_step()
@@ -358,6 +360,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
             filtered = _run_steps(t, settings, steps, progress)
         rescored = _rescore(t, plan, settings)
         t.ranks.average_buffers(t.model)
+        t.ranks.average(t.average.buffers())
         t.ranks.sum(t.loss_sum)
         synced = t.pruner.sync()
         if t.ranks.size > 1:
@@ -529,7 +532,7 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
     Of text, of its characters.
     """
     t = training
-    t.model.eval()
+    model = t.average.model().eval()
     loss = torch.zeros((), dtype=torch.float64, device=t.device)
     correct = torch.zeros((), dtype=torch.int64, device=t.device)
     count = 0
@@ -539,7 +542,7 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
         for index in own.split(batch):
             inputs, targets = t.batches.test(index)
             with t.autocast():
-                logits = t.model(inputs)
+                logits = model(inputs)
             logits, targets = logits.float().flatten(0, -2), targets.flatten()
             loss += F.cross_entropy(logits, targets, reduction="sum")
             correct += (logits.argmax(1) == targets).sum()

@@ -31,6 +31,7 @@ _POSITIVE = (_Rule(lambda x: math.isfinite(x) and x > 0, "finite and positive"),
 _NOT_NEGATIVE = (_Rule(lambda x: math.isfinite(x) and x >= 0, "finite and not negative"),)
 _SHARE = (_Rule(lambda x: 0 <= x <= 1, "in [0, 1]"),)
 _BELOW_ONE = (_Rule(lambda x: 0 <= x < 1, "in [0, 1)"),)
+_WITHIN = (_Rule(lambda x: 0 < x < 1, "in (0, 1)"),)
 _ABOVE_ZERO = (_Rule(lambda x: 0 < x <= 1, "in (0, 1]"),)
 
 RANGES: dict[str, tuple[_Rule, ...]] = {
@@ -46,6 +47,7 @@ RANGES: dict[str, tuple[_Rule, ...]] = {
     **dict.fromkeys(("mixup", "cutmix", "weight_decay", "price_kwh", "price_hour"), _NOT_NEGATIVE),
     **dict.fromkeys(("momentum", "warmup", "label_smoothing"), _BELOW_ONE),
     **dict.fromkeys(("bn_momentum", "keep"), _ABOVE_ZERO),
+    "ema": _WITHIN,
     "anneal": _SHARE,
 }  # fmt: skip
 """By the setting's name."""

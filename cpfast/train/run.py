@@ -16,7 +16,7 @@ import cpfast
 from cpfast.forms import Open, Plain, Table, check, shown
 from cpfast.recipes import Action
 from cpfast.train import energy, loop, saved
-from cpfast.train.config import ENVIRONMENT, Config
+from cpfast.train.config import ENVIRONMENT, SINCE, Config
 from cpfast.train.data import Data
 from cpfast.train.errors import UserError, first_line
 from cpfast.train.loop import Progress, Training
@@ -27,8 +27,8 @@ ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the cou
 
 # Of a Training: what has a state that a checkpoint holds.
 _STATEFUL = (
-    "model", "optimizer", "schedule", "scaler", "rotation", "detector", "watch", "pruner", "probe",
-    "stream",
+    "model", "average", "optimizer", "schedule", "scaler", "rotation", "detector", "watch",
+    "pruner", "probe", "stream",
 )  # fmt: skip
 
 
@@ -172,7 +172,9 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
     t = training
     try:
         check(state, Open({"config": Table(Plain), "data": str}), "checkpoint")
-        other = _differences(state["config"], t.config.to_dict())
+        if "ema" not in state["config"]:  # of before it was there
+            state = {"average": {}, **state}
+        other = _differences({**SINCE, **state["config"]}, t.config.to_dict())
         if other:
             raise _Unfit(f"of another run (it differs in {', '.join(other)})")
         if state["data"] != t.fingerprint:
