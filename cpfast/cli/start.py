@@ -89,7 +89,7 @@ def training(config: Config, reads: str) -> str:
     smoothing = config.label_smoothing
     parts = [
         f"{config.optimizer}{momentum}, lr {config.lr:.3g}, {config.schedule}{warmup}",
-        f"batch {config.batch_size}",
+        f"batch {config.batch_size}" + _steps(config),
         f"weight decay {config.weight_decay:g}",
         *([f"gradients clipped at {config.clip:g}"] if config.clip is not None else []),
         *([f"label smoothing {smoothing:g}"] if smoothing > 0 else []),
@@ -99,6 +99,11 @@ def training(config: Config, reads: str) -> str:
         parts.append(AUGMENTATIONS[config.augment].describe(flip=config.flip))
         parts += [f"{name} {alpha:g}" for name, alpha in config.mixing() if alpha > 0]
     return "; ".join(parts)
+
+
+def _steps(config: Config) -> str:
+    times = config.accumulate
+    return f" x {times} = {config.step_size} samples a step" if times > 1 else ""
 
 
 def _balance(config: Config, data: Data) -> str:

@@ -65,6 +65,13 @@ def add(commands: Any) -> None:
         "--cutmix", type=float, metavar="ALPHA", help="images with a part of another"
     )
     parser.add_argument(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="add up the gradients of so many batches before a step, where N x batch size samples "
+        "at a time do not fit in memory; default: 1",
+    )
+    parser.add_argument(
         "--ema",
         type=float,
         metavar="DECAY",

@@ -43,7 +43,7 @@ SINCE: dict[str, Any] = {
     "recipe_text": None, "watch": None, "patience": 1, "not_before": None, "momentum": 0.9,
     "warmup": 0.0, "clip": None, "label_smoothing": 0.0, "bn_momentum": None, "image_size": None,
     "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None, "class_weight": "none",
-    "weights": None, "ema": None,
+    "weights": None, "ema": None, "accumulate": 1,
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
@@ -54,7 +54,7 @@ ENVIRONMENT = (
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of one run. Fractions are in [0, 1], `lr` is per step at `batch_size`.
+    """Settings of one run. Fractions are in [0, 1], `lr` is per step.
 
     Attributes:
         data: one of `cpfast.train.data.datasets`, or an absolute path.
@@ -92,6 +92,7 @@ class Config:
         mixup, cutmix: alpha of each, in all epochs, on top of the recipe; 0 for none.
         ema: decay of the moving average of the weights, a step, by which the run is evaluated and
             which it keeps; None: the weights as they are.
+        accumulate: batches whose gradients are added before a step.
         recipe_text: the recipe's file, word for word, where it is none of the named ones: `method`
             is its name then.
         price_kwh, price_hour: what a kWh and what an hour of the machine costs, in any currency.
@@ -144,6 +145,7 @@ class Config:
     class_weight: str = "none"
     weights: str | None = None
     ema: float | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         check_name(self.model)
@@ -187,6 +189,11 @@ class Config:
             raise UserError(
                 f"--step {self.step} needs a CUDA device; on the CPU use eager or compile"
             )
+
+    @property
+    def step_size(self) -> int:
+        """Samples of a step: those of all batches whose gradients are added."""
+        return self.accumulate * self.batch_size
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -268,7 +275,7 @@ class Config:
             raise UserError(f"--augment {given['augment']}: for images, and {name} has none")
         for option, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             check_choice(f"--{option}", given.get(option, choices[0]), choices)
-        for name in ("batch_size", "epochs", "limit"):
+        for name in ("batch_size", "epochs", "limit", "accumulate"):
             check_range(name, given.get(name))
         given = PRESETS[preset](given, own, reads=reads, size=size or UNKNOWN)
         given.setdefault("eval_every", max(1, math.ceil(given["epochs"] / 10)))

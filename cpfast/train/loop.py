@@ -140,6 +140,7 @@ class Training:
         possible = self.recipe.possible()
         self.passes = max(settings.repeats for settings in possible)
         most = max(settings.batch for settings in possible)
+        most *= config.accumulate
         capacity = self.passes * data.train_size
         self.stream = SampleStream(
             capacity, config.batch_size, self.device, most, self.ranks.rank, self.ranks.size
@@ -180,7 +181,19 @@ class Training:
         return self._steps[key]
 
     def step(self, shape: StepShape = FULL, batch_filter: BatchFilter | None = None) -> None:
-        """One batch, forward and backward, and the update of the weights."""
+        """Some batches forward and backward, and one update of the weights."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(self.config.accumulate):
+            self._add_gradients(shape, batch_filter)
+        self.ranks.average_gradients(self.model.parameters())
+        optimizers.clip_gradients(self.config, self.optimizer, self.scaler)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.step()
+        self.probe.after_step()
+
+    def _add_gradients(self, shape: StepShape, batch_filter: BatchFilter | None) -> None:
+        """One batch, forward and backward."""
         index, draw, weight = self.stream.next(shape.batch)
         inputs, targets = self.batches.train(index, draw, shape)
         if batch_filter is not None:
@@ -191,7 +204,6 @@ class Training:
         if self.class_weights is not None:
             weight = weight * self.class_weights[targets]
         inputs, share = self.mixer.mix(shape.mixing, inputs)
-        self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             logits = self.forward(inputs)
         self.probe.after_forward(logits, targets)
@@ -201,15 +213,10 @@ class Training:
                 self.pruner, logits, targets, index, share, weight=weight,
                 label_smoothing=self.config.label_smoothing,
             )  # fmt: skip
-        self.scaler.scale(loss).backward()
-        self.ranks.average_gradients(self.model.parameters())
-        optimizers.clip_gradients(self.config, self.optimizer, self.scaler)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.average.step()
+        # Batches are of one size, so the mean over all of them is the mean of their means.
+        self.scaler.scale(loss / self.config.accumulate).backward()
         if batch_filter is None:
             self.loss_sum += loss.detach()
-        self.probe.after_step()
 
     @torch.no_grad()
     def _choose(
@@ -273,10 +280,11 @@ def check(config: Config, data: Data, ranks: Ranks) -> None:
     Raises:
         UserError: they do not.
     """
-    if config.batch_size > data.train_size:
+    if config.step_size > data.train_size:
+        times = f" with --accumulate {config.accumulate}" if config.accumulate > 1 else ""
         raise UserError(
-            f"--batch-size {config.batch_size}: there are only {data.train_size} samples to train "
-            "on"
+            f"--batch-size {config.batch_size}{times}: there are only {data.train_size} samples to "
+            "train on"
         )
     if config.batch_size % ranks.size:
         raise UserError(
@@ -321,10 +329,10 @@ def _check_recipe(config: Config, data: Data) -> None:
                     f"--method {config.method} changes the {name}, of {reads} alone, and "
                     f"{config.data} has none"
                 )
-        size, samples = settings.batch * config.batch_size, settings.repeats * data.train_size
+        size, samples = settings.batch * config.step_size, settings.repeats * data.train_size
         if settings.batch > 1 and size > samples:
             raise UserError(
-                f"--method {config.method}: {settings.batch} batches of {config.batch_size} in one "
+                f"--method {config.method}: {settings.batch} batches of {config.step_size} in one "
                 f"are more than an epoch's {samples} samples"
             )
 
@@ -455,7 +463,8 @@ def _run_steps(t: Training, settings: EpochSettings, steps: int, progress: Progr
     t.loss_sum.zero_()
     t.probe.begin(steps)
     batch_filter, lr = t.pruner.batch_filter, settings.lr * t.pruner.lr
-    t.mixer.begin(settings.shape.mixing, settings.mixup or settings.cutmix, t.epoch, steps)
+    alpha, batches = settings.mixup or settings.cutmix, steps * t.config.accumulate
+    t.mixer.begin(settings.shape.mixing, alpha, t.epoch, batches)
     filtered, diffused = 0, 0.0
     for step in range(steps):
         multiplier = t.schedule.step((t.epoch + step / steps) / t.config.epochs, lr)
@@ -499,14 +508,15 @@ def _counted(
 ) -> tuple[int, int]:
     """How many samples were trained on, and how many were only scored."""
     batch, batch_filter = settings.batch * t.config.batch_size, t.pruner.batch_filter
-    size = t.ranks.size
+    size, times = t.ranks.size, t.config.accumulate
     kept = batch if batch_filter is None else size * batch_filter.kept(batch // size)
+    batch, kept = times * batch, times * kept
     return (steps - filtered) * batch + filtered * kept, filtered * batch + rescored
 
 
 def _full_samples(t: Training, epochs: int) -> int:
     """What k repeats throughout take in so many epochs: whole batches, the rest carried over."""
-    batch = t.config.batch_size
+    batch = t.config.step_size
     return t.passes * t.data.train_size * epochs // batch * batch
 
 
@@ -522,7 +532,8 @@ def _plan(t: Training, settings: EpochSettings, moment: Moment) -> tuple[LazyPla
     # All passes choose by the same scores, and are of one length.
     passes = torch.arange(settings.repeats, device=t.device) + t.epoch * t.passes
     draw = passes.repeat_interleave(len(order) // settings.repeats)
-    steps = t.stream.extend(order, draw, t.pruner.weights(order), settings.batch)
+    taken = settings.batch * t.config.accumulate
+    steps = t.stream.extend(order, draw, t.pruner.weights(order), taken)
     return t.pruner.prepare(t.epoch, **options), steps
 
 
