@@ -107,6 +107,19 @@ def add(commands: Any) -> None:
         "default: pruning stops at 0.875 of the training, repeats stay at 1",
     )
     parser.add_argument(
+        "--limit-test",
+        type=int,
+        metavar="N",
+        help="evaluate on so many test samples, those with classes stratified; default: all",
+    )
+    parser.add_argument(
+        "--save-every",
+        type=int,
+        metavar="EPOCHS",
+        help="between two checkpoints, from which --resume goes on; the last epoch is always "
+        "saved; default: 1",
+    )
+    parser.add_argument(
         "--quiet", "-q", action="store_true", help="no line an epoch where there is no terminal"
     )
     parser.add_argument("--out", help="run folder; default: a new one in runs/")

@@ -44,11 +44,13 @@ SINCE: dict[str, Any] = {
     "warmup": 0.0, "clip": None, "label_smoothing": 0.0, "bn_momentum": None, "image_size": None,
     "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None, "class_weight": "none",
     "weights": None, "ema": None, "accumulate": 1,
+    "save_every": 1, "limit_test": None,
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
 ENVIRONMENT = (
-    "device", "threads", "step", "energy", "country", "price_kwh", "price_hour", "plot"
+    "device", "threads", "step", "energy", "country", "price_kwh", "price_hour", "plot",
+    "save_every",
 )  # fmt: skip
 
 
@@ -93,6 +95,8 @@ class Config:
         ema: decay of the moving average of the weights, a step, by which the run is evaluated and
             which it keeps; None: the weights as they are.
         accumulate: batches whose gradients are added before a step.
+        save_every: epochs between two checkpoints; the last epoch is always saved.
+        limit_test: number of test samples, of images stratified; None for all.
         recipe_text: the recipe's file, word for word, where it is none of the named ones: `method`
             is its name then.
         price_kwh, price_hour: what a kWh and what an hour of the machine costs, in any currency.
@@ -146,6 +150,8 @@ class Config:
     weights: str | None = None
     ema: float | None = None
     accumulate: int = 1
+    save_every: int = 1
+    limit_test: int | None = None
 
     def __post_init__(self) -> None:
         check_name(self.model)
@@ -205,7 +211,7 @@ class Config:
     def reading(self) -> dict[str, Any]:
         """What `cpfast.train.data.load` is told of the layout."""
         size = None if self.image_size is None else parse_size(self.image_size)
-        return {"image_size": size, "label": self.label}
+        return {"image_size": size, "label": self.label, "limit_test": self.limit_test}
 
     @property
     def passes(self) -> int:

@@ -38,7 +38,7 @@ RANGES: dict[str, tuple[_Rule, ...]] = {
     **dict.fromkeys(
         (
             "epochs", "batch_size", "repeats", "eval_every", "limit", "patience", "not_before",
-            "accumulate",
+            "accumulate", "save_every", "limit_test",
         ),
         _COUNT,
     ),
