@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cpfast.cli.options import add_run_options, device_of
+from cpfast.cli import settings_file
+from cpfast.cli.options import Parser, add_run_options, device_of
 from cpfast.cli.report import show_run
 from cpfast.cli.start import Interrupted, header, prepare, together
 from cpfast.pruning import policies
@@ -29,6 +31,7 @@ examples:
   cpfast train --data photos --out runs/photos
   cpfast train --data table.csv --label species --class-weight balanced
   cpfast train --data cifar10 --download --method paper
+  cpfast train --config runs/photos/config.toml --seed 1
   cpfast train --resume --out runs/photos
 """
 
@@ -40,7 +43,7 @@ def add(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=functools.partial(_run, parser))
     spent = parser.add_argument_group("what is spent")
     method = spent.add_mutually_exclusive_group()
     method.add_argument(
@@ -122,11 +125,20 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--quiet", "-q", action="store_true", help="no line an epoch where there is no terminal"
     )
+    parser.add_argument(
+        "--config",
+        metavar="FILE.toml",
+        help="settings by the names of these options, as epochs = 50; what is given here as well "
+        "counts. Each run writes one, config.toml",
+    )
     parser.add_argument("--out", help="run folder; default: a new one in runs/")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
 
 
-def _run(options: dict[str, Any], arguments: list[str]) -> None:
+def _run(parser: Parser, options: dict[str, Any], arguments: list[str]) -> None:
+    file = options.pop("config")
+    if file is not None:
+        options = settings_file.merged(options, settings_file.read(file, parser), parser)
     with together(device_of(options["device"])) as joined:
         _train(options, joined)
 
@@ -166,6 +178,7 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
     with folder.locked():
         if not resume:
             folder.create(config)
+            settings_file.write(config, folder.path, dataset.reads)
         print(header(config, dataset, models.count_parameters(training.model)))
         if training.loaded is not None and not resume:
             print(f"begins with {training.loaded}")

@@ -44,7 +44,7 @@ SINCE: dict[str, Any] = {
     "warmup": 0.0, "clip": None, "label_smoothing": 0.0, "bn_momentum": None, "image_size": None,
     "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None, "class_weight": "none",
     "weights": None, "ema": None, "accumulate": 1,
-    "save_every": 1, "limit_test": None,
+    "save_every": 1, "limit_test": None, "extended_from": None,
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
@@ -97,6 +97,8 @@ class Config:
         accumulate: batches whose gradients are added before a step.
         save_every: epochs between two checkpoints; the last epoch is always saved.
         limit_test: number of test samples, of images stratified; None for all.
+        extended_from: what --epochs was before, and after which epoch it was raised, as "100@80",
+            the first first, with commas between them; None: as the run began.
         recipe_text: the recipe's file, word for word, where it is none of the named ones: `method`
             is its name then.
         price_kwh, price_hour: what a kWh and what an hour of the machine costs, in any currency.
@@ -152,6 +154,7 @@ class Config:
     accumulate: int = 1
     save_every: int = 1
     limit_test: int | None = None
+    extended_from: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.model)
