@@ -12,7 +12,7 @@ import torch
 
 import cpfast
 from cpfast.cli.options import counted
-from cpfast.train import balance, energy, process, ranks
+from cpfast.train import balance, energy, extension, process, ranks
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import Config
 from cpfast.train.data import Data, ImageData, datasets
@@ -76,8 +76,9 @@ def header(config: Config, data: Data, parameters: int) -> str:
     processes = f" in {size} processes" if size > 1 else ""
     return (
         f"{data.describe()}{_mirroring(config, data)}{_balance(config, data)}\n"
-        f"{config.model}, {parameters:,} parameters; {config.epochs} epochs; "
-        f"{config.precision} on {config.device}{threads}{processes}; ops: {cpfast.backend()}\n"
+        f"{config.model}, {parameters:,} parameters; {config.epochs} epochs"
+        f"{extension.describe(config)}; {config.precision} on {config.device}{threads}{processes}; "
+        f"ops: {cpfast.backend()}\n"
         f"{training(config, data.reads)}"
     )
 

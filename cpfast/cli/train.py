@@ -16,7 +16,7 @@ from cpfast.cli.report import show_run
 from cpfast.cli.start import Interrupted, header, prepare, together
 from cpfast.pruning import policies
 from cpfast.recipes import RecipeFile, recipes
-from cpfast.train import data, models, ranks, report, run
+from cpfast.train import data, extension, models, ranks, report, run
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import ENVIRONMENT, Config, differences
 from cpfast.train.errors import UserError
@@ -132,7 +132,11 @@ def add(commands: Any) -> None:
         "counts. Each run writes one, config.toml",
     )
     parser.add_argument("--out", help="run folder; default: a new one in runs/")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out; with --epochs, for so many in all",
+    )
 
 
 def _run(parser: Parser, options: dict[str, Any], arguments: list[str]) -> None:
@@ -159,6 +163,9 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
         if folder is None:
             raise UserError("--resume needs --out RUN, the folder of the run")
         config = _resumed_config(folder, options)
+        epochs = config.epochs
+        if options["epochs"] is not None:
+            config = extension.extended(config, options["epochs"], folder.epochs())
     else:
         if folder is not None:
             folder.check_free()
@@ -179,6 +186,9 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
         if not resume:
             folder.create(config)
             settings_file.write(config, folder.path, dataset.reads)
+        elif config.epochs > epochs:
+            print(extension.extend(folder, config))
+            settings_file.write(folder.config(), folder.path, dataset.reads)
         print(header(config, dataset, models.count_parameters(training.model)))
         if training.loaded is not None and not resume:
             print(f"begins with {training.loaded}")
@@ -217,7 +227,8 @@ def _of_file(path: str | None) -> dict[str, Any]:
 
 def _resumed_config(folder: RunFolder, options: dict[str, Any]) -> Config:
     stored = folder.config()
-    other = differences({k: v for k, v in options.items() if k != "preset"}, stored)
+    kept = {k: v for k, v in options.items() if k not in ("preset", "epochs")}
+    other = differences(kept, stored)
     if other:
         raise UserError(f"--resume {folder.path}: cannot change {'; '.join(other)}")
     changes = {k: v for k, v in options.items() if k in ENVIRONMENT and v is not None}

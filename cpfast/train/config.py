@@ -14,7 +14,7 @@ from cpfast.detection import criteria
 from cpfast.pruning import policies
 from cpfast.recipes import Recipe, RecipeFile, actions, recipes
 from cpfast.registry import Entry, options_of
-from cpfast.train import ranks
+from cpfast.train import extension, ranks
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.balance import CLASS_WEIGHTS
 from cpfast.train.data import KINDS, datasets, is_mirrored, is_place, kind_of, parse_size
@@ -172,6 +172,7 @@ class Config:
             check(self.model, datasets.make(self.data).reads, self.data)
         if self.image_size is not None:
             parse_size(self.image_size)
+        extension.check_form(self.extended_from)
         self._check_together()
 
     def _check_together(self) -> None:

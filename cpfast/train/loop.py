@@ -32,7 +32,17 @@ from cpfast.moment import Moment
 from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
 from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
 from cpfast.recipes.freeze import diffusion
-from cpfast.train import average, balance, batches, chance, models, optimizers, process, weights
+from cpfast.train import (
+    average,
+    balance,
+    batches,
+    chance,
+    extension,
+    models,
+    optimizers,
+    process,
+    weights,
+)
 from cpfast.train.batches import AUTOCAST, FULL, ImageBatches
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
@@ -244,7 +254,10 @@ class Training:
         """That of the next epoch."""
         rotations = tuple(self.rotations)
         total, schedule = self.config.epochs, self.schedule.schedule
-        lrs = tuple(schedule(epoch / total) for epoch in range(min(self.epoch + 1, total)))
+        lrs = tuple(
+            schedule(epoch / extension.total_at(self.config, epoch))
+            for epoch in range(min(self.epoch + 1, total))
+        )
         end = self.detector.end_epoch
         return Moment(self.epoch, total, end, rotations, tuple(self.diffusion), lrs)
 

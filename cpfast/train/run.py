@@ -15,7 +15,7 @@ import torch
 import cpfast
 from cpfast.forms import Open, Plain, Table, check, shown
 from cpfast.recipes import Action
-from cpfast.train import energy, loop, saved
+from cpfast.train import energy, extension, loop, saved
 from cpfast.train.config import ENVIRONMENT, SINCE, Config
 from cpfast.train.data import Data
 from cpfast.train.errors import UserError, first_line
@@ -178,6 +178,7 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
         check(state, Open({"config": Table(Plain), "data": str}), "checkpoint")
         if "ema" not in state["config"]:  # of before it was there
             state = {"average": {}, **state}
+        state = extension.adopted(state, t.config)
         other = _differences({**SINCE, **state["config"]}, t.config.to_dict())
         if other:
             raise _Unfit(f"of another run (it differs in {', '.join(other)})")

@@ -100,6 +100,10 @@ class RunFolder:
         self._refuse_used()
         self._write_config(config)
 
+    def replace_config(self, config: Config) -> None:
+        """Have the run of this folder go on by other settings; locked by the caller."""
+        self._write_config(config)
+
     def _refuse_used(self) -> None:
         if self.is_run():
             raise UserError(

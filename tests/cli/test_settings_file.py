@@ -168,3 +168,27 @@ def test_a_run_s_file_trains_the_same_run_to_the_bit(npz, tmp_path, capsys):
     (one / "config.toml").write_text("epoch = 3")
     assert cli.main(again) == 2
     assert "did you mean epochs?" in capsys.readouterr().err
+
+
+def test_a_run_is_extended_by_its_epochs(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    base = ["--threads", "1", "--no-energy", "--no-plot"]
+    first = ["train", "--data", npz, "--model", "cnn", "--batch-size", "8", "--epochs", "2", *base]
+    assert cli.main([*first, "--out", str(out)]) == 0
+    capsys.readouterr()
+    again = ["train", "--resume", "--out", str(out)]
+    assert cli.main([*again, "--epochs", "1"]) == 2
+    assert "--epochs 1: the run has 2, of which 2 are trained" in capsys.readouterr().err
+    assert cli.main([*again, "--epochs", "2"]) == 0
+    assert RunFolder(out).config().extended_from is None
+    capsys.readouterr()
+    assert cli.main([*again, "--epochs", "4"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("extended from 2 to 4 epochs after epoch 2: ")
+    assert "4 epochs (extended from 2 after epoch 2); fp32" in said
+    folder = RunFolder(out)
+    assert (folder.config().epochs, folder.config().extended_from) == (4, "2@2")
+    assert [line["epoch"] for line in folder.metrics()] == [1, 2, 3, 4]
+    assert "# This one was extended (2@2)" in (out / "config.toml").read_text()
+    assert cli.main(again) == 0
+    assert "(extended from 2 after epoch 2)" in capsys.readouterr().out
