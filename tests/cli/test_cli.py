@@ -92,8 +92,8 @@ def test_train_end_to_end(npz, tmp_path):
     assert [line for line in err.splitlines() if "font cache" not in line] == []
     folder = tmp_path / "work" / "runs" / "toy.npz-cnn-fast-1"
     assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
-        "config.json", "energy.json", "last.pt", "metrics.jsonl", "model.json", "model.safetensors",
-        "rotation.png", "summary.json",
+        "config.json", "config.toml", "energy.json", "last.pt", "metrics.jsonl", "model.json",
+        "model.safetensors", "rotation.png", "summary.json",
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert config["seed"] == 3 and config["epochs"] == 7 and config["data"] == npz
