@@ -142,7 +142,7 @@ def files_for_gpus() -> list[str]:
 
 
 def tests() -> list[Job]:
-    select = ("-m", "cuda and not huge")
+    select = ("--slow", "-m", "cuda and not huge")
     return [
         pytest_job(
             "-".join(pathlib.Path(file).with_suffix("").parts),

@@ -18,6 +18,7 @@ else:
 
 
 def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the slow tests too")
     parser.addoption("--calls", type=int, help="random calls of each op in tests/fuzz")
 
 
@@ -27,8 +28,10 @@ def pytest_configure():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     for item in items:
+        if item.get_closest_marker("slow") and not config.option.slow:
+            item.add_marker(pytest.mark.skip(reason="slow: --slow runs it"))
         for mark in item.iter_markers("needs"):
             if find_spec(*mark.args) is None:
                 item.add_marker(pytest.mark.skip(reason=f"{mark.args[0]} is not installed"))

@@ -3,6 +3,8 @@ import json
 import pytest
 from support.torchrun import launch
 
+pytestmark = pytest.mark.slow
+
 
 def run(script, folder):
     """What each of two ranks wrote."""

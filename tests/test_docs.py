@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PRINTED = {
     "accelerate.md": ["0.7 of the samples of 20 full epochs"],

@@ -9,6 +9,8 @@ import sysconfig
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 

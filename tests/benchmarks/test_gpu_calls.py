@@ -12,6 +12,8 @@ import time
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 

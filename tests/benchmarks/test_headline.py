@@ -14,6 +14,8 @@ import pytest
 
 from cpfast import cli
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "headline.sh"
 PIL = pytest.importorskip("PIL.Image")

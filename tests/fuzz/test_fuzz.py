@@ -16,7 +16,10 @@ from .calls import CALLS
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 CALLS_EACH = 800  # 45 s on one idle core, a third of them scored_cross_entropy's
 
-pytestmark = emulated_only[:2]  # compiled kernels, and memory that Linux guards
+pytestmark = [
+    *emulated_only[:2],
+    pytest.mark.slow,
+]  # compiled kernels, and memory that Linux guards
 
 
 FEW_CALLS = 100  # of the instruction sets that this machine does not prefer

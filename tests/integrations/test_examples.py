@@ -7,6 +7,8 @@ import pytest
 from support.accelerators import forget_accelerators
 from support.example_scripts import EXAMPLES, changed_lines, run_example, torchrun
 
+pytestmark = pytest.mark.slow
+
 TWINS = sorted(path.name for path in (EXAMPLES / "plain").glob("*.py"))
 FULL = 30 * 1437  # samples of as many epochs
 

@@ -1002,7 +1002,7 @@ def test_fabric_counts_epochs_by_itself_and_is_not_listened_to(stop, tmp_path, s
     assert same(net, whole.net)
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

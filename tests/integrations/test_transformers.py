@@ -808,7 +808,7 @@ def test_a_callback_is_for_one_training(tmp_path):
 # --- several processes --------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

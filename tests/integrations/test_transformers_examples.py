@@ -12,7 +12,7 @@ import sys
 import pytest
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
-pytestmark = [pytest.mark.needs("transformers"), pytest.mark.needs("accelerate")]
+pytestmark = [pytest.mark.needs("transformers"), pytest.mark.needs("accelerate"), pytest.mark.slow]
 
 
 @pytest.mark.parametrize("name", ["causal_lm", "classification"])

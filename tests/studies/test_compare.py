@@ -38,7 +38,7 @@ from cpfast.train.errors import Diverged, UserError
 from cpfast.train.plots import style
 from cpfast.train.runfolder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 AT = 3
 BATCH = 8
 

@@ -33,7 +33,7 @@ from cpfast.train.errors import Diverged, UserError
 from cpfast.train.loop import Training
 from cpfast.train.runfolder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 TOTAL = 8
 ALPHA, BOOST, REMOVED = 0.3, 2.0, 0.25  # of 24 samples, 6
 MIXED, LEFT_OUT = ("pause", "boost"), ("removal", "random")

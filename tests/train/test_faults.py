@@ -10,7 +10,7 @@ from support.toy_training import assert_same_checkpoint, make_config, start, toy
 from cpfast.train import files, run, runfolder
 from cpfast.train.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 CALLS = ("open", "fsync", "replace", "chmod", "mkstemp", "fdopen", "write")
 
 

@@ -239,11 +239,13 @@ def compiled_equals_eager(name, backend):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5, msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_forward_is_one_graph(name):
     compiled_equals_eager(name, "aot_eager")
 
 
+@pytest.mark.slow
 def test_compiled_by_inductor():
     compiled_equals_eager("cnn", "inductor")
 

@@ -13,6 +13,8 @@ from cpfast.cli import options
 from cpfast.studies import read_results
 from cpfast.train.runfolder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 SUPPORT = pathlib.Path(__file__).parent.parent / "support"
 # without normalisation by batches, of which each process sees a part
 VIT = ("--data", "digits", "--model", "vit-tiny", "--limit", "64", "--epochs", "3", "--batch-size",
