@@ -58,7 +58,8 @@ def add(commands: Any) -> None:
     augmenting.add_argument(
         "--augment",
         choices=tuple(AUGMENTATIONS),
-        help="of images: paper: turns and shifts; crop-flip: shifts alone; none: neither, and no "
+        help="of images: paper: turns and shifts; crop-flip: shifts alone; randaugment: shifts, "
+        "then two of 14 operations for each image, by torchvision; none: nothing, and no "
         "mirroring; default: paper",
     )
     parser.add_argument(

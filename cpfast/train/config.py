@@ -195,6 +195,10 @@ class Config:
             raise UserError(
                 f"--step {self.step}: not with --precision fp16, whose loss scale the host decides"
             )
+        if "graph" in self.step and not AUGMENTATIONS[self.augment].can_capture:
+            raise UserError(
+                f"--step {self.step}: not with --augment {self.augment}, whose draws the host reads"
+            )
         if "graph" in self.step and self.device == "cpu":
             raise UserError(
                 f"--step {self.step} needs a CUDA device; on the CPU use eager or compile"
@@ -294,7 +298,9 @@ class Config:
             given.setdefault("threads", _default_threads(given["model"]))
         else:
             given.setdefault("precision", "bf16")
+            kind = AUGMENTATIONS.get(given.get("augment", "none"))
             eager = given["precision"] == "fp16" or ranks.is_one_of_several()
+            eager |= kind is not None and not kind.can_capture
             given.setdefault("step", "eager" if eager else "graph")
         return cls(**given)
 
