@@ -95,9 +95,7 @@ class ScoredLMHead(nn.Linear):
                 self.weight,
                 target,
                 bias=self.bias,
-                logit_scale=self.logit_scale,
-                softcap=self.softcap,
-                **options,
+                **{"logit_scale": self.logit_scale, "softcap": self.softcap, **options},
             )
         if options:
             raise TypeError(f"{next(iter(options))}: goes with a target")

@@ -38,12 +38,16 @@ try:
     from transformers.loss.loss_utils import ForCausalLMLoss
     from transformers.optimization import GreedyLR
     from transformers.trainer_utils import has_length
+
+    from cpfast.integrations._lm_head import FusedHead, fuse_lm_head, is_fused, loss_by
 except ImportError as error:
     raise ImportError(
         f"cpfast.integrations.transformers: {error}; pip install 'cpfast[transformers]'"
     ) from error
 
-__all__ = ["INDEX", "CriticalPeriodCallback", "PrunedTrainer", "PrunedTrainerMixin"]
+__all__ = [
+    "INDEX", "CriticalPeriodCallback", "PrunedTrainer", "PrunedTrainerMixin", "fuse_lm_head"
+]  # fmt: skip
 
 logger = logging.getLogger("cpfast")
 
@@ -556,6 +560,44 @@ class PrunedTrainerMixin(Trainer):
             raise RuntimeError(
                 f"inputs: without {INDEX!r}: build the loader by super().get_train_dataloader()"
             )
+        if is_fused(self._base(model)):
+            loss, outputs = self._fused_loss(model, inputs, index, num_items_in_batch)
+        else:
+            loss, outputs = self._loss_of_logits(model, inputs, index, num_items_in_batch)
+        args: Any = self.args
+        if num_items_in_batch is not None and args.average_tokens_across_devices:
+            # of all processes, whose gradients are averaged
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _fused_loss(
+        self, model: nn.Module, inputs: dict[str, Any], index: Tensor, total: Tensor | int | None
+    ) -> tuple[Tensor, Any]:
+        labels = _labels(inputs)
+        if len(labels) != len(index):
+            raise _other_rows(labels, index)
+        args: Any = self.args
+
+        def loss(head: FusedHead, hidden: Tensor) -> Tensor:
+            return self.pruner.linear_loss(
+                hidden[:, :-1],
+                head.weight,
+                labels[:, 1:],
+                index,
+                bias=head.bias,
+                num_tokens=total,
+                label_smoothing=args.label_smoothing_factor,
+                **head.loss_options,
+            )
+
+        inputs = {key: value for key, value in inputs.items() if key != "labels"}
+        base: Any = self._base(model)
+        return loss_by(base, lambda: model(**inputs), loss)
+
+    def _loss_of_logits(
+        self, model: nn.Module, inputs: dict[str, Any], index: Tensor, total: Tensor | int | None
+    ) -> tuple[Tensor, Any]:
+        watch = self.critical_period
         checks = self._checked != watch.course.epoch
         outputs, labels = self._forward(model, inputs, keeps_labels=checks)
         has_loss = checks or self._needs_labels(model)
@@ -569,12 +611,9 @@ class PrunedTrainerMixin(Trainer):
             labels,
             index,
             label_smoothing=args.label_smoothing_factor,
-            num_tokens=num_items_in_batch,
+            num_tokens=total,
         )
-        if num_items_in_batch is not None and args.average_tokens_across_devices:
-            # of all processes, whose gradients are averaged
-            loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        return loss, outputs
 
     _checked: int | None = None  # the epoch in which the loss was compared with the model's own
 
@@ -582,10 +621,7 @@ class PrunedTrainerMixin(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], *, keeps_labels: bool
     ) -> tuple[Any, Tensor]:
         """The model's outputs, without a loss of its own where it can do without labels."""
-        labels = inputs.get("labels")
-        if not isinstance(labels, Tensor) or labels.is_floating_point():
-            got = "none" if labels is None else f"{getattr(labels, 'dtype', type(labels))}"
-            raise ValueError(f"labels: expected classes or tokens, got {got}; {_WEIGHTED}")
+        labels = _labels(inputs)
         if not keeps_labels and not self._needs_labels(model):
             inputs = {key: value for key, value in inputs.items() if key != "labels"}
         return model(**inputs), labels
@@ -608,10 +644,7 @@ class PrunedTrainerMixin(Trainer):
                 f"expected [B] and [B, C] or [B, T] and [B, T, C]; {_WEIGHTED}"
             )
         if len(labels) != len(index):
-            raise ValueError(
-                f"data_collator: makes {len(labels)} rows of {len(index)} samples, so that their "
-                "losses cannot be told apart"
-            )
+            raise _other_rows(labels, index)
         base = self._base(model)
         shifts = getattr(base, "loss_function", None) is ForCausalLMLoss
         if logits.dim() == 3 and shifts and not self._needs_labels(model):
@@ -811,3 +844,18 @@ def _compare(outputs: Any, logits: Tensor, labels: Tensor) -> None:
             f"logits and labels is {float(mean):.6g}: it adds something, or computes another; "
             f"{_WEIGHTED}"
         )
+
+
+def _labels(inputs: dict[str, Any]) -> Tensor:
+    labels = inputs.get("labels")
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        got = "none" if labels is None else f"{getattr(labels, 'dtype', type(labels))}"
+        raise ValueError(f"labels: expected classes or tokens, got {got}; {_WEIGHTED}")
+    return labels
+
+
+def _other_rows(labels: Tensor, index: Tensor) -> ValueError:
+    return ValueError(
+        f"data_collator: makes {len(labels)} rows of {len(index)} samples, so that their losses "
+        "cannot be told apart"
+    )
