@@ -628,7 +628,7 @@ def test_differences_are_paired_and_to_the_best_control():
     text = studies.document(results).text()
     row = next(line for line in text.splitlines() if line.startswith("k1 "))
     assert "+2.00 ± 2.48" in row and "50.0 ± 24.8" in row
-    assert "  to k1  " in text and "k1 is the control of the highest mean" in text
+    assert "  to k1  " in text and "The best of them is k1" in text
 
 
 @pytest.mark.needs("scipy")
@@ -736,11 +736,11 @@ def test_the_detector_is_held_against_the_best_control(detector, result):
     runs = [entry(a, seed, v) for a, values in accuracies.items() for seed, v in enumerate(values)]
     summaries, control = verdict.summarise(made_up(tuple(accuracies), runs))
     assert verdict.against_control(summaries, control) == (
-        f"detector against k1, the best control: {result}. Without k1_matched, shortened, the "
-        "comparison is not complete."
+        f"detector against k1, the best control: {result}. Without the controls k1_matched, "
+        "shortened the comparison is not complete."
     )
     del summaries["k1"]
-    assert "no control that ended in the same seeds as full. Without k1, k1_matched, sh" in str(
+    assert "no control ended in the same seeds as full. Without the controls k1, k1_matched" in str(
         verdict.against_control(summaries, None)
     )
     del summaries["detector"]
@@ -899,16 +899,27 @@ def test_single_runs_are_shown_where_they_are_few(tmp_path, monkeypatch, seeds, 
 
 
 @pytest.mark.needs("scipy")
-def test_the_best_control_is_that_of_the_arms_without_a_budget():
+def test_the_controls_are_named_and_so_is_what_is_better_without_being_one():
     accuracies = {"full": 0.9, "detector": 0.8, "k1": 0.7, "k1@50": 0.8}
     runs = [entry(arm, s, value) for s in range(3) for arm, value in accuracies.items()]
     text = told(made_up(("full", "detector", "k1", "k1@50"), runs, budgets=[50]))
     assert (
-        "k1 is the control of the highest mean accuracy among those run without a budget of "
-        "their own (k1); they detect" in text
+        "The controls are k1, k1_matched, shortened, fixed, rs2, which detect nothing and score no "
+        "sample (run here: k1). The best of them is k1, by its mean accuracy; chosen after the "
+        "fact, it is a little too good. Arms that are none of the controls have a higher mean than "
+        "it: k1@50 (+10.00 ± 0.00 points)." in text
     )
     without = told(made_up(("full", "detector", "k1"), [r for r in runs if "@" not in r["arm"]]))
-    assert "highest mean accuracy among those run; they detect" in without
+    assert "(run here: k1). The best" in without and "none of the controls" not in without
+    # of many the best, and how many there are; those of other seeds are not among them
+    more = {f"k1+{name}": 0.71 + n / 100 for n, name in enumerate(("aum", "el2n", "ies", "ucb"))}
+    runs += [entry(arm, s, value) for s in range(3) for arm, value in more.items()]
+    runs.append(entry("infobatch", 0, 0.99))
+    names = ("full", "detector", "k1", "k1@50", *more, "infobatch")
+    assert (
+        "than it: k1@50 (+10.00 ± 0.00 points), k1+ucb (+4.00 ± 0.00 points), k1+ies (+3.00 ± 0.00 "
+        "points) and 2 more." in told(made_up(names, runs, budgets=[50]))
+    )
 
 
 @pytest.mark.needs("scipy")
