@@ -394,8 +394,9 @@ def test_another_comparison_is_refused_and_left_alone(finished):
     out, results = finished
     for made, message in (
         (make_plan(["all"], (0, 1), (50, 100), epochs=7), r"--epochs 7 .the run has 6"),
-        (make_plan(["all"], (0,), (50, 100)), r"seeds \[0\] .it has \[0, 1\]"),
-        (make_plan(["k1"], (0, 1), (50, 100)), r"arms \['full', 'k1', "),
+        (make_plan(["all"], (0,), (50, 100)), r"seeds 0 .it has 0, 1"),
+        (make_plan(["k1"], (0, 1), (50, 100)), r"--arms without detector, k1_matched, .* .it has"),
+        (make_plan(["all"], (0, 1), (50,)), r"--arms without k1@100 .*; --budgets without 100"),
         (Falsification(make_config(criterion="slope45", at=None), (0, 1)), "kind falsify"),
     ):
         with pytest.raises(UserError, match=f"another comparison: .*{message}"):
@@ -452,7 +453,7 @@ def test_seeds_may_be_added(tmp_path):
         (0, "full"), (0, "k1"), (1, "k1"), (1, "full")
     ]  # fmt: skip
     assert studies.read_results(tmp_path) == results and results["seeds"] == [0, 1]
-    with pytest.raises(UserError, match=r"seeds \[1, 2\] .it has \[0, 1\]"):
+    with pytest.raises(UserError, match=r"seeds 1, 2 .it has 0, 1"):
         studies.run(make_plan(["k1"], (1, 2), epochs=2), toy_data(), tmp_path)
 
 
@@ -473,14 +474,25 @@ def test_the_machine_is_stored_and_a_change_is_told(finished, tmp_path):
     assert f"with torch {torch.__version__} (was 1.0): compare samples, not times" in text
 
 
-def test_a_fork_that_is_missing_is_not_made_of_another_epoch(finished, tmp_path):
-    full = entry_of(finished[1], "full")
-    made = make_plan(["detector", "fixed"])
-    RunFolder(finished[0] / "seed0/full").fork(RunFolder(tmp_path / "seed0/full"), make_config())
-    results = store.open_results(made, TRAIN, tmp_path)
-    (tmp_path / "results.json").write_text(json.dumps({**results, "runs": [full]}))
-    with pytest.raises(UserError, match=r"seed0/detector: missing, though full was forked into it"):
-        studies.run(made, toy_data(), tmp_path)
+def test_arms_may_be_added(finished, tmp_path):
+    whole, results = finished
+    first = studies.run(make_plan(["k1"], (0,)), toy_data(), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("last.pt")}
+    added = ["k1", "detector", "fixed", "detector+rs2", "k1_matched"]
+    more = studies.run(make_plan(added, (0, 1), (50,)), toy_data(), tmp_path)
+    assert more["runs"][:2] == first["runs"]
+    assert len(more["runs"]) == 2 * len(more["arms"]) and more["budgets"] == [50]
+    # nothing of what there was is trained again, and what is added is as if asked for at once
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    asked_at_once = [entry_of(results, arm) for arm in more["arms"]]
+    added_later = [entry_of(more, arm) for arm in more["arms"]]
+    assert essence({"runs": added_later}) == essence({"runs": asked_at_once})
+    for arm in more["arms"]:
+        assert_same_run(whole / "seed0" / arm, tmp_path / "seed0" / arm)
+    assert not list(tmp_path.rglob("full-once-more"))
+    assert "2 seeds" in told(more)
+    with pytest.raises(UserError, match=r"another comparison: --arms without detector, k1_match"):
+        studies.run(make_plan(["k1"], (0, 1), (50,)), toy_data(), tmp_path)
 
 
 def test_a_single_run_is_no_folder_for_a_comparison(finished):
