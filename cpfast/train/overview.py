@@ -69,7 +69,8 @@ def table(runs: Sequence[Run]) -> str:
     )  # fmt: skip
     cells = [
         (
-            r["run"], report.data_name(run.summary["config"]), r["model"], r["method"], str(r["seed"]), _epochs(r),
+            r["run"], report.data_name(run.summary["config"]), r["model"], r["method"],
+            str(r["seed"]), _epochs(r),
             _shown(r["test_accuracy"], lambda value: f"{100 * value:.2f}"),
             *([_shown(r["perplexity"], lambda value: f"{value:.2f}")] if is_text else []),
             f"{r['samples']:,}", f"{r['seconds']:.1f}",

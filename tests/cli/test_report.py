@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -46,8 +47,8 @@ def test_several_runs_are_one_table(runs, capsys):
     ]  # fmt: skip
     assert len(lines) == 4  # nothing differs but the seed
     for run, seed, line in zip(runs, "01", lines[2:], strict=False):
-        with open(f"{run}/metrics.jsonl", encoding="utf-8") as file:
-            metrics = [json.loads(text) for text in file]
+        stored = Path(run, "metrics.jsonl").read_text().splitlines()
+        metrics = [json.loads(line) for line in stored]
         cells = line.split()
         assert cells[:7] == [run, "digits", "(64", "images)", "cnn", "fast", seed]
         assert cells[7:9] == ["2", f"{100 * metrics[-1]['test_accuracy']:.2f}"]
@@ -78,8 +79,8 @@ def test_the_same_as_csv_and_as_json(runs, capsys):
 def test_data_that_changed_in_between_are_told(runs, tmp_path, capsys):
     (tmp_path / "b").mkdir()
     for name in ("config.json", "metrics.jsonl"):
-        (tmp_path / "b" / name).write_bytes(open(f"{runs[1]}/{name}", "rb").read())
-    described = json.loads(open(f"{runs[1]}/model.json", encoding="utf-8").read())
+        (tmp_path / "b" / name).write_bytes(Path(runs[1], name).read_bytes())
+    described = json.loads(Path(runs[1], "model.json").read_text())
     described["data"]["fingerprint"] = "0"
     (tmp_path / "b/model.json").write_text(json.dumps(described))
     capsys.readouterr()
