@@ -36,7 +36,12 @@ def add_study(parser: argparse.ArgumentParser, entry: Entry[Study]) -> None:
     parser.add_argument("--seeds", type=int, help="how many, from --seed on; default: 3")
     study.add_options(parser)
     add_run_options(parser)
-    parser.add_argument("--out", help="folder; the same one continues; default: in runs/")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where runs, table and pictures go; one that is there already is continued, and "
+        "extended by more --seeds or what else is added; default: in runs/, by the settings",
+    )
 
 
 def _run(kind: type[Study], options: dict[str, Any], arguments: list[str]) -> None:

@@ -126,7 +126,8 @@ def check_folder(out: Path) -> None:
 
 
 def open_results(study: Study, train_size: int, out: Path) -> dict[str, Any]:
-    """The results in `out`, or new ones. More seeds may be added to those there are.
+    """The results in `out`, or new ones. More seeds may be added to those there are, and more of
+    what the study `EXTENDS`.
 
     Raises:
         UserError: `out` holds another comparison, or something else, or runs whose times, CO2e or
@@ -150,14 +151,15 @@ def open_results(study: Study, train_size: int, out: Path) -> dict[str, Any]:
     results = read_results(out)
     stored = Config.from_dict(results["config"], out / RESULTS)
     other = changes(study.config.to_dict(), stored)
-    for key, value in head.items():
-        continued = key == "seeds" and value[: len(results["seeds"])] == results["seeds"]
-        if key != "config" and results.get(key) != value and not continued:
-            other.append(f"{key} {value} (it has {results.get(key)})")
-            if key == "kind":
-                break
+    if results["kind"] == study.KIND:
+        other += _contradictions(study, head, results)
+    else:
+        other.append(f"kind {study.KIND} (it has {results['kind']})")
     if other:
-        raise UserError(f"--out {out}: holds another comparison: {'; '.join(other)}")
+        raise UserError(
+            f"--out {out}: holds another comparison: {'; '.join(other)}; ask "
+            "for all that it has, or choose another folder"
+        )
     begun = bool(results["runs"]) or any(out.glob(f"seed*/**/{CONFIG}"))
     if begun:
         _check_comparable(study.config, stored, out)
@@ -171,6 +173,28 @@ def open_results(study: Study, train_size: int, out: Path) -> dict[str, Any]:
     if opened != results:
         write_json(out / RESULTS, opened)
     return opened
+
+
+def _contradictions(study: Study, head: Mapping[str, Any], stored: Results) -> list[str]:
+    """What is asked for that the stored results cannot be extended to."""
+    found = []
+    for key, value in head.items():
+        before = stored[key]
+        if key in ("kind", "config") or value == before:
+            continue
+        if key == "seeds":
+            if value[: len(before)] != before:
+                found.append(f"seeds {_listed(value)} (it has {_listed(before)})")
+        elif key in study.EXTENDS:
+            if missing := [item for item in before if item not in value]:
+                found.append(f"{study.EXTENDS[key]} without {_listed(missing)} (it has them)")
+        else:
+            found.append(f"{key} {value} (it has {before})")
+    return found
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _check_comparable(config: Config, stored: Config, out: Path) -> None:

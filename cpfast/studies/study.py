@@ -36,6 +36,8 @@ class Study:
         KEY: what identifies an entry of "runs", with its types.
         OWN: what else an entry has beyond `cpfast.studies.store.ENTRY`.
         EVALUATED: every run that ended has an accuracy.
+        EXTENDS: lists among its fields to which more may be added later, beside seeds, and the
+            option of each.
     """
 
     config: Config
@@ -46,6 +48,7 @@ class Study:
     KEY: ClassVar[dict[str, tuple[type, ...]]]
     OWN: ClassVar[dict[str, tuple[type, ...]]] = {}
     EVALUATED: ClassVar[bool] = True
+    EXTENDS: ClassVar[dict[str, str]] = {}
 
     # --- what is asked ----------------------------------------------------------------------
 

@@ -81,8 +81,8 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
     seconds = summary["seconds"]
     done, total = summary["epochs"], config.epochs
     rows = [("test accuracy", _accuracy_text(summary))]
-    if models.kind_of(config.model) == "text" and summary["test_loss"] is not None:
-        rows.append(("perplexity", f"{math.exp(min(summary['test_loss'], 700)):.2f} a character"))
+    if (of_text := perplexity(summary)) is not None:
+        rows.append(("perplexity", f"{of_text:.2f} a character"))
     rows.append(("critical period", _period_text(summary)))
     measured = summary["measured_samples"]
     used, full = summary["backward_samples"] + measured, summary["full_samples"]
@@ -131,6 +131,13 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
             "`cpfast compare` measures it against k = 1."
         )
     return "\n".join(lines)
+
+
+def perplexity(summary: dict[str, Any]) -> float | None:
+    """Of a character of the test text; None of other data."""
+    if models.kind_of(summary["config"].model) != "text" or summary["test_loss"] is None:
+        return None
+    return math.exp(min(summary["test_loss"], 700))
 
 
 def _scored_text(scored: int, summary: dict[str, Any]) -> str:

@@ -154,6 +154,15 @@ def describe(path: Path) -> dict[str, Any]:
     return description
 
 
+def fingerprint(path: Path) -> str | None:
+    """Of the data that the model was trained on; None where no description says it."""
+    try:
+        data = describe(path).get("data")
+    except UserError:
+        return None
+    return None if data is None else str(data["fingerprint"])
+
+
 def weights_of(description: dict[str, Any], path: Path, which: str) -> dict[str, Any]:
     """The entry of the weights that `which` names: the best are the last ones where no other
     evaluation was better.

@@ -394,8 +394,9 @@ def test_another_comparison_is_refused_and_left_alone(finished):
     out, results = finished
     for made, message in (
         (make_plan(["all"], (0, 1), (50, 100), epochs=7), r"--epochs 7 .the run has 6"),
-        (make_plan(["all"], (0,), (50, 100)), r"seeds \[0\] .it has \[0, 1\]"),
-        (make_plan(["k1"], (0, 1), (50, 100)), r"arms \['full', 'k1', "),
+        (make_plan(["all"], (0,), (50, 100)), r"seeds 0 .it has 0, 1"),
+        (make_plan(["k1"], (0, 1), (50, 100)), r"--arms without detector, k1_matched, .* .it has"),
+        (make_plan(["all"], (0, 1), (50,)), r"--arms without k1@100 .*; --budgets without 100"),
         (Falsification(make_config(criterion="slope45", at=None), (0, 1)), "kind falsify"),
     ):
         with pytest.raises(UserError, match=f"another comparison: .*{message}"):
@@ -452,7 +453,7 @@ def test_seeds_may_be_added(tmp_path):
         (0, "full"), (0, "k1"), (1, "k1"), (1, "full")
     ]  # fmt: skip
     assert studies.read_results(tmp_path) == results and results["seeds"] == [0, 1]
-    with pytest.raises(UserError, match=r"seeds \[1, 2\] .it has \[0, 1\]"):
+    with pytest.raises(UserError, match=r"seeds 1, 2 .it has 0, 1"):
         studies.run(make_plan(["k1"], (1, 2), epochs=2), toy_data(), tmp_path)
 
 
@@ -473,14 +474,25 @@ def test_the_machine_is_stored_and_a_change_is_told(finished, tmp_path):
     assert f"with torch {torch.__version__} (was 1.0): compare samples, not times" in text
 
 
-def test_a_fork_that_is_missing_is_not_made_of_another_epoch(finished, tmp_path):
-    full = entry_of(finished[1], "full")
-    made = make_plan(["detector", "fixed"])
-    RunFolder(finished[0] / "seed0/full").fork(RunFolder(tmp_path / "seed0/full"), make_config())
-    results = store.open_results(made, TRAIN, tmp_path)
-    (tmp_path / "results.json").write_text(json.dumps({**results, "runs": [full]}))
-    with pytest.raises(UserError, match=r"seed0/detector: missing, though full was forked into it"):
-        studies.run(made, toy_data(), tmp_path)
+def test_arms_may_be_added(finished, tmp_path):
+    whole, results = finished
+    first = studies.run(make_plan(["k1"], (0,)), toy_data(), tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("last.pt")}
+    added = ["k1", "detector", "fixed", "detector+rs2", "k1_matched"]
+    more = studies.run(make_plan(added, (0, 1), (50,)), toy_data(), tmp_path)
+    assert more["runs"][:2] == first["runs"]
+    assert len(more["runs"]) == 2 * len(more["arms"]) and more["budgets"] == [50]
+    # nothing of what there was is trained again, and what is added is as if asked for at once
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    asked_at_once = [entry_of(results, arm) for arm in more["arms"]]
+    added_later = [entry_of(more, arm) for arm in more["arms"]]
+    assert essence({"runs": added_later}) == essence({"runs": asked_at_once})
+    for arm in more["arms"]:
+        assert_same_run(whole / "seed0" / arm, tmp_path / "seed0" / arm)
+    assert not list(tmp_path.rglob("full-once-more"))
+    assert "2 seeds" in told(more)
+    with pytest.raises(UserError, match=r"another comparison: --arms without detector, k1_match"):
+        studies.run(make_plan(["k1"], (0, 1), (50,)), toy_data(), tmp_path)
 
 
 def test_a_single_run_is_no_folder_for_a_comparison(finished):
@@ -628,7 +640,7 @@ def test_differences_are_paired_and_to_the_best_control():
     text = studies.document(results).text()
     row = next(line for line in text.splitlines() if line.startswith("k1 "))
     assert "+2.00 ± 2.48" in row and "50.0 ± 24.8" in row
-    assert "  to k1  " in text and "k1 is the control of the highest mean" in text
+    assert "  to k1  " in text and "The best of them is k1" in text
 
 
 @pytest.mark.needs("scipy")
@@ -736,11 +748,11 @@ def test_the_detector_is_held_against_the_best_control(detector, result):
     runs = [entry(a, seed, v) for a, values in accuracies.items() for seed, v in enumerate(values)]
     summaries, control = verdict.summarise(made_up(tuple(accuracies), runs))
     assert verdict.against_control(summaries, control) == (
-        f"detector against k1, the best control: {result}. Without k1_matched, shortened, the "
-        "comparison is not complete."
+        f"detector against k1, the best control: {result}. Without the controls k1_matched, "
+        "shortened the comparison is not complete."
     )
     del summaries["k1"]
-    assert "no control that ended in the same seeds as full. Without k1, k1_matched, sh" in str(
+    assert "no control ended in the same seeds as full. Without the controls k1, k1_matched" in str(
         verdict.against_control(summaries, None)
     )
     del summaries["detector"]
@@ -899,16 +911,27 @@ def test_single_runs_are_shown_where_they_are_few(tmp_path, monkeypatch, seeds, 
 
 
 @pytest.mark.needs("scipy")
-def test_the_best_control_is_that_of_the_arms_without_a_budget():
+def test_the_controls_are_named_and_so_is_what_is_better_without_being_one():
     accuracies = {"full": 0.9, "detector": 0.8, "k1": 0.7, "k1@50": 0.8}
     runs = [entry(arm, s, value) for s in range(3) for arm, value in accuracies.items()]
     text = told(made_up(("full", "detector", "k1", "k1@50"), runs, budgets=[50]))
     assert (
-        "k1 is the control of the highest mean accuracy among those run without a budget of "
-        "their own (k1); they detect" in text
+        "The controls are k1, k1_matched, shortened, fixed, rs2, which detect nothing and score no "
+        "sample (run here: k1). The best of them is k1, by its mean accuracy; chosen after the "
+        "fact, it is a little too good. Arms that are none of the controls have a higher mean than "
+        "it: k1@50 (+10.00 ± 0.00 points)." in text
     )
     without = told(made_up(("full", "detector", "k1"), [r for r in runs if "@" not in r["arm"]]))
-    assert "highest mean accuracy among those run; they detect" in without
+    assert "(run here: k1). The best" in without and "none of the controls" not in without
+    # of many the best, and how many there are; those of other seeds are not among them
+    more = {f"k1+{name}": 0.71 + n / 100 for n, name in enumerate(("aum", "el2n", "ies", "ucb"))}
+    runs += [entry(arm, s, value) for s in range(3) for arm, value in more.items()]
+    runs.append(entry("infobatch", 0, 0.99))
+    names = ("full", "detector", "k1", "k1@50", *more, "infobatch")
+    assert (
+        "than it: k1@50 (+10.00 ± 0.00 points), k1+ucb (+4.00 ± 0.00 points), k1+ies (+3.00 ± 0.00 "
+        "points) and 2 more." in told(made_up(names, runs, budgets=[50]))
+    )
 
 
 @pytest.mark.needs("scipy")

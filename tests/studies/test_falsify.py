@@ -64,6 +64,17 @@ def cells(results):
     return firing.cells(store.study_of(results), results)
 
 
+def test_factors_may_be_added(finished, tmp_path):
+    studies.run(make_plan(batch_factors=(2.0,)), toy_data(), tmp_path)
+    more = studies.run(make_plan((0, 1)), toy_data(), tmp_path)
+    key = store.study_of(more).KEY
+    by_key = {tuple(e[k] for k in key): e for e in more["runs"]}
+    asked_at_once = [by_key[tuple(e[k] for k in key)] for e in finished[1]["runs"]]
+    assert essence({"runs": asked_at_once}) == essence(finished[1])
+    with pytest.raises(UserError, match=r"--batch-factors without 2.0 .it has them"):
+        studies.run(make_plan((0, 1), batch_factors=(1.0,)), toy_data(), tmp_path)
+
+
 # --- the null
 
 

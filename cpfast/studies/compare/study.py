@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,9 @@ from cpfast.train.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+BEGINNING = "full-once-more"  # a folder that goes again
 
 
 @studies.register("compare", source="this project")
@@ -47,6 +51,7 @@ class Comparison(Study):
     KIND: ClassVar = "arms"
     HEAD: ClassVar = {"arms": list, "at": int, "budgets": list}
     KEY: ClassVar = {"arm": (str,), "seed": (int,)}
+    EXTENDS: ClassVar = {"arms": "--arms", "budgets": "--budgets"}
 
     def __post_init__(self) -> None:
         odd = set(self.arms) - self.known().keys()
@@ -138,11 +143,12 @@ class Comparison(Study):
 
         if arm.fork is not None and not folder.is_run():
             assert needed is not None
-            epochs = range(1, needed["epochs"] + 1)
-            was_due = any(arm.fork(epoch, needed["period_end"]) for epoch in epochs)
-            check_branched(folder, was_due=was_due)
-            # The moment to fork never came, so this arm is the full one.
-            RunFolder(parent / "full").fork(folder, settings(arm))
+            if _was_due(arm, needed):
+                self._begin_again(known, config, needed, runner)
+                check_branched(folder, was_due=True)
+            else:
+                # The moment to fork never came, so this arm is the full one.
+                RunFolder(parent / "full").fork(folder, settings(arm))
         branches = [
             Branch(RunFolder(parent / other), settings(known[other]), partial(_is_due, fork))
             for other in self.arms
@@ -151,6 +157,27 @@ class Comparison(Study):
         label = f"seed {config.seed}, {name}"
         diverged = runner.train(settings(arm), folder, label, branches=branches)
         return entry_of(folder, config.seed, diverged, arm.watches)
+
+    def _begin_again(
+        self, known: dict[str, Arm], config: Config, full: Entry, runner: Runner
+    ) -> None:
+        """Full once more, as far as arms begin with it that were not asked for when it was run."""
+        parent = runner.out / f"seed{config.seed}"
+        branches = [
+            Branch(
+                RunFolder(parent / arm.name),
+                arm.settings(config, runner.data.train_size, 0),
+                partial(_is_due, arm.fork),
+            )
+            for arm in map(known.__getitem__, self.arms)
+            if arm.fork is not None and _was_due(arm, full)
+        ]
+        folder = RunFolder(parent / BEGINNING)
+        runner.train(
+            config, folder, f"seed {config.seed}, full once more", branches=branches,
+            until=lambda _: all(branch.folder.is_run() for branch in branches),
+        )  # fmt: skip
+        shutil.rmtree(folder.path)
 
     def label(self, entry: Entry) -> str:
         return f"{entry['arm']:<{max(18, *map(len, self.arms))}}"
@@ -166,6 +193,12 @@ class Comparison(Study):
         if any(s.to_equal is not None for s in summarise(results)[0].values()):
             drawn["equal-time.png"] = partial(picture.draw_equal_time, self, results)
         return drawn
+
+
+def _was_due(arm: Arm, full: Entry) -> bool:
+    """Of an arm that is forked from full, whether that came to where it is."""
+    assert arm.fork is not None
+    return any(arm.fork(epoch, full["period_end"]) for epoch in range(1, full["epochs"] + 1))
 
 
 def _is_due(fork: Callable[[int, int | None], bool], training: Training) -> bool:

@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cpfast.studies.compare import equal_time
-from cpfast.studies.compare.arms import CONTROLS
-from cpfast.studies.compare.verdict import Summary, against_control, summarise, verdict
+from cpfast.studies.compare.verdict import (
+    Summary,
+    against_control,
+    controls_note,
+    summarise,
+    verdict,
+)
 from cpfast.studies.document import (
     Document,
     Table,
@@ -43,7 +48,7 @@ def document(study: Comparison, results: Results) -> Document:
 
 
 def _main_table(summaries: Mapping[str, Summary], control: str | None) -> Table:
-    """Against the best control, or the better one of the same time, where that was run."""
+    """Against the best control, or ordinary training of the same time, where that was run."""
     present = list(summaries.values())
     both = all(s.mean("forward_samples") == s.mean("backward_samples") for s in present)
     counts = ("forward_samples",) if both else ("forward_samples", "backward_samples")
@@ -96,7 +101,6 @@ def _cost_table(results: Results, summaries: Mapping[str, Summary], keys: list[s
 def _notes(
     study: Comparison, results: Results, summaries: Mapping[str, Summary], control: str | None
 ) -> list[str]:
-    known = study.known()
     notes = [seeds_note(results, {s.arm: len(s.entries) for s in summaries.values()})]
     notes.append("Differences in accuracy are in points.")
     if any(s.diverged and s.entries for s in summaries.values()):
@@ -111,14 +115,7 @@ def _notes(
     if "fixed" in summaries:
         notes.append(f"fixed switches after epoch {study.at}.")
     if control is not None:
-        among = "those run"
-        if any(known[arm].budget is not None for arm in summaries):
-            without = ", ".join(arm for arm in CONTROLS if arm in summaries)
-            among += f" without a budget of their own ({without})"
-        notes.append(
-            f"{control} is the control of the highest mean accuracy among {among}; they detect "
-            "nothing. It is chosen after the fact, so a little too good."
-        )
+        notes.append(controls_note(summaries, control))
     if any(s.to_equal is not None for s in summaries.values()):
         curve = ", ".join(arm for arm in summaries if equal_time.is_control(arm))
         notes.append(

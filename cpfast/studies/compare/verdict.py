@@ -18,6 +18,7 @@ from cpfast.train import chance
 TARGET_SAVED = 60.0  # % of full's time
 TARGET_LOSS = 0.1  # points below full's mean
 LEAST_SEEDS = 3  # for a verdict: with two the interval is 13 standard errors wide
+NAMED = 3  # of the arms that are better than the best control; one may be of many
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,11 @@ def against_control(summaries: Mapping[str, Summary], control: str | None) -> st
     if detector is None or detector.accuracy is None:
         return None
     missing = [c for c in FAIR if c not in summaries or not summaries[c].entries]
-    lacks = f" Without {', '.join(missing)}, the comparison is not complete." if missing else ""
+    lacks = ""
+    if missing:
+        lacks = f" Without the controls {', '.join(missing)} the comparison is not complete."
     if control is None:
-        return f"detector has no control that ended in the same seeds as full.{lacks}"
+        return f"detector: no control ended in the same seeds as full.{lacks}"
     difference = detector.to_control
     if difference is None:
         return f"detector and {control}, the best control, have no seed in common.{lacks}"
@@ -210,6 +213,40 @@ def against_control(summaries: Mapping[str, Summary], control: str | None) -> st
         f"detector against {control}, the best control: "
         f"{difference.text(sign=True, unit=' points')}, paired by seed: {result}.{lacks}"
     )
+
+
+def controls_note(summaries: Mapping[str, Summary], control: str) -> str:
+    """Which arms "control" is said of, which is the best, and what is better without being one."""
+    run = [arm for arm in CONTROLS if arm in summaries]
+    here = "all run here" if len(run) == len(CONTROLS) else f"run here: {', '.join(run)}"
+    note = (
+        f"The controls are {', '.join(CONTROLS)}, which detect nothing and score no sample "
+        f"({here}). The best of them is {control}, by its mean accuracy; chosen after the fact, it "
+        "is a little too good."
+    )
+    better = _better(summaries, summaries[control])
+    if not better:
+        return note
+    named = ", ".join(
+        f"{s.arm} ({s.to_control.text(sign=True)} points)" for s in better[:NAMED] if s.to_control
+    )
+    more = f" and {len(better) - NAMED} more" if len(better) > NAMED else ""
+    return f"{note} Arms that are none of the controls have a higher mean than it: {named}{more}."
+
+
+def _better(summaries: Mapping[str, Summary], control: Summary) -> list[Summary]:
+    """The arms of full's seeds above a control, the best first; but full, which all are held
+    against, and detector, of which it is said anyway."""
+    rivals = [
+        (s.accuracy.mean, s)
+        for s in summaries.values()
+        if s.arm not in (*CONTROLS, "full", "detector")
+        and s.accuracy is not None
+        and s.entries.keys() == summaries["full"].entries.keys()
+    ]
+    assert control.accuracy is not None
+    above = [rival for rival in rivals if rival[0] > control.accuracy.mean]
+    return [s for _, s in sorted(above, key=lambda rival: -rival[0])]
 
 
 def _seeds(summary: Summary) -> str:

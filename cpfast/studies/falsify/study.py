@@ -62,6 +62,9 @@ class Falsification(Study):
 
     KIND: ClassVar = "falsify"
     HEAD: ClassVar = {"batch_factors": list, "decay_factors": list, "epoch_factors": list}
+    EXTENDS: ClassVar = {
+        f"{name}_factors": f"--{name}-factors" for name in ("batch", "decay", "epoch")
+    }
     KEY: ClassVar = {
         "labels": (str,), "batch_size": (int,), "weight_decay": (int, float),
         "total_epochs": (int,), "seed": (int,),

@@ -62,6 +62,7 @@ class Oracle(Study):
 
     KIND: ClassVar = "oracle"
     HEAD: ClassVar = {"setting_names": list, "switches": list}
+    EXTENDS: ClassVar = {"setting_names": "--oracle-settings"}
     KEY: ClassVar = {"setting": (str,), "switch": (int,), "seed": (int,)}
     OWN: ClassVar = {"picks": (dict, type(None))}
 

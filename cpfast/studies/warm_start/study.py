@@ -67,6 +67,7 @@ class WarmStart(Study):
 
     KIND: ClassVar = "warm-start"
     HEAD: ClassVar = {"shrinks": list, "noise": float, "share": float, "augment": bool}
+    EXTENDS: ClassVar = {"shrinks": "--shrinks"}
     KEY: ClassVar = {"arm": (str,), "seed": (int,)}
 
     def __post_init__(self) -> None:
