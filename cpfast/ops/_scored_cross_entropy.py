@@ -80,6 +80,36 @@ def scored_cross_entropy(
     Sources: EL2N, Paul et al. (arXiv 2107.07075); margin, Pleiss et al. (arXiv 2001.10528); the
     gradient in the forward pass, Liger-Kernel (arXiv 2410.10989).
     """
+    if isinstance(weight, Tensor) and isinstance(input, Tensor) and input.dim() in (2, 3):
+        weight = _weight_of_rows(weight, input)
+    return scored_rows(
+        input,
+        target,
+        weight=weight,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        gradient=gradient,
+        table=table,
+        index=index,
+        score=score,
+    )
+
+
+def scored_rows(
+    input: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "none",
+    gradient: str = "backward",
+    table: Tensor | None = None,
+    index: Tensor | None = None,
+    score: str = "loss",
+) -> ScoredLoss:
+    """:func:`scored_cross_entropy` with a weight that is as the target."""
     if reduction not in tuple(REDUCTIONS):
         _refuse("reduction", REDUCTIONS, reduction)
     if score not in tuple(SCORES):
@@ -117,8 +147,6 @@ def scored_cross_entropy(
             f"cpfast::scored_cross_entropy: input: expected classes last, {list(target.shape)} "
             f"before them as in target, got {list(input.shape)}; give input.transpose(1, 2)"
         )
-    if weight is not None and input.dim() in (2, 3):
-        weight = _weight_of_rows(weight, input)
     if REFERENCE:
         return reference.scored_cross_entropy(
             input,
@@ -212,7 +240,7 @@ class _ScoredCrossEntropy(torch.autograd.Function):
             grad = torch.empty_like(input, memory_format=torch.contiguous_format)
         elif gradient == "inplace":
             grad = input
-        loss, scores, softmax_stats = OPS.scored_cross_entropy(
+        loss, scores, softmax_stats = OPS.scored_cross_entropy.default(
             input, target, weight, *options, grad, table, index, score
         )
         ctx.mark_non_differentiable(scores)

@@ -12,6 +12,7 @@ from torch import Tensor
 from cpfast import ops
 from cpfast.arguments import check_tensors, whole
 from cpfast.lm_head import ScoredLMHead
+from cpfast.ops._scored_cross_entropy import scored_rows
 from cpfast.results import ScoredLoss
 
 __all__ = ["Recorder", "world_size"]
@@ -59,7 +60,7 @@ class Recorder:
         """What the losses of samples ``index`` ([B] int64) are multiplied by: [B] float32."""
         check_tensors(index=index)
         self._restore_plan()
-        return self._weights[index.to(self.device, non_blocking=True)]
+        return self._weights.index_select(0, index.to(self.device, non_blocking=True))
 
     def loss(
         self,
@@ -116,11 +117,11 @@ class Recorder:
             index, weight = self._weighting(logits.device, index, weight)
         if weight is not None:
             check_tensors(weight=weight)
-        if weight is not None and weight.dim() == 1:
-            weight = weight[:, None]  # one a sample, whatever the number of classes
+            if weight.dim() < target.dim():
+                weight = weight[:, None].expand_as(target)
         ignored = ignore_index if logits.dim() == 3 else _NONE_IGNORED
         scored = self._recording(
-            lambda **table: ops.scored_cross_entropy(
+            lambda **table: scored_rows(
                 logits,
                 target,
                 weight=weight,
