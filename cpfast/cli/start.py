@@ -12,7 +12,7 @@ import torch
 
 import cpfast
 from cpfast.cli.options import counted
-from cpfast.train import balance, energy, process, ranks
+from cpfast.train import balance, energy, extension, process, ranks
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import Config
 from cpfast.train.data import Data, ImageData, datasets
@@ -76,8 +76,9 @@ def header(config: Config, data: Data, parameters: int) -> str:
     processes = f" in {size} processes" if size > 1 else ""
     return (
         f"{data.describe()}{_mirroring(config, data)}{_balance(config, data)}\n"
-        f"{config.model}, {parameters:,} parameters; {config.epochs} epochs; "
-        f"{config.precision} on {config.device}{threads}{processes}; ops: {cpfast.backend()}\n"
+        f"{config.model}, {parameters:,} parameters; {config.epochs} epochs"
+        f"{extension.describe(config)}; {config.precision} on {config.device}{threads}{processes}; "
+        f"ops: {cpfast.backend()}\n"
         f"{training(config, data.reads)}"
     )
 
@@ -89,15 +90,21 @@ def training(config: Config, reads: str) -> str:
     smoothing = config.label_smoothing
     parts = [
         f"{config.optimizer}{momentum}, lr {config.lr:.3g}, {config.schedule}{warmup}",
-        f"batch {config.batch_size}",
+        f"batch {config.batch_size}" + _steps(config),
         f"weight decay {config.weight_decay:g}",
         *([f"gradients clipped at {config.clip:g}"] if config.clip is not None else []),
         *([f"label smoothing {smoothing:g}"] if smoothing > 0 else []),
+        *([f"evaluated by the moving average of decay {config.ema:g}"] if config.ema else []),
     ]
     if reads == "images":
         parts.append(AUGMENTATIONS[config.augment].describe(flip=config.flip))
         parts += [f"{name} {alpha:g}" for name, alpha in config.mixing() if alpha > 0]
     return "; ".join(parts)
+
+
+def _steps(config: Config) -> str:
+    times = config.accumulate
+    return f" x {times} = {config.step_size} samples a step" if times > 1 else ""
 
 
 def _balance(config: Config, data: Data) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cpfast.cli.options import add_run_options, device_of
+from cpfast.cli import settings_file
+from cpfast.cli.options import Parser, add_run_options, device_of
 from cpfast.cli.report import show_run
 from cpfast.cli.start import Interrupted, header, prepare, together
 from cpfast.pruning import policies
 from cpfast.recipes import RecipeFile, recipes
-from cpfast.train import data, models, ranks, report, run
+from cpfast.train import data, extension, models, ranks, report, run
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import ENVIRONMENT, Config, differences
 from cpfast.train.errors import UserError
@@ -29,6 +31,7 @@ examples:
   cpfast train --data photos --out runs/photos
   cpfast train --data table.csv --label species --class-weight balanced
   cpfast train --data cifar10 --download --method paper
+  cpfast train --config runs/photos/config.toml --seed 1
   cpfast train --resume --out runs/photos
 """
 
@@ -40,7 +43,7 @@ def add(commands: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=functools.partial(_run, parser))
     spent = parser.add_argument_group("what is spent")
     method = spent.add_mutually_exclusive_group()
     method.add_argument(
@@ -55,7 +58,8 @@ def add(commands: Any) -> None:
     augmenting.add_argument(
         "--augment",
         choices=tuple(AUGMENTATIONS),
-        help="of images: paper: turns and shifts; crop-flip: shifts alone; none: neither, and no "
+        help="of images: paper: turns and shifts; crop-flip: shifts alone; randaugment: shifts, "
+        "then two of 14 operations for each image, by torchvision; none: nothing, and no "
         "mirroring; default: paper",
     )
     parser.add_argument(
@@ -63,6 +67,20 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--cutmix", type=float, metavar="ALPHA", help="images with a part of another"
+    )
+    parser.add_argument(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="add up the gradients of so many batches before a step, where N x batch size samples "
+        "at a time do not fit in memory; default: 1",
+    )
+    parser.add_argument(
+        "--ema",
+        type=float,
+        metavar="DECAY",
+        help="evaluate and keep an exponential moving average of the weights, as 0.999; default: "
+        "the weights as they are",
     )
     judging.add_argument("--at", type=int, help="epoch of --criterion fixed")
     judging.add_argument(
@@ -93,13 +111,39 @@ def add(commands: Any) -> None:
         "default: pruning stops at 0.875 of the training, repeats stay at 1",
     )
     parser.add_argument(
+        "--limit-test",
+        type=int,
+        metavar="N",
+        help="evaluate on so many test samples, those with classes stratified; default: all",
+    )
+    parser.add_argument(
+        "--save-every",
+        type=int,
+        metavar="EPOCHS",
+        help="between two checkpoints, from which --resume goes on; the last epoch is always "
+        "saved; default: 1",
+    )
+    parser.add_argument(
         "--quiet", "-q", action="store_true", help="no line an epoch where there is no terminal"
     )
+    parser.add_argument(
+        "--config",
+        metavar="FILE.toml",
+        help="settings by the names of these options, as epochs = 50; what is given here as well "
+        "counts. Each run writes one, config.toml",
+    )
     parser.add_argument("--out", help="run folder; default: a new one in runs/")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out; with --epochs, for so many in all",
+    )
 
 
-def _run(options: dict[str, Any], arguments: list[str]) -> None:
+def _run(parser: Parser, options: dict[str, Any], arguments: list[str]) -> None:
+    file = options.pop("config")
+    if file is not None:
+        options = settings_file.merged(options, settings_file.read(file, parser), parser)
     with together(device_of(options["device"])) as joined:
         _train(options, joined)
 
@@ -120,6 +164,9 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
         if folder is None:
             raise UserError("--resume needs --out RUN, the folder of the run")
         config = _resumed_config(folder, options)
+        epochs = config.epochs
+        if options["epochs"] is not None:
+            config = extension.extended(config, options["epochs"], folder.epochs())
     else:
         if folder is not None:
             folder.check_free()
@@ -139,6 +186,10 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
     with folder.locked():
         if not resume:
             folder.create(config)
+            settings_file.write(config, folder.path, dataset.reads)
+        elif config.epochs > epochs:
+            print(extension.extend(folder, config))
+            settings_file.write(folder.config(), folder.path, dataset.reads)
         print(header(config, dataset, models.count_parameters(training.model)))
         if training.loaded is not None and not resume:
             print(f"begins with {training.loaded}")
@@ -177,7 +228,8 @@ def _of_file(path: str | None) -> dict[str, Any]:
 
 def _resumed_config(folder: RunFolder, options: dict[str, Any]) -> Config:
     stored = folder.config()
-    other = differences({k: v for k, v in options.items() if k != "preset"}, stored)
+    kept = {k: v for k, v in options.items() if k not in ("preset", "epochs")}
+    other = differences(kept, stored)
     if other:
         raise UserError(f"--resume {folder.path}: cannot change {'; '.join(other)}")
     changes = {k: v for k, v in options.items() if k in ENVIRONMENT and v is not None}

@@ -3,6 +3,8 @@ normalised, in the precision of the run."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,8 @@ from cpfast.recipes import StepShape
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import Config
 from cpfast.train.data import Data, FloatData, ImageData, TextData
+from cpfast.train.errors import UserError
+from cpfast.train.randaugment import RandAugment
 
 FULL = StepShape()
 _LENGTH_STREAM = 3  # of the draws; those within batches and those of the passes have others
@@ -50,7 +54,15 @@ class ImageBatches:
         self._config, self._data = config, data
         self._mean = data.mean()
         self._dtype = AUTOCAST[config.precision]
-        self._augmentation = AUGMENTATIONS[config.augment]
+        self._augmentation = kind = AUGMENTATIONS[config.augment]
+        self._operations = None
+        if kind.layers > 0:
+            if data.shape[-1] not in (1, 3):
+                raise UserError(
+                    f"--augment {config.augment}: for images of 1 or 3 channels, and {config.data} "
+                    f"has {data.shape[-1]}"
+                )
+            self._operations = RandAugment(kind.layers, kind.magnitude, config.seed)
 
     def train(self, index: Tensor, draw: Tensor, shape: StepShape = FULL) -> tuple[Tensor, Tensor]:
         """Augmented by draws of (seed, sample, draw) alone.
@@ -60,6 +72,12 @@ class ImageBatches:
                 beginning.
             shape: how strongly, and at what resolution.
         """
+        finish: dict[str, Any] = {
+            "mean": self._mean,
+            "dtype": self._dtype,
+            "size": self.size(shape),
+        }
+        operations = self._operations if shape.augment > 0 else None
         images = cpfast.ops.augment_batch(
             self._data.train_images,
             index,
@@ -69,10 +87,15 @@ class ImageBatches:
             flip=self._config.flip and self._augmentation.mirrors and shape.augment > 0,
             shift=min(1.0, self._augmentation.shift * shape.augment),
             rotation=min(180.0, self._augmentation.rotation * shape.augment),
-            mean=self._mean,
-            dtype=self._dtype,
-            size=self.size(shape),
+            **(finish if operations is None else {}),
         )
+        if operations is not None:
+            number = draw * self._data.train_size + index
+            images = (255 * images).round_().to(torch.uint8)
+            images = operations(images, number, shape.augment)
+            images = images.permute(0, 2, 3, 1).contiguous()
+            everyone = torch.arange(len(images), device=images.device)
+            images = cpfast.ops.augment_batch(images, everyone, seed=0, epoch=0, **finish)
         return images, self._data.train_labels[index]
 
     def size(self, shape: StepShape) -> tuple[int, int] | None:

@@ -14,22 +14,20 @@ from cpfast.detection import criteria
 from cpfast.pruning import policies
 from cpfast.recipes import Recipe, RecipeFile, actions, recipes
 from cpfast.registry import Entry, options_of
-from cpfast.train import ranks
+from cpfast.train import extension, ranks
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.balance import CLASS_WEIGHTS
 from cpfast.train.data import KINDS, datasets, is_mirrored, is_place, kind_of, parse_size
 from cpfast.train.errors import UserError
 from cpfast.train.models import check, check_name
 from cpfast.train.presets import PRESETS, UNKNOWN
+from cpfast.train.ranges import RANGES, check_choice, check_range, option_of
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "adagrad")
 STEPS = ("eager", "compile", "graph", "compile+graph")
 LABELS = ("true", "random")
 SCHEDULES = ("step", "cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
-
-MOST_THREADS = 1024
-LARGEST = 10**9  # of all counts; few things fit in memory by then
 
 # By a setting's annotation, the types of what JSON makes of it.
 _TYPES = {
@@ -41,22 +39,24 @@ _TYPES = {
 # Settings that are also a recipe's, where it has an option of that name.
 _OF_RECIPES = ("repeats", "keep", "anneal")
 # What runs of version 0.1.0 lack, and what holds for them.
-_SINCE: dict[str, Any] = {
+SINCE: dict[str, Any] = {
     "recipe_text": None, "watch": None, "patience": 1, "not_before": None, "momentum": 0.9,
     "warmup": 0.0, "clip": None, "label_smoothing": 0.0, "bn_momentum": None, "image_size": None,
     "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None, "class_weight": "none",
-    "weights": None,
+    "weights": None, "ema": None, "accumulate": 1,
+    "save_every": 1, "limit_test": None, "extended_from": None,
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
 ENVIRONMENT = (
-    "device", "threads", "step", "energy", "country", "price_kwh", "price_hour", "plot"
+    "device", "threads", "step", "energy", "country", "price_kwh", "price_hour", "plot",
+    "save_every",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of one run. Fractions are in [0, 1], `lr` is per step at `batch_size`.
+    """Settings of one run. Fractions are in [0, 1], `lr` is per step.
 
     Attributes:
         data: one of `cpfast.train.data.datasets`, or an absolute path.
@@ -92,6 +92,13 @@ class Config:
         bn_momentum: of all BatchNorm layers' running statistics; None: the model's own.
         augment: how training images are, one of `cpfast.train.augmentations`.
         mixup, cutmix: alpha of each, in all epochs, on top of the recipe; 0 for none.
+        ema: decay of the moving average of the weights, a step, by which the run is evaluated and
+            which it keeps; None: the weights as they are.
+        accumulate: batches whose gradients are added before a step.
+        save_every: epochs between two checkpoints; the last epoch is always saved.
+        limit_test: number of test samples, of images stratified; None for all.
+        extended_from: what --epochs was before, and after which epoch it was raised, as "100@80",
+            the first first, with commas between them; None: as the run began.
         recipe_text: the recipe's file, word for word, where it is none of the named ones: `method`
             is its name then.
         price_kwh, price_hour: what a kWh and what an hour of the machine costs, in any currency.
@@ -143,71 +150,35 @@ class Config:
     label: str | None = None
     class_weight: str = "none"
     weights: str | None = None
+    ema: float | None = None
+    accumulate: int = 1
+    save_every: int = 1
+    limit_test: int | None = None
+    extended_from: str | None = None
 
     def __post_init__(self) -> None:
         check_name(self.model)
         if self.recipe_text is None:
-            _choice("--method", self.method, tuple(recipes))
+            check_choice("--method", self.method, tuple(recipes))
         else:
             self.recipe()
-        _choice("--optimizer", self.optimizer, OPTIMIZERS)
-        _choice("--schedule", self.schedule, SCHEDULES)
-        _choice("--policy", self.policy, tuple(policies))
-        _choice("--criterion", self.criterion, tuple(criteria))
+        for name, choices in _choices().items():
+            check_choice(option_of(name), getattr(self, name), choices)
         for name in () if self.watch is None else self.watched or ("",):
-            _choice("--watch", name, ("all", *watchable()))
-        _choice("--precision", self.precision, PRECISIONS)
-        _choice("--step", self.step, STEPS)
-        _choice("--labels", self.labels, LABELS)
-        _choice("--class-weight", self.class_weight, CLASS_WEIGHTS)
-        _choice("--augment", self.augment, tuple(AUGMENTATIONS))
-        for name, alpha in self.mixing():
-            if not (math.isfinite(alpha) and alpha >= 0):
-                raise UserError(f"--{name} must be finite and not negative, got {alpha}")
+            check_choice("--watch", name, ("all", *watchable()))
+        for name in RANGES:
+            check_range(name, getattr(self, name))
         if self.data in datasets:  # what lies at a path is looked at once it is loaded
             check(self.model, datasets.make(self.data).reads, self.data)
         if self.image_size is not None:
             parse_size(self.image_size)
-        for option, value in (
-            ("--epochs", self.epochs),
-            ("--batch-size", self.batch_size),
-            ("--repeats", self.repeats),
-            ("--eval-every", self.eval_every),
-            ("--limit", self.limit),
-            ("--patience", self.patience),
-            ("--not-before", self.not_before),
-        ):
-            _check_count(option, value)
-        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
-            raise UserError(f"--threads must be in 1 .. {MOST_THREADS}, got {self.threads}")
-        for option, price in (("--price-kwh", self.price_kwh), ("--price-hour", self.price_hour)):
-            if price is not None and not (math.isfinite(price) and price >= 0):
-                raise UserError(f"{option} must be finite and not negative, got {price}")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed must be in 0 .. 2**32 - 1, got {self.seed}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"--lr must be finite and positive, got {self.lr}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UserError(
-                f"--weight-decay must be finite and not negative, got {self.weight_decay}"
-            )
-        for option, share, below in (
-            ("--momentum", self.momentum, 1.0),
-            ("--warmup", self.warmup, 1.0),
-            ("--label-smoothing", self.label_smoothing, 1.0),
-        ):
-            if not 0 <= share < below:
-                raise UserError(f"{option} must be in [0, 1), got {share}")
+        extension.check_form(self.extended_from)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """What each allows and together is impossible."""
         if self.warmup > 0 and self.schedule == "step":
             raise UserError("--warmup goes with --schedule cosine, linear or constant; got step")
-        if self.clip is not None and not (math.isfinite(self.clip) and self.clip > 0):
-            raise UserError(f"--clip must be finite and positive, got {self.clip}")
-        if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
-            raise UserError(f"--bn-momentum must be in (0, 1], got {self.bn_momentum}")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise UserError(f"--keep must be in (0, 1], got {self.keep}")
-        if self.anneal is not None and not 0 <= self.anneal <= 1:
-            raise UserError(f"--anneal must be in [0, 1], got {self.anneal}")
         if self.criterion == "fixed":
             if self.at is None:
                 raise UserError("--criterion fixed needs --at EPOCH")
@@ -224,10 +195,19 @@ class Config:
             raise UserError(
                 f"--step {self.step}: not with --precision fp16, whose loss scale the host decides"
             )
+        if "graph" in self.step and not AUGMENTATIONS[self.augment].can_capture:
+            raise UserError(
+                f"--step {self.step}: not with --augment {self.augment}, whose draws the host reads"
+            )
         if "graph" in self.step and self.device == "cpu":
             raise UserError(
                 f"--step {self.step} needs a CUDA device; on the CPU use eager or compile"
             )
+
+    @property
+    def step_size(self) -> int:
+        """Samples of a step: those of all batches whose gradients are added."""
+        return self.accumulate * self.batch_size
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -239,7 +219,7 @@ class Config:
     def reading(self) -> dict[str, Any]:
         """What `cpfast.train.data.load` is told of the layout."""
         size = None if self.image_size is None else parse_size(self.image_size)
-        return {"image_size": size, "label": self.label}
+        return {"image_size": size, "label": self.label, "limit_test": self.limit_test}
 
     @property
     def passes(self) -> int:
@@ -287,7 +267,7 @@ class Config:
         """
         given = {key: value for key, value in options.items() if value is not None}
         preset = given.pop("preset", "paper")
-        _choice("--preset", preset, tuple(PRESETS))
+        check_choice("--preset", preset, tuple(PRESETS))
         given.setdefault("data", "digits")
         name = given["data"]
         own: Mapping[str, Any]
@@ -308,9 +288,9 @@ class Config:
         if reads != "images" and given.get("augment", "none") != "none":
             raise UserError(f"--augment {given['augment']}: for images, and {name} has none")
         for option, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            _choice(f"--{option}", given.get(option, choices[0]), choices)
-        for option in ("batch_size", "epochs", "limit"):
-            _check_count(f"--{option.replace('_', '-')}", given.get(option))
+            check_choice(f"--{option}", given.get(option, choices[0]), choices)
+        for name in ("batch_size", "epochs", "limit", "accumulate"):
+            check_range(name, given.get(name))
         given = PRESETS[preset](given, own, reads=reads, size=size or UNKNOWN)
         given.setdefault("eval_every", max(1, math.ceil(given["epochs"] / 10)))
         given.setdefault("device", "cpu")
@@ -318,7 +298,9 @@ class Config:
             given.setdefault("threads", _default_threads(given["model"]))
         else:
             given.setdefault("precision", "bf16")
+            kind = AUGMENTATIONS.get(given.get("augment", "none"))
             eager = given["precision"] == "fp16" or ranks.is_one_of_several()
+            eager |= kind is not None and not kind.can_capture
             given.setdefault("step", "eager" if eager else "graph")
         return cls(**given)
 
@@ -333,7 +315,7 @@ class Config:
             UserError: the file at `source` does not hold a run of this version.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        values = {**_SINCE, **values}
+        values = {**SINCE, **values}
         if set(values) != names:
             odd = sorted(set(values) ^ names)
             raise UserError(f"{source}: not a configuration of this version (fields {odd})")
@@ -348,6 +330,21 @@ class Config:
 
     def replace(self, **changes: Any) -> Config:
         return dataclasses.replace(self, **changes)
+
+
+def _choices() -> dict[str, tuple[str, ...]]:
+    """Of the settings that are names; registries are asked when they are complete."""
+    return {
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+        "policy": tuple(policies),
+        "criterion": tuple(criteria),
+        "precision": PRECISIONS,
+        "step": STEPS,
+        "labels": LABELS,
+        "class_weight": CLASS_WEIGHTS,
+        "augment": tuple(AUGMENTATIONS),
+    }
 
 
 def watchable() -> tuple[str, ...]:
@@ -369,7 +366,7 @@ def changes(settings: dict[str, Any], stored: Config) -> list[str]:
     """Settings in which a stored run is another one, as 'name given (stored)'; None counts too."""
     values = stored.to_dict()
     return [
-        f"--{key.replace('_', '-')} {value} (the run has {values[key]})"
+        f"{option_of(key)} {value} (the run has {values[key]})"
         if key != "recipe_text"
         else "--recipe (the run has another)"
         for key, value in settings.items()
@@ -396,15 +393,3 @@ def _default_threads(model: str) -> int:
         return 1
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return max(1, processors // 2 // ranks.on_this_machine())
-
-
-def _check_count(option: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise UserError(f"{option} must be at least 1, got {value}")
-    if value is not None and value > LARGEST:
-        raise UserError(f"{option} must be at most {LARGEST:,}, got {value}")
-
-
-def _choice(option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{option} must be one of {', '.join(choices)}; got {value!r}")

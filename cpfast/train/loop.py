@@ -32,7 +32,17 @@ from cpfast.moment import Moment
 from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
 from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
 from cpfast.recipes.freeze import diffusion
-from cpfast.train import balance, batches, chance, models, optimizers, process, weights
+from cpfast.train import (
+    average,
+    balance,
+    batches,
+    chance,
+    extension,
+    models,
+    optimizers,
+    process,
+    weights,
+)
 from cpfast.train.batches import AUTOCAST, FULL, ImageBatches
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
@@ -102,6 +112,7 @@ class Training:
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(self.device)
         self.optimizer = optimizers.build(config, self.model)
+        self.average = average.of(config.ema, self.model)
         self.schedule = cpfast.schedules.FractionSchedule(
             self.optimizer, optimizers.schedule(config)
         )
@@ -139,6 +150,7 @@ class Training:
         possible = self.recipe.possible()
         self.passes = max(settings.repeats for settings in possible)
         most = max(settings.batch for settings in possible)
+        most *= config.accumulate
         capacity = self.passes * data.train_size
         self.stream = SampleStream(
             capacity, config.batch_size, self.device, most, self.ranks.rank, self.ranks.size
@@ -179,7 +191,19 @@ class Training:
         return self._steps[key]
 
     def step(self, shape: StepShape = FULL, batch_filter: BatchFilter | None = None) -> None:
-        """One batch, forward and backward, and the update of the weights."""
+        """Some batches forward and backward, and one update of the weights."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(self.config.accumulate):
+            self._add_gradients(shape, batch_filter)
+        self.ranks.average_gradients(self.model.parameters())
+        optimizers.clip_gradients(self.config, self.optimizer, self.scaler)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.step()
+        self.probe.after_step()
+
+    def _add_gradients(self, shape: StepShape, batch_filter: BatchFilter | None) -> None:
+        """One batch, forward and backward."""
         index, draw, weight = self.stream.next(shape.batch)
         inputs, targets = self.batches.train(index, draw, shape)
         if batch_filter is not None:
@@ -190,7 +214,6 @@ class Training:
         if self.class_weights is not None:
             weight = weight * self.class_weights[targets]
         inputs, share = self.mixer.mix(shape.mixing, inputs)
-        self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             logits = self.forward(inputs)
         self.probe.after_forward(logits, targets)
@@ -200,14 +223,10 @@ class Training:
                 self.pruner, logits, targets, index, share, weight=weight,
                 label_smoothing=self.config.label_smoothing,
             )  # fmt: skip
-        self.scaler.scale(loss).backward()
-        self.ranks.average_gradients(self.model.parameters())
-        optimizers.clip_gradients(self.config, self.optimizer, self.scaler)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        # Batches are of one size, so the mean over all of them is the mean of their means.
+        self.scaler.scale(loss / self.config.accumulate).backward()
         if batch_filter is None:
             self.loss_sum += loss.detach()
-        self.probe.after_step()
 
     @torch.no_grad()
     def _choose(
@@ -235,7 +254,10 @@ class Training:
         """That of the next epoch."""
         rotations = tuple(self.rotations)
         total, schedule = self.config.epochs, self.schedule.schedule
-        lrs = tuple(schedule(epoch / total) for epoch in range(min(self.epoch + 1, total)))
+        lrs = tuple(
+            schedule(epoch / extension.total_at(self.config, epoch))
+            for epoch in range(min(self.epoch + 1, total))
+        )
         end = self.detector.end_epoch
         return Moment(self.epoch, total, end, rotations, tuple(self.diffusion), lrs)
 
@@ -271,10 +293,11 @@ def check(config: Config, data: Data, ranks: Ranks) -> None:
     Raises:
         UserError: they do not.
     """
-    if config.batch_size > data.train_size:
+    if config.step_size > data.train_size:
+        times = f" with --accumulate {config.accumulate}" if config.accumulate > 1 else ""
         raise UserError(
-            f"--batch-size {config.batch_size}: there are only {data.train_size} samples to train "
-            "on"
+            f"--batch-size {config.batch_size}{times}: there are only {data.train_size} samples to "
+            "train on"
         )
     if config.batch_size % ranks.size:
         raise UserError(
@@ -319,10 +342,10 @@ def _check_recipe(config: Config, data: Data) -> None:
                     f"--method {config.method} changes the {name}, of {reads} alone, and "
                     f"{config.data} has none"
                 )
-        size, samples = settings.batch * config.batch_size, settings.repeats * data.train_size
+        size, samples = settings.batch * config.step_size, settings.repeats * data.train_size
         if settings.batch > 1 and size > samples:
             raise UserError(
-                f"--method {config.method}: {settings.batch} batches of {config.batch_size} in one "
+                f"--method {config.method}: {settings.batch} batches of {config.step_size} in one "
                 f"are more than an epoch's {samples} samples"
             )
 
@@ -358,6 +381,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
             filtered = _run_steps(t, settings, steps, progress)
         rescored = _rescore(t, plan, settings)
         t.ranks.average_buffers(t.model)
+        t.ranks.average(t.average.buffers())
         t.ranks.sum(t.loss_sum)
         synced = t.pruner.sync()
         if t.ranks.size > 1:
@@ -452,7 +476,8 @@ def _run_steps(t: Training, settings: EpochSettings, steps: int, progress: Progr
     t.loss_sum.zero_()
     t.probe.begin(steps)
     batch_filter, lr = t.pruner.batch_filter, settings.lr * t.pruner.lr
-    t.mixer.begin(settings.shape.mixing, settings.mixup or settings.cutmix, t.epoch, steps)
+    alpha, batches = settings.mixup or settings.cutmix, steps * t.config.accumulate
+    t.mixer.begin(settings.shape.mixing, alpha, t.epoch, batches)
     filtered, diffused = 0, 0.0
     for step in range(steps):
         multiplier = t.schedule.step((t.epoch + step / steps) / t.config.epochs, lr)
@@ -496,14 +521,15 @@ def _counted(
 ) -> tuple[int, int]:
     """How many samples were trained on, and how many were only scored."""
     batch, batch_filter = settings.batch * t.config.batch_size, t.pruner.batch_filter
-    size = t.ranks.size
+    size, times = t.ranks.size, t.config.accumulate
     kept = batch if batch_filter is None else size * batch_filter.kept(batch // size)
+    batch, kept = times * batch, times * kept
     return (steps - filtered) * batch + filtered * kept, filtered * batch + rescored
 
 
 def _full_samples(t: Training, epochs: int) -> int:
     """What k repeats throughout take in so many epochs: whole batches, the rest carried over."""
-    batch = t.config.batch_size
+    batch = t.config.step_size
     return t.passes * t.data.train_size * epochs // batch * batch
 
 
@@ -519,7 +545,8 @@ def _plan(t: Training, settings: EpochSettings, moment: Moment) -> tuple[LazyPla
     # All passes choose by the same scores, and are of one length.
     passes = torch.arange(settings.repeats, device=t.device) + t.epoch * t.passes
     draw = passes.repeat_interleave(len(order) // settings.repeats)
-    steps = t.stream.extend(order, draw, t.pruner.weights(order), settings.batch)
+    taken = settings.batch * t.config.accumulate
+    steps = t.stream.extend(order, draw, t.pruner.weights(order), taken)
     return t.pruner.prepare(t.epoch, **options), steps
 
 
@@ -529,7 +556,7 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
     Of text, of its characters.
     """
     t = training
-    t.model.eval()
+    model = t.average.model().eval()
     loss = torch.zeros((), dtype=torch.float64, device=t.device)
     correct = torch.zeros((), dtype=torch.int64, device=t.device)
     count = 0
@@ -539,7 +566,7 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
         for index in own.split(batch):
             inputs, targets = t.batches.test(index)
             with t.autocast():
-                logits = t.model(inputs)
+                logits = model(inputs)
             logits, targets = logits.float().flatten(0, -2), targets.flatten()
             loss += F.cross_entropy(logits, targets, reduction="sum")
             correct += (logits.argmax(1) == targets).sum()

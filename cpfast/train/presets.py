@@ -50,7 +50,7 @@ def paper(
     rate, batch = LEARNING_RATES[settings["optimizer"]]
     if settings["model"] == "cnn" and settings["optimizer"] == "sgd":
         rate *= 10  # its layers would hardly rotate over so few images
-    settings.setdefault("lr", rate if batch is None else rate * settings["batch_size"] / batch)
+    settings.setdefault("lr", rate if batch is None else rate * _step_size(settings) / batch)
     return settings
 
 
@@ -74,10 +74,10 @@ def fast(
         settings.setdefault("warmup", WARMUP)
     kind = _OF_KIND[reads]
     settings.setdefault("batch_size", batch_size(size, least=16, most=kind.batch))
-    steps = max(1, size // settings["batch_size"])
+    steps = max(1, size // _step_size(settings))
     settings.setdefault("epochs", min(max(math.ceil(kind.steps / steps), kind.least), kind.epochs))
     if settings["optimizer"] == "sgd":
-        settings.setdefault("lr", SGD_LR * math.sqrt(settings["batch_size"] / 32))
+        settings.setdefault("lr", SGD_LR * math.sqrt(_step_size(settings) / 32))
     elif settings["optimizer"] in LEARNING_RATES:
         settings.setdefault("lr", _ADAPTIVE_LR[settings["optimizer"]])
     return settings
@@ -111,6 +111,10 @@ _OF_KIND = {
     "table": _Kind(4000, 10, 100, 128, {}),
     "series": _Kind(3000, 10, 200, 64, {}),
 }
+
+
+def _step_size(settings: Mapping[str, Any]) -> int:
+    return settings["batch_size"] * settings.get("accumulate", 1)
 
 
 def batch_size(size: int, *, least: int, most: int) -> int:

@@ -61,15 +61,16 @@ class Ranks:
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """In place, where there are any: one collective."""
         if self.size > 1:
-            self._average([p.grad for p in parameters if p.grad is not None])
+            self.average([p.grad for p in parameters if p.grad is not None])
 
     def average_buffers(self, module: nn.Module) -> None:
         """The running statistics, of which each process has seen its part of the batches."""
         if self.size > 1:
-            self._average([buffer for buffer in module.buffers() if buffer.is_floating_point()])
+            self.average([buffer for buffer in module.buffers() if buffer.is_floating_point()])
 
-    def _average(self, tensors: list[Tensor]) -> None:
-        if not tensors:
+    def average(self, tensors: list[Tensor]) -> None:
+        """In place: one collective, of all of them."""
+        if self.size == 1 or not tensors:
             return
         flat = self.sum(torch.cat([tensor.flatten() for tensor in tensors])) / self.size
         parts = flat.split([tensor.numel() for tensor in tensors])

@@ -15,8 +15,8 @@ import torch
 import cpfast
 from cpfast.forms import Open, Plain, Table, check, shown
 from cpfast.recipes import Action
-from cpfast.train import energy, loop, saved
-from cpfast.train.config import ENVIRONMENT, Config
+from cpfast.train import energy, extension, loop, saved
+from cpfast.train.config import ENVIRONMENT, SINCE, Config
 from cpfast.train.data import Data
 from cpfast.train.errors import UserError, first_line
 from cpfast.train.loop import Progress, Training
@@ -27,8 +27,8 @@ ENERGY_EVERY = 5.0  # seconds between two writes of energy.json: reading the cou
 
 # Of a Training: what has a state that a checkpoint holds.
 _STATEFUL = (
-    "model", "optimizer", "schedule", "scaler", "rotation", "detector", "watch", "pruner", "probe",
-    "stream",
+    "model", "average", "optimizer", "schedule", "scaler", "rotation", "detector", "watch",
+    "pruner", "probe", "stream",
 )  # fmt: skip
 
 
@@ -52,12 +52,13 @@ def train(
 
     Args:
         data: on any device; moved to `config.device`.
-        folder: created, and locked by the caller; gets a line of metrics and a checkpoint an
-            epoch, the energy used, and the model of the best and of the last epoch.
-        forks: asked once an epoch is stored, and again for that epoch where a run continues: the
-            folders that do not exist yet, with their settings, into which what was done so far is
-            to be copied; plain pairs will do.
-        until: stop once it says so of an epoch that is stored.
+        folder: created, and locked by the caller; gets a line of metrics an epoch, a checkpoint
+            every `config.save_every` and after the last, the energy used, and the model of the
+            best and of the last epoch.
+        forks: asked once an epoch is stored, as each is then, and again for that epoch where a run
+            continues: the folders that do not exist yet, with their settings, into which what was
+            done so far is to be copied; plain pairs will do.
+        until: stop once it says so of an epoch that is stored, as each is then.
         epochs: stop once this many are completed; None for all.
         actions: beyond those of the method's recipe; a run is to be continued with the same.
         begin: called before the first epoch, and once only; it may change the weights, from which
@@ -111,6 +112,7 @@ def advance(
             file=sys.stderr,
         )
     last = config.epochs if epochs is None else min(epochs, config.epochs)
+    save_every = config.save_every if forks is None and until is None else 1
 
     def stored() -> bool:
         """What follows an epoch once it is stored; whether to go on."""
@@ -132,13 +134,15 @@ def advance(
         while go_on and training.epoch < last:
             metrics = loop.train_epoch(training, progress)
             folder.append_metrics(metrics, lines)
+            is_last = training.epoch == last
             # Before the last checkpoint, after which a run that was stopped is not begun again.
-            if training.epoch == last or time.monotonic() - energy_read > ENERGY_EVERY:
+            if is_last or time.monotonic() - energy_read > ENERGY_EVERY:
                 folder.save_energy(meter.read())
                 energy_read = time.monotonic()
             # Before the checkpoint, as the energy.
             saved.store(training, folder, lines)
-            folder.save_checkpoint({**state_dict(training), "metrics": lines})
+            if is_last or training.epoch % save_every == 0:
+                folder.save_checkpoint({**state_dict(training), "metrics": lines})
             if progress is not None:
                 progress.epoch(metrics)
             go_on = stored()
@@ -172,7 +176,10 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
     t = training
     try:
         check(state, Open({"config": Table(Plain), "data": str}), "checkpoint")
-        other = _differences(state["config"], t.config.to_dict())
+        if "ema" not in state["config"]:  # of before it was there
+            state = {"average": {}, **state}
+        state = extension.adopted(state, t.config)
+        other = _differences({**SINCE, **state["config"]}, t.config.to_dict())
         if other:
             raise _Unfit(f"of another run (it differs in {', '.join(other)})")
         if state["data"] != t.fingerprint:

@@ -2,7 +2,8 @@
 
 Every file is replaced whole (written beside, then renamed) except metrics.jsonl, which grows by
 a line an epoch. The checkpoint holds these lines too: they are what a resumed run goes on with. So
-a stop at any moment loses the epoch under way and nothing else.
+a stop at any moment loses the epoch under way and nothing else; with `save_every`, the epochs since
+the last checkpoint, which are trained again.
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ class RunFolder:
             UserError: as `check_free`.
         """
         self._refuse_used()
+        self._write_config(config)
+
+    def replace_config(self, config: Config) -> None:
+        """Have the run of this folder go on by other settings; locked by the caller."""
         self._write_config(config)
 
     def _refuse_used(self) -> None:

@@ -72,7 +72,7 @@ def store(training: Training, folder: RunFolder, lines: list[str]) -> None:
         best = {**best, "file": BEST}
     file = LAST if is_last else BEST
     kind, taken = inputs.of(t.data)
-    content = _packed(t.model, taken)
+    content = _packed(t.average.model(), taken)
     write_atomically(path / file, lambda stream: stream.write(content))
     own = {
         "file": file,

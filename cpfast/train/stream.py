@@ -11,7 +11,8 @@ from torch import Tensor
 class SampleStream:
     """What is planned for an epoch, behind what the last one left over: fewer samples than a batch.
 
-    An epoch may take several batches as one; all of its batches are then of that size.
+    An epoch may take several batches as one; all of its batches are then of that size. It may take
+    several for a step; all of its steps are then of so many.
 
     Every batch therefore has the same size, and no planned sample is lost before the training's
     end. A sample keeps the draw and the weight of the epoch that planned it. The buffers stay
@@ -21,7 +22,7 @@ class SampleStream:
     Args:
         capacity: the most samples that an epoch plans.
         batch_size: B.
-        most: the most batches that are taken as one.
+        most: the most batches that are taken for a step.
         device: of the buffers.
         rank, size: of the processes that share each batch, all with the same plan: this one takes
             every ``size``-th sample of it. The batch size is divisible by it.
@@ -47,13 +48,13 @@ class SampleStream:
         self._begin = self._end = 0  # of what is left over
 
     def extend(self, index: Tensor, draw: Tensor, weight: Tensor, times: int = 1) -> int:
-        """Append an epoch; returns how many batches can be taken now, all of which must be.
+        """Append an epoch; returns how many steps can be made now, all of which must be.
 
         Args:
             index: [n] int64, n at most the capacity.
             draw: [n] int64, which passes over the data these are.
             weight: [n] float32, of the losses.
-            times: how many batches are taken as one in this epoch.
+            times: how many batches each step takes, one after another or as one.
         """
         left = self._end - self._begin
         for buffer, new in self._pairs(index, draw, weight):
@@ -67,8 +68,8 @@ class SampleStream:
         return batches
 
     def next(self, times: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-        """The next batch's indices, draws and weights: [times x B / size] each, ``times`` as the
-        epoch was appended with."""
+        """The next batch's indices, draws and weights: [times x B / size] each, of ``times``
+        batches as one."""
         size = times * self.batch_size
         positions = self._cursor + self._positions[: size // self._ranks]
         self._cursor += size

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cpfast.detection import CriticalPeriodDetector, criteria
 from cpfast.detection.probe import ModelProbe, check_needs
 from cpfast.forms import shown
+from cpfast.train import extension
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config, watchable
 from cpfast.train.errors import UserError
@@ -35,6 +36,7 @@ class Watch:
     """
 
     def __init__(self, config: Config, model: nn.Module) -> None:
+        self._config = config
         self.driving = _detector(config, "--criterion", config.criterion, model, at=config.at)
         self.detectors = {config.criterion: self.driving}
         takes_all = "all" in config.watched
@@ -127,7 +129,10 @@ class Watch:
             raise ValueError(f"detector: it measured for {shown(driving['criterion'])}, not {own}")
         for name, detector in self.detectors.items():
             for epoch, values in states[name]["history"] if name in states else ():
+                # as it was judged then, of a run that was extended since
+                detector.total_epochs = extension.total_at(self._config, epoch - 1)
                 detector.step(values, epoch)
+            detector.total_epochs = self._config.epochs
 
 
 def _is_of_rotation(name: str) -> bool:

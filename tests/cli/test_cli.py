@@ -92,8 +92,8 @@ def test_train_end_to_end(npz, tmp_path):
     assert [line for line in err.splitlines() if "font cache" not in line] == []
     folder = tmp_path / "work" / "runs" / "toy.npz-cnn-fast-1"
     assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
-        "config.json", "energy.json", "last.pt", "metrics.jsonl", "model.json", "model.safetensors",
-        "rotation.png", "summary.json",
+        "config.json", "config.toml", "energy.json", "last.pt", "metrics.jsonl", "model.json",
+        "model.safetensors", "rotation.png", "summary.json",
     ]  # fmt: skip
     config = json.loads((folder / "config.json").read_text())
     assert config["seed"] == 3 and config["epochs"] == 7 and config["data"] == npz
@@ -283,9 +283,9 @@ def test_a_finished_run_is_shown_again_but_not_overwritten(npz, tmp_path, capsys
     assert cli.main(["report", out, "--no-plot"]) == 0
     assert capsys.readouterr().out == first
     assert (tmp_path / "run" / "last.pt").read_bytes() == before
-    message = fails(capsys, "train", "--resume", "--out", out, "--epochs", "9", "--keep", "0.7")
+    message = fails(capsys, "train", "--resume", "--out", out, "--lr", "0.7", "--keep", "0.7")
     assert message == (
-        f"--resume {out}: cannot change --epochs 9 (the run has 2); --keep 0.7 (the run has None)"
+        f"--resume {out}: cannot change --lr 0.7 (the run has 0.05); --keep 0.7 (the run has None)"
     )
 
 

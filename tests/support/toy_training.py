@@ -1,8 +1,10 @@
 """A toy run of the training loop, and what two runs are compared by."""
 
 import json
+import math
 
 import torch
+from torch import nn
 
 import cpfast
 from cpfast.train.config import Config
@@ -47,6 +49,12 @@ def toy_run(method, **options):
         ), toy_text()
     is_small = any(settings.resolution < 1 for settings in possible)
     return make_config(method=method, **options), toy_data(side=12 if is_small else 6)
+
+
+def plain_network(shape, outputs):
+    """Without normalisation by batches: `--model support.toy_training:plain_network`."""
+    features = math.prod(shape)
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, 16), nn.Tanh(), nn.Linear(16, outputs))
 
 
 def make_config(**options):

@@ -265,13 +265,14 @@ def test_an_epoch_of_fewer_samples_than_a_batch(tmp_path):
 def test_a_compiled_step_does_what_an_eager_one_does():
     weights = {}
     for how in ("eager", "compile"):
-        training = loop.Training(make_config(step=how, method="prune"), toy_data())
+        training = loop.Training(make_config(step=how, method="prune", ema=0.9), toy_data())
         step = training.step_of(EpochSettings(), None)
         assert step.ready == (how == "eager")
         training.stream.extend(torch.arange(16), torch.zeros(16).long(), torch.ones(16))
         for _ in range(2):
             step()
-        weights[how] = [p.detach() for p in training.model.parameters()]
+        both = (training.model, training.average.model())
+        weights[how] = [p.detach() for model in both for p in model.parameters()]
         assert training.pruner.scores.isfinite().sum() == 16
     for eager, compiled in zip(weights["eager"], weights["compile"], strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-4)

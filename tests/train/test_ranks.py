@@ -77,6 +77,18 @@ def test_one_sync_an_epoch_of_few_bytes_a_sample(both):
     }  # fmt: skip
 
 
+def test_two_processes_add_up_and_average_as_one(tmp_path):
+    options = ("--method", "full", "--accumulate", "2", "--ema", "0.9", "--epochs", "1",
+               "--eval-every", "1")  # fmt: skip
+    for name, processes in (("one", 1), ("two", 2)):
+        cpfast(tmp_path, "train", *VIT, *options, "--batch-size", "8", "--out", name,
+               processes=processes)  # fmt: skip
+    for alone, together in zip(lines_of(tmp_path / "one"), lines_of(tmp_path / "two"), strict=True):
+        assert alone["backward_samples"] == together["backward_samples"] == 192
+        for key in ("train_loss", "test_loss", "rotation_mean"):
+            assert together[key] == pytest.approx(alone[key], rel=1e-3), key
+
+
 def test_rank_0_alone_writes_and_speaks(tmp_path):
     out = cpfast(tmp_path, "train", *DIGITS, "--out", "run", processes=2)
     assert out.stdout.count("run folder run") == 1 and "in 2 processes" in out.stdout

@@ -9,7 +9,7 @@ from support.changed_states import assert_equal, change
 from support.toy_training import assert_same, make_config, start, toy_data
 
 from cpfast.train import loop, run
-from cpfast.train.config import ENVIRONMENT, OPTIMIZERS
+from cpfast.train.config import ENVIRONMENT, OPTIMIZERS, SINCE
 from cpfast.train.errors import UserError
 from cpfast.train.runfolder import RunFolder
 
@@ -18,6 +18,7 @@ EPOCHS = 2
 # What a load leaves out: it follows from the rest, or from the settings of the run.
 IGNORED = {
     *(("config", name) for name in ENVIRONMENT),
+    *(("config", name) for name in SINCE),  # missing; another value is refused
     *(("detector", name) for name in ("criterion", "options", "total_epochs", "end_epoch")),
     *(("detector", name) for name in ("reason", "patience", "not_before")),
     *(("pruner", name) for name in ("policy", "options", "keep", "anneal", "state")),

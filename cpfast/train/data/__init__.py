@@ -14,7 +14,7 @@ from cpfast.train.data.kinds import KINDS, Kind
 from cpfast.train.data.listing import folders, is_image
 from cpfast.train.data.mirroring import have_sides
 from cpfast.train.data.sets import Data, FloatData, ImageData, TextData
-from cpfast.train.data.split import stratified
+from cpfast.train.data.split import limited_test, stratified
 from cpfast.train.errors import UserError
 
 __all__ = [
@@ -136,6 +136,7 @@ def load(
     limit: int | None = None,
     progress: bool = False,
     download: bool = False,
+    limit_test: int | None = None,
     **options: Any,
 ) -> Data:
     """Load a data set by name or path.
@@ -146,6 +147,7 @@ def load(
         limit: how many training samples to keep, those with labels stratified; None for all.
         progress: show bars where stderr is a terminal.
         download: fetch a published data set that is not there yet.
+        limit_test: how many test samples to keep, chosen as the others are.
         options: that layouts take, see `Layout`; None: not given.
 
     Raises:
@@ -163,6 +165,8 @@ def load(
         data = _own_data().load(source, limit)
     else:
         data = _load_path(source, limit, progress, options)
+    if limit_test is not None:
+        data = limited_test(data, limit_test)
     if not isinstance(data, ImageData):
         return data
     height, width, _ = data.shape

@@ -43,6 +43,10 @@ class _Labelled:
         moved = {key: value.to(device) for key, value in values if isinstance(value, Tensor)}
         return _replace(self, **moved)
 
+    def with_test(self: Self, index: Tensor) -> Self:
+        """Of the test samples those at `index`, int64 [n]."""
+        return _with_test(self, index)
+
     def with_random_labels(self: Self, seed: int) -> Self:
         """Each training label drawn anew, uniformly: nothing is left to learn but by heart.
 
@@ -241,6 +245,10 @@ class TextData:
             test_tokens=self.test_tokens.to(device),
         )
 
+    def with_test(self, index: Tensor) -> TextData:
+        """Of the test sequences those at `index`, int64 [n]."""
+        return _with_test(self, index)
+
     def with_random_labels(self, seed: int) -> TextData:
         """The tokens of each training sequence in an order drawn anew.
 
@@ -259,6 +267,13 @@ class TextData:
 
 def _replace(data: Any, **changes: Any) -> Any:
     return dataclasses.replace(data, **changes)
+
+
+def _with_test(data: Any, index: Tensor) -> Any:
+    some = {k: v[index] for k, v in vars(data).items() if k.startswith("test_")}
+    return _replace(
+        data, **some, note=_joined(data.note, f"tested on {len(index):,} of {data.test_size:,}")
+    )
 
 
 def _counted(number: int, what: str) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
+from cpfast.train.data.sets import Data, TextData
 from cpfast.train.errors import UserError
 
 
-def stratified(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+def stratified(
+    labels: np.ndarray, count: int, seed: int = 0, *, option: str = "--limit", of: str = "training"
+) -> np.ndarray:
     """Positions of `count` samples with each class's share kept: sorted int64 [count].
 
     Shares are rounded by largest remainder, at least one sample a class; which samples are
@@ -19,7 +23,7 @@ def stratified(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     classes, sizes = np.unique(labels, return_counts=True)
     if not len(classes) <= count <= len(labels):
         raise UserError(
-            f"--limit must be in {len(classes)} (classes) .. {len(labels)} (training samples), "
+            f"{option} must be in {len(classes)} (classes) .. {len(labels)} ({of} samples), "
             f"got {count}"
         )
     share = sizes * (count / len(labels))
@@ -50,7 +54,9 @@ def held_out(labels: np.ndarray) -> np.ndarray:
     return held
 
 
-def some(count: int, limit: int | None) -> np.ndarray | slice:
+def some(
+    count: int, limit: int | None, *, option: str = "--limit", of: str = "training"
+) -> np.ndarray | slice:
     """What selects `limit` of `count` sequences, which have no classes.
 
     Raises:
@@ -59,7 +65,7 @@ def some(count: int, limit: int | None) -> np.ndarray | slice:
     if limit is None:
         return slice(None)
     if not 1 <= limit <= count:
-        raise UserError(f"--limit must be in 1 .. {count} (training sequences), got {limit}")
+        raise UserError(f"{option} must be in 1 .. {count} ({of} sequences), got {limit}")
     generator = np.random.Generator(np.random.PCG64(0))
     return np.sort(generator.permutation(count)[:limit])
 
@@ -69,3 +75,18 @@ def limited(labels: np.ndarray, limit: int | None) -> np.ndarray | slice:
     copies nothing.
     """
     return slice(None) if limit is None else stratified(labels, limit)
+
+
+def limited_test(data: Data, limit: int) -> Data:
+    """With so many of its test samples, of those with labels each class's share.
+
+    Raises:
+        UserError: it has fewer, or fewer are asked for than there are classes.
+    """
+    option, of = "--limit-test", "test"
+    chosen = (
+        some(data.test_size, limit, option=option, of=of)
+        if isinstance(data, TextData)
+        else stratified(data.test_labels.cpu().numpy(), limit, option=option, of=of)
+    )
+    return data.with_test(torch.as_tensor(chosen))
