@@ -10,11 +10,13 @@ from cpfast.recipes import actions, recipes
 from cpfast.registry import Registry
 from cpfast.studies import studies
 from cpfast.train.data import datasets, layouts
+from cpfast.train.loggers import loggers
 from cpfast.train.models import models
 
 KINDS: dict[str, Registry[Any]] = {
     "criteria": criteria, "policies": policies, "actions": actions, "recipes": recipes,
-    "models": models, "datasets": datasets, "layouts": layouts, "studies": studies,
+    "models": models, "datasets": datasets, "layouts": layouts, "loggers": loggers,
+    "studies": studies,
 }  # fmt: skip
 
 

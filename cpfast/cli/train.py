@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import shlex
 from pathlib import Path
@@ -16,7 +17,7 @@ from cpfast.cli.report import show_run
 from cpfast.cli.start import Interrupted, header, prepare, together
 from cpfast.pruning import policies
 from cpfast.recipes import RecipeFile, recipes
-from cpfast.train import data, extension, models, ranks, report, run
+from cpfast.train import data, extension, loggers, models, ranks, report, run
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import ENVIRONMENT, Config, differences
 from cpfast.train.errors import UserError
@@ -124,6 +125,13 @@ def add(commands: Any) -> None:
         "saved; default: 1",
     )
     parser.add_argument(
+        "--log",
+        metavar=",".join(loggers.loggers),
+        help="where the metrics go beside metrics.jsonl, one or several: csv: metrics.csv; "
+        "tensorboard: tensorboard/, both in the run folder; wandb: Weights & Biases "
+        "(WANDB_MODE=offline keeps it there too); default: nowhere else",
+    )
+    parser.add_argument(
         "--quiet", "-q", action="store_true", help="no line an epoch where there is no terminal"
     )
     parser.add_argument(
@@ -172,6 +180,7 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
             folder.check_free()
         config = Config.from_options({**options, "device": device})
     config = prepare(config, options)
+    loggers.check(loggers.named(config.log))
     with joined.first():
         dataset = data.load(config.data, config.limit, joined.is_first, download, **config.reading)
     if not resume:
@@ -197,8 +206,11 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
         state = ", finished" if done == config.epochs else f", after epoch {done}"
         print(f"run folder {folder.path}{state if done else ''}", flush=True)
         try:
-            with ProgressBar(config.epochs, done, shown=joined.is_first, lines=not quiet) as bar:
-                run.advance(training, folder, progress=bar)
+            with (
+                contextlib.closing(_log(training, folder, joined)) as log,
+                ProgressBar(config.epochs, done, shown=joined.is_first, lines=not quiet) as bar,
+            ):
+                run.advance(training, folder, progress=bar, log=log)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted after epoch {folder.epochs()} of {config.epochs}; continue "
@@ -206,6 +218,13 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
             ) from None
         print()
         show_run(folder, config.plot, keep=joined.is_first)
+
+
+def _log(training: Training, folder: RunFolder, joined: Ranks) -> loggers.Log:
+    """Of the first process; of the others one without loggers."""
+    config = training.config
+    names = loggers.named(config.log) if joined.is_first else ()
+    return loggers.Log(names, folder.path, config.to_dict(), training.data.train_size)
 
 
 def _of_file(path: str | None) -> dict[str, Any]:
