@@ -15,7 +15,7 @@ from cpfast.registry import Entry
 from cpfast.studies import Runner, Study, environment, store, studies
 from cpfast.studies.document import entry_line
 from cpfast.studies.show import show
-from cpfast.train import data, models
+from cpfast.train import data, models, weights
 from cpfast.train.errors import require
 from cpfast.train.progress import ProgressBar
 from cpfast.train.ranks import Ranks
@@ -70,12 +70,17 @@ def _study(kind: type[Study], options: dict[str, Any], arguments: list[str], joi
     config = study.config.replace(energy=config.energy, plot=config.plot)
     study = dataclasses.replace(study, config=config)
     model = models.build(config.model, dataset.shape, dataset.outputs, config.seed)
+    begun = None
+    if config.weights is not None and Path(config.weights).is_file():  # to continue needs none
+        begun = weights.load(model, config.weights)
     with RunFolder(path).locked():
         runner = Runner(
             study, dataset, path, partial(ProgressBar, shown=joined.is_first),
             lambda entry: print(entry_line(study, entry), flush=True),
         )  # fmt: skip
         print(header(config, dataset, models.count_parameters(model)))
+        if begun is not None:
+            print(f"each run begins with {begun}")
         done, wanted = len(runner.results["runs"]), study.wanted(runner.results)
         print(f"comparison in {path}" + (f", {done} of {wanted} runs done" if done else ""))
         for note in environment.notes(runner.results["environments"])[1:]:
