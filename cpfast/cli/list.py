@@ -21,7 +21,12 @@ KINDS: dict[str, Registry[Any]] = {
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("list", help="what can be named, and where it comes from")
+    parser = commands.add_parser(
+        "list",
+        help="what can be named: data sets, models, methods (recipes), policies, criteria, studies",
+        description="Print what can be named in options, with a line and the source of each; of "
+        "packages of yours as well.",
+    )
     parser.set_defaults(run=_run)
     parser.add_argument(
         "kind", nargs="?", choices=tuple(KINDS), metavar="KIND", help=f"one of {', '.join(KINDS)}"

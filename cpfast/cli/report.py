@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
         help="the tables and pictures of runs and studies again; of several runs one table",
-        description="Show the table of a run, comparison or study again, and redraw its pictures; "
+        description="Show the table of a run, comparison or study again, and redraw its pictures;\n"
         "of several runs, one table with a row for each.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
