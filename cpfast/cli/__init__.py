@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,17 @@ __all__ = ["main"]
 
 COMMANDS = (train, eval_command, predict, compare, study, report, list_command, env)
 OUT_OF_MEMORY = "out of memory: use a smaller --limit, --batch-size or --model"
+
+
+EXAMPLES = """\
+examples:
+  cpfast train                                   on scikit-learn's digits, in seconds
+  cpfast train --data photos --out runs/photos   on folders of images, one for each class
+  cpfast predict runs/photos new.jpg             and what the model says of another one
+  cpfast compare --data cifar10 --download       what methods save, against plain training
+
+cpfast COMMAND --help tells more of each.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +81,10 @@ def _fail(message: str) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="cpfast",
-        description="Train with fewer samples once the critical learning period has ended.",
+        description="Train PyTorch models on your data, with fewer samples once the critical\n"
+        "learning period has ended, and compare what that saves.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cpfast {cpfast.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")

@@ -15,7 +15,11 @@ from cpfast.cli.options import no_cuda
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("env", help="versions, backend, build, devices")
+    parser = commands.add_parser(
+        "env",
+        help="versions, backend, build, devices",
+        description="Print what a report of an error should come with.",
+    )
     parser.set_defaults(run=_run)
 
 

@@ -35,7 +35,9 @@ def add(commands: Any) -> None:
     parser.add_argument("folder", metavar="RUN", help="folder of the run")
     what = parser.add_argument_group("what is scored")
     what.add_argument(
-        "--data", help="other data, as of train; classes are matched by name; default: the run's"
+        "--data",
+        metavar="NAME|PATH|MODULE:FUNCTION",
+        help="other data, as cpfast train takes; classes are matched by name; default: the run's",
     )
     what.add_argument("--download", action="store_true", help="fetch --data if it is missing")
     what.add_argument(
@@ -46,9 +48,13 @@ def add(commands: Any) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="all numbers as JSON, in place of text")
     output.add_argument(
-        "--out", metavar="FOLDER", help="of the pictures; default: eval-DATA in the run's folder"
+        "--out",
+        metavar="FOLDER",
+        help="where the pictures go; default: eval-DATA in the run's folder",
     )
-    output.add_argument("--no-plot", dest="plot", action="store_const", const=False)
+    output.add_argument(
+        "--no-plot", dest="plot", action="store_const", const=False, help="draw no pictures"
+    )
 
 
 def add_model_options(group: Any) -> None:
@@ -56,15 +62,17 @@ def add_model_options(group: Any) -> None:
     group.add_argument(
         "--best",
         action="store_true",
-        help="the weights of the best test accuracy, which promises too much as it was chosen on "
-        "the test set; default: those of the last epoch",
+        help="take the weights of the evaluation with the best test accuracy, which promises too "
+        "much, as the test set chose it; default: those of the last epoch",
     )
     group.add_argument(
         "--model",
         metavar="MODULE:FUNCTION",
-        help="of a network of your own: the function that makes it, as train was given it",
+        help="where the run trained a network of your own: the function that makes it",
     )
-    group.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda if there is one")
+    group.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:N; default: cuda if there is one"
+    )
 
 
 def open_model(options: dict[str, Any]) -> TrainedModel:

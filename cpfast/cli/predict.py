@@ -21,6 +21,11 @@ from cpfast.train.inputs import Input
 from cpfast.train.trained import TrainedModel
 
 BATCH = 64  # files
+DESCRIPTION = """\
+Predict the classes of files by the model of a finished run, as CSV: file, class, probability.
+Images may be of any size. A file that cannot be read is named, and the others are predicted;
+the exit status is then 1.
+"""
 EXAMPLE = """\
 example:
   cpfast train --data photos --out runs/photos
@@ -32,9 +37,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
         help="the classes of images, as CSV",
-        description="Predict the classes of files by the model of a finished run, as CSV: file, "
-        "class, probability. Images may be of any size. A file that cannot be read is named, and "
-        "the others are predicted; the exit status is then 1.",
+        description=DESCRIPTION,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

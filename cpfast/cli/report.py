@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from cpfast.cli.start import can_draw
 from cpfast.studies.show import show
 from cpfast.studies.store import RESULTS, read_results
-from cpfast.train import overview, plots, report, saved
+from cpfast.train import inputs, overview, plots, report, saved
 from cpfast.train.errors import UserError
 from cpfast.train.files import write_json
 from cpfast.train.runfolder import CONFIG, RunFolder
@@ -31,7 +32,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
         help="the tables and pictures of runs and studies again; of several runs one table",
-        description="Show the table of a run, comparison or study again, and redraw its pictures; "
+        description="Show the table of a run, comparison or study again, and redraw its pictures;\n"
         "of several runs, one table with a row for each.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -91,4 +92,16 @@ def show_run(folder: RunFolder, plot: bool, *, keep: bool = False) -> None:
         plots.draw_run(summary, picture)
     if keep:
         write_json(folder.path / SUMMARY, report.document(summary))
-    print(report.run_table(summary, picture))
+    print(report.run_table(summary, picture, _model(folder.path)))
+
+
+def _model(path: Path) -> str | None:
+    """Where that of a finished run is, and how it is used."""
+    file = path / saved.LAST
+    if not file.exists() or not (path / saved.DESCRIPTION).exists():
+        return None
+    kind = saved.describe(path)["input"]["kind"]
+    taken: Any = inputs.inputs[kind].factory
+    use = "predict" if taken.takes_files else "eval"
+    files = " FILES" if use == "predict" else ""
+    return f"{file}; to use it: cpfast {use} {shlex.quote(str(path))}{files}"

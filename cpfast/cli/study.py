@@ -15,7 +15,7 @@ from cpfast.registry import Entry
 from cpfast.studies import Runner, Study, environment, store, studies
 from cpfast.studies.document import entry_line
 from cpfast.studies.show import show
-from cpfast.train import data, models
+from cpfast.train import data, models, weights
 from cpfast.train.errors import require
 from cpfast.train.progress import ProgressBar
 from cpfast.train.ranks import Ranks
@@ -23,7 +23,12 @@ from cpfast.train.runfolder import RunFolder
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("study", help="runs that answer a question: cpfast list studies")
+    parser = commands.add_parser(
+        "study",
+        help="many runs that answer a question about critical periods",
+        description="Experiments on when and what a network learns: each trains many runs, and "
+        "says what may be concluded from them (docs/studies.md).",
+    )
     names = parser.add_subparsers(dest="study", required=True, metavar="NAME")
     for name, entry in studies.items():
         add_study(names.add_parser(name, help=entry.line), entry)
@@ -31,16 +36,22 @@ def add(commands: Any) -> None:
 
 def add_study(parser: argparse.ArgumentParser, entry: Entry[Study]) -> None:
     study = cast(type[Study], entry.factory)
-    parser.description = entry.line
+    if parser.description is None:
+        parser.description = entry.line
+    parser.usage = f"{parser.prog} [options]"
     parser.set_defaults(run=partial(_run, study))
-    parser.add_argument("--seeds", type=int, help="how many, from --seed on; default: 3")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N",
+        help="train all of it N times, with the seeds from --seed on, for means and intervals; "
+        "default: 3",
+    )  # fmt: skip
     study.add_options(parser)
     add_run_options(parser)
     parser.add_argument(
         "--out",
         metavar="FOLDER",
         help="where runs, table and pictures go; one that is there already is continued, and "
-        "extended by more --seeds or what else is added; default: in runs/, by the settings",
+        "extended by more --seeds or what else is added; default: one in runs/, by the settings",
     )
 
 
@@ -70,12 +81,17 @@ def _study(kind: type[Study], options: dict[str, Any], arguments: list[str], joi
     config = study.config.replace(energy=config.energy, plot=config.plot)
     study = dataclasses.replace(study, config=config)
     model = models.build(config.model, dataset.shape, dataset.outputs, config.seed)
+    begun = None
+    if config.weights is not None and Path(config.weights).is_file():  # to continue needs none
+        begun = weights.load(model, config.weights)
     with RunFolder(path).locked():
         runner = Runner(
             study, dataset, path, partial(ProgressBar, shown=joined.is_first),
             lambda entry: print(entry_line(study, entry), flush=True),
         )  # fmt: skip
         print(header(config, dataset, models.count_parameters(model)))
+        if begun is not None:
+            print(f"each run begins with {begun}")
         done, wanted = len(runner.results["runs"]), study.wanted(runner.results)
         print(f"comparison in {path}" + (f", {done} of {wanted} runs done" if done else ""))
         for note in environment.notes(runner.results["environments"])[1:]:

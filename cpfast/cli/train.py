@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import shlex
 from pathlib import Path
@@ -11,12 +12,24 @@ from typing import Any
 import torch
 
 from cpfast.cli import settings_file
-from cpfast.cli.options import Parser, add_run_options, device_of
+from cpfast.cli.options import (
+    AUGMENTATION,
+    DATA,
+    METHOD,
+    MODEL,
+    OUTPUT,
+    PERIOD,
+    TRAINING,
+    Parser,
+    add_run_options,
+    device_of,
+    group,
+)
 from cpfast.cli.report import show_run
 from cpfast.cli.start import Interrupted, header, prepare, together
 from cpfast.pruning import policies
 from cpfast.recipes import RecipeFile, recipes
-from cpfast.train import data, extension, models, ranks, report, run
+from cpfast.train import data, extension, loggers, models, ranks, report, run
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import ENVIRONMENT, Config, differences
 from cpfast.train.errors import UserError
@@ -36,108 +49,128 @@ examples:
 """
 
 
+DESCRIPTION = """\
+Train one model. A run keeps its settings, metrics, checkpoint and model in a folder of its own;
+with no option it trains on scikit-learn's digits.
+"""
+
+
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train one model; with no option, on digits",
+        usage="cpfast train [options]",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=functools.partial(_run, parser))
-    spent = parser.add_argument_group("what is spent")
-    method = spent.add_mutually_exclusive_group()
+    for title in (DATA, AUGMENTATION, MODEL, METHOD):  # in this order
+        group(parser, title)
+    method = group(parser, METHOD).add_mutually_exclusive_group()
     method.add_argument(
         "--method",
         choices=tuple(recipes),
-        help="a named recipe; default: fast, with --preset paper detector+prune",
+        metavar="NAME",
+        help=f"{', '.join(recipes)} (cpfast list recipes); default: fast, with --preset paper "
+        "detector+prune",
     )
-    method.add_argument("--recipe", metavar="FILE", help="a recipe of your own, in TOML")
+    method.add_argument(
+        "--recipe", metavar="FILE", help="a method of your own, in TOML (docs/recipes.md)"
+    )
     add_run_options(parser)
-    augmenting = parser.add_argument_group("augmentation")
-    judging = parser.add_argument_group("the critical period, more closely")
-    augmenting.add_argument(
+    data_, augmentation, saved, period, training, output = (
+        group(parser, title).add_argument
+        for title in (DATA, AUGMENTATION, METHOD, PERIOD, TRAINING, OUTPUT)
+    )
+    data_(
+        "--limit-test", type=int, metavar="N",
+        help="evaluate on N test samples, of each class its share; default: all",
+    )  # fmt: skip
+    augmentation(
         "--augment",
         choices=tuple(AUGMENTATIONS),
-        help="of images: paper: turns and shifts; crop-flip: shifts alone; randaugment: shifts, "
-        "then two of 14 operations for each image, by torchvision; none: nothing, and no "
-        "mirroring; default: paper",
+        help="paper: turns up to 15 degrees and shifts up to a tenth; crop-flip: shifts up to an "
+        "eighth; randaugment: these, then two of torchvision's 14 operations, of each image its "
+        "own; all with mirroring, see --flip; none: nothing. Default: paper",
     )
-    parser.add_argument(
-        "--mixup", type=float, metavar="ALPHA", help="mixtures of two images; default: none"
+    augmentation(
+        "--mixup", type=float, metavar="ALPHA",
+        help="train on mixtures of two images, of shares drawn from Beta(ALPHA, ALPHA); default: "
+        "none",
+    )  # fmt: skip
+    augmentation(
+        "--cutmix", type=float, metavar="ALPHA",
+        help="put a part of another image into each, of a size drawn likewise; default: none",
+    )  # fmt: skip
+    saved(
+        "--policy",
+        choices=tuple(policies),
+        metavar="NAME",
+        help="which samples pruning leaves out (cpfast list policies); default: infobatch",
     )
-    parser.add_argument(
-        "--cutmix", type=float, metavar="ALPHA", help="images with a part of another"
-    )
-    parser.add_argument(
-        "--accumulate",
-        type=int,
-        metavar="N",
-        help="add up the gradients of so many batches before a step, where N x batch size samples "
-        "at a time do not fit in memory; default: 1",
-    )
-    parser.add_argument(
-        "--ema",
-        type=float,
-        metavar="DECAY",
-        help="evaluate and keep an exponential moving average of the weights, as 0.999; default: "
-        "the weights as they are",
-    )
-    judging.add_argument("--at", type=int, help="epoch of --criterion fixed")
-    judging.add_argument(
+    saved(
+        "--keep", type=float, metavar="SHARE",
+        help="of the samples, that pruning keeps; default: the policy's, 0.5 for most",
+    )  # fmt: skip
+    saved(
+        "--anneal", type=float, metavar="SHARE",
+        help="after which nothing is left out any more: of the training with --method prune, of "
+        "what follows the period's end in methods with a detector, which repeat passes again as "
+        "well. Default: pruning stops at 0.875 of the training, passes stay at one",
+    )  # fmt: skip
+    period("--at", type=int, metavar="EPOCH", help="the period's end, of --criterion fixed")
+    period(
+        "--patience", type=int, metavar="N",
+        help="epochs in a row for which a criterion's verdict must hold; default: 1",
+    )  # fmt: skip
+    period(
+        "--not-before", type=int, metavar="EPOCH",
+        help="the first at which the period may end; default: the criterion's own",
+    )  # fmt: skip
+    period(
         "--watch",
         metavar="all|NAME[,NAME]",
-        help="criteria that judge beside --criterion, without consequence; what they find and cost "
-        "goes to metrics.jsonl",
+        help="criteria that are measured as well, and change nothing; what they find and cost is "
+        "in metrics.jsonl",
     )
-    judging.add_argument(
-        "--patience",
-        type=int,
-        help="judged epochs in a row for which a verdict must hold; default: 1",
-    )
-    judging.add_argument(
-        "--not-before",
-        type=int,
-        help="the first epoch that is judged; default: the criterion's own",
-    )
-    spent.add_argument("--policy", choices=tuple(policies), help="data pruning; default: infobatch")
-    spent.add_argument(
-        "--keep", type=float, help="share that pruning keeps; default: the policy's, 0.5 for most"
-    )
-    spent.add_argument(
-        "--anneal",
-        type=float,
-        help="share after which all is spent again: with a detector of what follows the period's "
-        "end (data and repeats), with prune of the training (data); "
-        "default: pruning stops at 0.875 of the training, repeats stay at 1",
-    )
-    parser.add_argument(
-        "--limit-test",
-        type=int,
-        metavar="N",
-        help="evaluate on so many test samples, those with classes stratified; default: all",
-    )
-    parser.add_argument(
-        "--save-every",
-        type=int,
-        metavar="EPOCHS",
-        help="between two checkpoints, from which --resume goes on; the last epoch is always "
-        "saved; default: 1",
-    )
-    parser.add_argument(
-        "--quiet", "-q", action="store_true", help="no line an epoch where there is no terminal"
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE.toml",
-        help="settings by the names of these options, as epochs = 50; what is given here as well "
-        "counts. Each run writes one, config.toml",
-    )
-    parser.add_argument("--out", help="run folder; default: a new one in runs/")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in --out; with --epochs, for so many in all",
-    )
+    training(
+        "--accumulate", type=int, metavar="N",
+        help="add up the gradients of N batches before a step, where a batch of that size does not "
+        "fit in memory; default: 1",
+    )  # fmt: skip
+    training(
+        "--ema", type=float, metavar="DECAY",
+        help="evaluate and keep an exponential moving average of the weights, as 0.999; default: "
+        "the weights as they are",
+    )  # fmt: skip
+    output(
+        "--out", metavar="RUN",
+        help="run folder, a new one unless --resume; default: one in runs/, after data, model and "
+        "method",
+    )  # fmt: skip
+    output(
+        "--resume", action="store_true",
+        help="go on with the run in --out, with its own settings; with --epochs N, up to N in all",
+    )  # fmt: skip
+    output(
+        "--config", metavar="FILE.toml",
+        help="settings by the names of these options (epochs = 50); those given here as well come "
+        "first. Each run writes one, config.toml",
+    )  # fmt: skip
+    output(
+        "--save-every", type=int, metavar="EPOCHS",
+        help="between two checkpoints, from which --resume goes on; default: 1",
+    )  # fmt: skip
+    output(
+        "--log", metavar="NAME[,NAME]",
+        help=f"where the metrics go beside metrics.jsonl: {', '.join(loggers.loggers)} "
+        "(docs/training.md); default: nowhere",
+    )  # fmt: skip
+    output(
+        "--quiet", "-q", action="store_true",
+        help="print no line an epoch; that is printed where there is no terminal for a bar",
+    )  # fmt: skip
 
 
 def _run(parser: Parser, options: dict[str, Any], arguments: list[str]) -> None:
@@ -172,6 +205,7 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
             folder.check_free()
         config = Config.from_options({**options, "device": device})
     config = prepare(config, options)
+    loggers.check(loggers.named(config.log))
     with joined.first():
         dataset = data.load(config.data, config.limit, joined.is_first, download, **config.reading)
     if not resume:
@@ -197,8 +231,11 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
         state = ", finished" if done == config.epochs else f", after epoch {done}"
         print(f"run folder {folder.path}{state if done else ''}", flush=True)
         try:
-            with ProgressBar(config.epochs, done, shown=joined.is_first, lines=not quiet) as bar:
-                run.advance(training, folder, progress=bar)
+            with (
+                contextlib.closing(_log(training, folder, joined)) as log,
+                ProgressBar(config.epochs, done, shown=joined.is_first, lines=not quiet) as bar,
+            ):
+                run.advance(training, folder, progress=bar, log=log)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted after epoch {folder.epochs()} of {config.epochs}; continue "
@@ -206,6 +243,13 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
             ) from None
         print()
         show_run(folder, config.plot, keep=joined.is_first)
+
+
+def _log(training: Training, folder: RunFolder, joined: Ranks) -> loggers.Log:
+    """Of the first process; of the others one without loggers."""
+    config = training.config
+    names = loggers.named(config.log) if joined.is_first else ()
+    return loggers.Log(names, folder.path, config.to_dict(), training.data.train_size)
 
 
 def _of_file(path: str | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from cpfast.detection import criteria
 from cpfast.pruning import policies
 from cpfast.recipes import Recipe, RecipeFile, actions, recipes
 from cpfast.registry import Entry, options_of
-from cpfast.train import extension, ranks
+from cpfast.train import extension, loggers, ranks
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.balance import CLASS_WEIGHTS
 from cpfast.train.data import KINDS, datasets, is_mirrored, is_place, kind_of, parse_size
@@ -44,13 +44,13 @@ SINCE: dict[str, Any] = {
     "warmup": 0.0, "clip": None, "label_smoothing": 0.0, "bn_momentum": None, "image_size": None,
     "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None, "class_weight": "none",
     "weights": None, "ema": None, "accumulate": 1,
-    "save_every": 1, "limit_test": None, "extended_from": None,
+    "save_every": 1, "limit_test": None, "extended_from": None, "log": None,
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
 ENVIRONMENT = (
     "device", "threads", "step", "energy", "country", "price_kwh", "price_hour", "plot",
-    "save_every",
+    "save_every", "log",
 )  # fmt: skip
 
 
@@ -97,6 +97,8 @@ class Config:
         accumulate: batches whose gradients are added before a step.
         save_every: epochs between two checkpoints; the last epoch is always saved.
         limit_test: number of test samples, of images stratified; None for all.
+        log: where the metrics go beside metrics.jsonl: names of `cpfast.train.loggers` with commas
+            between them; None: nowhere.
         extended_from: what --epochs was before, and after which epoch it was raised, as "100@80",
             the first first, with commas between them; None: as the run began.
         recipe_text: the recipe's file, word for word, where it is none of the named ones: `method`
@@ -154,6 +156,7 @@ class Config:
     accumulate: int = 1
     save_every: int = 1
     limit_test: int | None = None
+    log: str | None = None
     extended_from: str | None = None
 
     def __post_init__(self) -> None:
@@ -166,6 +169,8 @@ class Config:
             check_choice(option_of(name), getattr(self, name), choices)
         for name in () if self.watch is None else self.watched or ("",):
             check_choice("--watch", name, ("all", *watchable()))
+        for name in () if self.log is None else loggers.named(self.log) or ("",):
+            check_choice("--log", name, tuple(loggers.loggers))
         for name in RANGES:
             check_range(name, getattr(self, name))
         if self.data in datasets:  # what lies at a path is looked at once it is loaded

@@ -75,8 +75,14 @@ def document(summary: dict[str, Any]) -> dict[str, Any]:
     return {**shown, "config": summary["config"].to_dict()}
 
 
-def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
-    """The table at the end of `cpfast train`."""
+def run_table(
+    summary: dict[str, Any], picture: Path | None = None, model: str | None = None
+) -> str:
+    """The table at the end of `cpfast train`.
+
+    Args:
+        model: where the trained model is, and how it is used.
+    """
     config: Config = summary["config"]
     seconds = summary["seconds"]
     done, total = summary["epochs"], config.epochs
@@ -120,6 +126,8 @@ def run_table(summary: dict[str, Any], picture: Path | None = None) -> str:
             rows.append((f"watched: {name}", _watched_text(found)))
     if picture is not None:
         rows.append(("picture", str(picture)))
+    if model is not None:
+        rows.append(("model", model))
     title = f"{data_name(config)}, {config.model}, {config.method}, seed {config.seed}: " + (
         f"{total} epochs" if done == total else f"epoch {done} of {total}, unfinished"
     )

@@ -5,6 +5,7 @@ Stopped at any moment and started again, it ends where it would have ended, to t
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +16,11 @@ import torch
 import cpfast
 from cpfast.forms import Open, Plain, Table, check, shown
 from cpfast.recipes import Action
-from cpfast.train import energy, extension, loop, saved
+from cpfast.train import energy, extension, loop, metrics, saved
 from cpfast.train.config import ENVIRONMENT, SINCE, Config
 from cpfast.train.data import Data
 from cpfast.train.errors import UserError, first_line
+from cpfast.train.loggers import Log
 from cpfast.train.loop import Progress, Training
 from cpfast.train.runfolder import CHECKPOINT, METRICS, Fork, RunFolder
 from cpfast.train.state import check_state
@@ -83,8 +85,13 @@ def advance(
     until: Callable[[Training], bool] | None = None,
     epochs: int | None = None,
     begin: Callable[[Training], None] | None = None,
+    log: Log | None = None,
 ) -> Training:
-    """As `train`, of what is built already."""
+    """As `train`, of what is built already.
+
+    Args:
+        log: gets each epoch as well; closed by the caller.
+    """
     config = training.config
     checkpoint = folder.checkpoint()
     lines: list[str] = []
@@ -111,6 +118,8 @@ def advance(
             f"again from {CHECKPOINT}, for epochs 1 to {training.epoch}",
             file=sys.stderr,
         )
+    if log is not None:
+        log.begin([metrics.read(json.loads(line)) for line in lines])
     last = config.epochs if epochs is None else min(epochs, config.epochs)
     save_every = config.save_every if forks is None and until is None else 1
 
@@ -132,24 +141,27 @@ def advance(
     try:
         energy_read = time.monotonic()
         while go_on and training.epoch < last:
-            metrics = loop.train_epoch(training, progress)
-            folder.append_metrics(metrics, lines)
-            is_last = training.epoch == last
+            line = loop.train_epoch(training, progress)
+            folder.append_metrics(line, lines)
+            is_last, energy_used = training.epoch == last, None
             # Before the last checkpoint, after which a run that was stopped is not begun again.
             if is_last or time.monotonic() - energy_read > ENERGY_EVERY:
-                folder.save_energy(meter.read())
+                energy_used = meter.read()
+                folder.save_energy(energy_used)
                 energy_read = time.monotonic()
+            if log is not None:
+                log.epoch(line, None if energy_used is None else energy_used["kwh"])
             # Before the checkpoint, as the energy.
             saved.store(training, folder, lines)
             if is_last or training.epoch % save_every == 0:
                 folder.save_checkpoint({**state_dict(training), "metrics": lines})
             if progress is not None:
-                progress.epoch(metrics)
+                progress.epoch(line)
             go_on = stored()
     finally:
-        energy_used = meter.stop()
+        total = meter.stop()
         if folder.is_run():  # it may have been removed meanwhile
-            folder.save_energy(energy_used)
+            folder.save_energy(total)
     return training
 
 

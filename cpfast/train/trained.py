@@ -116,6 +116,10 @@ class TrainedModel(nn.Module):
 def load(run: str | Path, which: str = "last", device: str | torch.device = "cpu") -> TrainedModel:
     """The trained model of a run, in eval mode.
 
+    It computes in float32, whatever precision it was trained in: what a run in bf16 or fp16
+    evaluated itself may differ from it by a few samples. For another precision use torch.autocast
+    around its calls.
+
     Args:
         run: its folder, or one with its model.json and the .safetensors file alone.
         which: "last", the weights after the last epoch; or "best", those of the evaluation with the

@@ -92,3 +92,26 @@ def test_a_folder_that_is_no_run_is_named(runs, tmp_path, capsys):
         assert cli.main(["report", runs[0], str(tmp_path), form]) == 2
         captured = capsys.readouterr()
         assert f"{tmp_path}: no run" in captured.err and captured.out == ""
+
+
+def test_a_finished_run_says_where_its_model_is_and_how_it_is_used(runs, capsys):
+    capsys.readouterr()
+    lines = shown(capsys, runs[0], "--no-plot").splitlines()
+    (told,) = [line.split(maxsplit=1)[1] for line in lines if line.startswith("model ")]
+    assert told == f"{runs[0]}/model.safetensors; to use it: cpfast predict {runs[0]} FILES"
+    assert Path(runs[0], "model.safetensors").is_file()
+
+
+def test_a_comparison_says_what_it_begins_with(runs, tmp_path, capsys):
+    capsys.readouterr()
+    options = ["--epochs", "1", "--limit", "64", "--seeds", "1", "--arms", "k1", "--no-energy",
+               "--no-plot", "--out", str(tmp_path / "compared")]  # fmt: skip
+    weights = f"{runs[0]}/model.safetensors"
+    assert cli.main(["compare", *options, "--model", "cnn", "--weights", weights]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("each run begins")]
+    assert "tensors from" in line and weights in line
+    # of another network nothing fits, which is said before anything is run
+    weights = f"{runs[3]}/model.safetensors"
+    assert cli.main(["compare", *options[:-1], str(tmp_path / "b"), "--weights", weights]) == 2
+    assert "nothing in it fits the model" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()

@@ -69,24 +69,20 @@ class Comparison(Study):
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         parser.epilog = _arms_text()
         add = parser.add_argument
-        add(
-            "--arms",
-            help=f"comma separated, or all; default: {','.join(arms.DEFAULT)}; "
-            "with --repeats 1 all",
-        )
+        add("--arms", metavar="NAME[,NAME]",
+            help="ways to train, see below, or all; full, and what an arm depends on, come along; "
+            f"default: {','.join(arms.DEFAULT)}; with --repeats 1 all")  # fmt: skip
         add("--budgets", type=int, nargs="*", metavar="PERCENT",
-            help="also arms that use so much of full's samples; without a number: "
+            help="also controls that use so much of full's samples; without a number: "
             f"{' '.join(map(str, arms.BUDGETS))}")  # fmt: skip
-        add("--at", type=int,
-            help="epoch of --criterion fixed, and of the arm fixed; default: an eighth of all",
+        add("--at", type=int, metavar="EPOCH",
+            help="after which the arm fixed makes one pass; also the period's end of --criterion "
+            "fixed; default: an eighth of all")  # fmt: skip
+        add("--keep", type=float, metavar="SHARE",
+            help="of the samples, that pruning keeps; default: by the policy, mostly 0.5"
         )  # fmt: skip
-        add(
-            "--keep",
-            type=float,
-            help="share that pruning keeps; default: the policy's, 0.5 for most",
-        )
-        add("--anneal", type=float,
-            help="as in cpfast train, for arms with a detector or pruning")  # fmt: skip
+        add("--anneal", type=float, metavar="SHARE",
+            help="after which nothing is left out any more, as in cpfast train")  # fmt: skip
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -206,8 +202,28 @@ def _is_due(fork: Callable[[int, int | None], bool], training: Training) -> bool
 
 
 def _arms_text() -> str:
-    """A line for each arm; k stands for --repeats."""
+    """A line for each arm, but of those that go by a policy, a recipe or a criterion one for all:
+    k stands for --repeats."""
     known = arms.known(0, (50,))
-    width = max(map(len, known))
-    lines = [f"  {arm.name:<{width}}  {arm.describe('k', '--at')}" for arm in known.values()]
-    return "\n".join(["arms, with k = --repeats (those with @50 are of --budgets 50):", *lines])
+    of_policy = {"POLICY": "aum", "k1+POLICY": "k1+aum", "detector+POLICY": "detector+aum"}
+    parts = {
+        "arms; k is --repeats, the passes over the data in an epoch": {
+            name: known[name].describe("k", "--at") for name in ("full", "detector", *arms.CONTROLS)
+        },
+        "of each POLICY of cpfast list policies (random is rs2)": {
+            shown: known[name].describe("k", "--at") + " from the start" * (name != "detector+aum")
+            for shown, name in of_policy.items()
+        },
+        "by their names alone, and not among all": {
+            "RECIPE, k1+RECIPE": "another of cpfast list recipes, with k or one pass",
+            "detector:CRITERION": "k, then 1, by another of cpfast list criteria",
+            "k1@B, rs2@B, shortened@B": "these controls with B % of full's samples, as --budgets",
+        },
+    }
+    width = max(len(name) for part in parts.values() for name in part)
+    lines = []
+    for title, part in parts.items():
+        lines.append(f"{title}:")
+        lines += [f"  {name:<{width}}  {text}" for name, text in part.items()]
+    lines.append("detector's samples: as many in all as the arm detector is trained on")
+    return "\n".join(lines)

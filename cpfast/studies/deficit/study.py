@@ -93,13 +93,14 @@ class Deficit(Study):
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("--deficits", help=f"comma separated; default: {','.join(DEFICITS)}")
+        add("--deficits", metavar="NAME[,NAME]",
+            help=f"of the training data; default: {','.join(DEFICITS)}")  # fmt: skip
         add("--removals", type=int, nargs="*", metavar="EPOCH",
             help="ends of deficits that begin with the training; default: T/4 T/2 T, with T = "
             "--epochs, those of the clean training that follows")  # fmt: skip
         add("--onsets", type=int, nargs="*", metavar="EPOCH",
             help="beginnings of deficits of --window epochs; default: 0 T/2 T")  # fmt: skip
-        add("--window", type=int, metavar="EPOCHS", help="default: T/2")
+        add("--window", type=int, metavar="EPOCHS", help="how long those last; default: T/2")
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:

@@ -86,11 +86,17 @@ class EarlyPhase(Study):
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("--perturbations", help=f"comma separated; default: {','.join(PERTURBATIONS)}")
+        add("--perturbations", metavar="NAME[,NAME]",
+            help=f"of early weights; default: {','.join(PERTURBATIONS)}")  # fmt: skip
         add("--rewinds", type=int, nargs="+", metavar="EPOCH",
             help="epochs after which weights are perturbed; default: 1 T/16 T/4, with T = "
             "--epochs")  # fmt: skip
-        add("--iterations", type=int, help=f"how many are measured; default: {ITERATIONS}")
+        add(
+            "--iterations",
+            type=int,
+            metavar="N",
+            help=f"how many are measured; default: {ITERATIONS}",
+        )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:

@@ -124,12 +124,18 @@ class Enlightenment(Study):
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("--strategies", help=f"comma separated; default: {','.join(STRATEGIES)}")
+        add("--strategies", metavar="NAME[,NAME]",
+            help=f"what is other in the period; default: {','.join(STRATEGIES)}")  # fmt: skip
         add("--lengths", type=int, nargs="+", metavar="EPOCHS",
             help="of the period; default: T/20 T/8 T/4 T/2, with T = --epochs")  # fmt: skip
-        add("--alpha", type=float, help=f"of mixup; default: {ALPHA}")
-        add("--boost", type=float, help=f"alpha in the period; default: {ALPHA_BOOST}")
-        add("--removed", type=float,
+        add("--alpha", type=float, metavar="ALPHA", help=f"of mixup; default: {ALPHA}")
+        add(
+            "--boost",
+            type=float,
+            metavar="ALPHA",
+            help=f"alpha in the period; default: {ALPHA_BOOST}",
+        )
+        add("--removed", type=float, metavar="SHARE",
             help=f"share of the samples left out in the period; default: {REMOVED}")  # fmt: skip
 
     @classmethod

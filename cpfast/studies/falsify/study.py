@@ -44,7 +44,7 @@ class Setting(NamedTuple):
 @studies.register("falsify", source="this project; arXiv 2006.08419, 2305.17212")
 @dataclass(frozen=True)
 class Falsification(Study):
-    """Is it learning that a criterion sees? Tried on true and random labels, beside a null.
+    """Does a criterion see learning? Tried on true and random labels, and on mere diffusion.
 
     Labels x batch size x weight decay x T x seeds, each until the rule fires, or T. The learning
     rate stays as configured, as in the paper.

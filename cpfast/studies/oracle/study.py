@@ -45,7 +45,7 @@ POINTS = 7  # between k1 and full
 @studies.register("oracle", source="this project")
 @dataclass(frozen=True)
 class Oracle(Study):
-    """A sweep of the epoch at which k becomes 1, and how much each criterion's pick lost by it.
+    """When is it best to go from k passes to one, and what do the criteria's choices lose?
 
     Settings x seeds x switch epochs.
 
@@ -83,9 +83,10 @@ class Oracle(Study):
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("--oracle-settings", help=f"comma separated; default: {','.join(SETTINGS)}")
+        add("--oracle-settings", metavar="NAME[,NAME]",
+            help=f"of the training, in which it is tried; default: {','.join(SETTINGS)}")  # fmt: skip
         add("--switch-epochs", type=int, nargs="+", metavar="EPOCH",
-            help="default: about 7, each twice the one before")  # fmt: skip
+            help="after which k becomes 1; default: about 7, each twice the one before")  # fmt: skip
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:

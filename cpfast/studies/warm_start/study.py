@@ -83,10 +83,12 @@ class WarmStart(Study):
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("--shrinks", type=float, nargs="*", metavar="FACTOR",
-            help=f"of the weights; default: {' '.join(f'{s:g}' for s in SHRINKS)}")  # fmt: skip
-        add("--noise", type=float, help=f"share of fresh weights that is added; default: {NOISE}")
-        add("--share", type=float, help=f"of the data that is there first; default: {SHARE}")
-        add("--augment", action="store_const", const=True, help="images; default: they are not")
+            help=f"that the weights are shrunk by; default: {' '.join(f'{s:g}' for s in SHRINKS)}")  # fmt: skip
+        add("--noise", type=float, metavar="SHARE",
+            help=f"share of fresh weights that is added; default: {NOISE}")  # fmt: skip
+        add("--share", type=float, metavar="SHARE",
+            help=f"of the data that is there first; default: {SHARE}")  # fmt: skip
+        add("--augment", action="store_const", const=True, help="the images; default: they are not")
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:

@@ -83,10 +83,13 @@ class RegularisationWindow(Study):
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("--regularisers", help=f"comma separated; default: {','.join(OFF)}")
+        add("--regularisers", metavar="NAME[,NAME]",
+            help=f"what is on for a part of the training; default: {','.join(OFF)}")  # fmt: skip
         add("--switches", type=int, nargs="+", metavar="EPOCH",
-            help="default: T/8 T/4 T/2 3T/4, with T = --epochs")  # fmt: skip
-        add("--window", type=int, metavar="EPOCHS", help="default: T/4")
+            help="until which, and from which on, it is on; default: T/8 T/4 T/2 3T/4, with T = "
+            "--epochs")  # fmt: skip
+        add("--window", type=int, metavar="EPOCHS",
+            help="how long it is on from each of these; default: T/4")  # fmt: skip
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
