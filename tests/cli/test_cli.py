@@ -304,7 +304,7 @@ def test_compare_end_to_end(npz, tmp_path, capsys):
     assert cli.main(command) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"^seed \d  ", out, flags=re.MULTILINE)) == 10
-    assert "is the control of the highest mean accuracy" in out and "digits" not in out
+    assert "The best of them is" in out and "digits" not in out
     (folder,) = (tmp_path / "work" / "runs").iterdir()
     results = json.loads((folder / "results.json").read_text())
     assert len(results["runs"]) == 10

@@ -84,9 +84,9 @@ class Oracle(Study):
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("--oracle-settings", metavar="NAME[,NAME]",
-            help=f"of the training, in which it is tried; default: {','.join(SETTINGS)}")  # fmt: skip
+            help=f"of the training, to try it in; default: {','.join(SETTINGS)}")  # fmt: skip
         add("--switch-epochs", type=int, nargs="+", metavar="EPOCH",
-            help="after which k becomes 1; default: about 7, each twice the one before")  # fmt: skip
+            help="when k becomes 1; default: about 7, each twice the one before")  # fmt: skip
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:

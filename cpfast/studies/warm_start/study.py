@@ -83,7 +83,8 @@ class WarmStart(Study):
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("--shrinks", type=float, nargs="*", metavar="FACTOR",
-            help=f"that the weights are shrunk by; default: {' '.join(f'{s:g}' for s in SHRINKS)}")  # fmt: skip
+            help="that the weights are shrunk by; default: "
+            f"{' '.join(f'{s:g}' for s in SHRINKS)}")  # fmt: skip
         add("--noise", type=float, metavar="SHARE",
             help=f"share of fresh weights that is added; default: {NOISE}")  # fmt: skip
         add("--share", type=float, metavar="SHARE",
