@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,28 +23,35 @@ from cpfast.train.trained import TrainedModel
 
 BATCH = 64  # files
 DESCRIPTION = """\
-Predict the classes of files by the model of a finished run, as CSV: file, class, probability.
-Images may be of any size. A file that cannot be read is named, and the others are predicted;
-the exit status is then 1.
+Predict the classes of what is in files by the model of a finished run, as CSV: file, class,
+probability. Images may be of any size; of tables (.csv, .tsv, .parquet), arrays (.npz) and time
+series (.ts) each row or series is predicted, as FILE:NUMBER, whether classes stand in the file or
+not. A file that cannot be read is named, and the others are predicted; the exit status is then 1.
 """
 EXAMPLE = """\
 example:
   cpfast train --data photos --out runs/photos
   cpfast predict runs/photos new.jpg more-photos/ --top 3 --out classes.csv
+  cpfast predict runs/table new-rows.csv
 """
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
-        help="the classes of images, as CSV",
+        help="the classes of images, rows of tables and time series, as CSV",
         description=DESCRIPTION,
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run)
     parser.add_argument("folder", metavar="RUN", help="folder of the run")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="image, or a folder of images")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="file of the kind that was trained on, or a folder of such",
+    )
     add_model_options(parser.add_argument_group("model"))
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -62,8 +70,9 @@ def _run(options: dict[str, Any], arguments: list[str]) -> int:
     model = open_model(options)
     if not model.input.takes_files:
         raise UserError(
-            f"{options['folder']}: a model of {model.description['input']['kind']}, which predicts "
-            "no files; cpfast eval scores it"
+            f"{options['folder']}: a model of {model.description['input']['kind']}, which has no "
+            f"class for a file; cpfast eval {shlex.quote(options['folder'])} --data FILE scores "
+            "how well it predicts one"
         )
     top = min(options["top"], len(model.classes))
     failures: list[str] = []
@@ -111,12 +120,12 @@ def _rows(
             _fail(failures, str(error))
             continue
         # of a file of several samples, each by its number
-        names += (
-            [str(path)] if len(found) == 1 else [f"{path}:{n}" for n in range(1, len(found) + 1)]
-        )
-        samples.append(found)
-        if len(names) >= BATCH:
-            yield from predicted()
+        own = [str(path)] if len(found) == 1 else [f"{path}:{n + 1}" for n in range(len(found))]
+        for start in range(0, len(own), BATCH):
+            names += own[start : start + BATCH]
+            samples.append(found[start : start + BATCH])
+            if len(names) >= BATCH:
+                yield from predicted()
     yield from predicted()
 
 

@@ -100,7 +100,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
         found.append("The data have changed between these runs: their accuracies do not compare.")
     settings = [config.to_dict() for config in configs]
     others = [
-        f"{name} ({', '.join(dict.fromkeys(str(values[name]) for values in settings))})"
+        f"{name} ({', '.join(dict.fromkeys(_setting(values[name]) for values in settings))})"
         for name in settings[0]
         if name not in _TOLD and any(values[name] != settings[0][name] for values in settings)
     ]
@@ -132,6 +132,10 @@ def _have_changed(runs: Sequence[Run]) -> bool:
 def _learned_nothing(summary: dict[str, Any]) -> bool:
     accuracy, guessed = summary["test_accuracy"], summary["chance"]
     return accuracy is not None and guessed is not None and chance.is_near(accuracy, guessed)
+
+
+def _setting(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _epochs(row: dict[str, Any]) -> str:

@@ -146,7 +146,9 @@ def describe(path: Path) -> dict[str, Any]:
         raise UserError(f"{source}: not the model of a cpfast run of this version")
     try:
         check(description, _FORM, "model")
-        check(description["input"], Table(Plain), "input")
+        own = dict(description["input"])
+        check(own.pop("columns", []), Several([str, Maybe(Finite), Several(str)]), "columns")
+        check(own, Table(Plain), "input")
         if len(description["classes"]) != description["architecture"]["outputs"]:
             raise ValueError("as many classes as outputs are expected")
     except ValueError as error:

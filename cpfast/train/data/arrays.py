@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from cpfast.train.data.features import Column
 from cpfast.train.data.sets import FloatData
 from cpfast.train.data.split import HELD_OUT_NOTE, held_out, limited
 from cpfast.train.errors import UserError
@@ -22,6 +23,7 @@ def labelled(
     limit: int | None = None,
     name: str,
     notes: Sequence[str] = (),
+    columns: tuple[Column, ...] = (),
 ) -> FloatData:
     """
     Args:
@@ -29,6 +31,7 @@ def labelled(
         values: [N, F] or [N, C, T] numbers.
         labels: int64 [N], in 0 .. len(classes) - 1.
         test: values and labels to test on; None: a fifth is held out.
+        columns: what the values were made of, of a table with names.
 
     Raises:
         UserError: a class has no or too few samples, or a number is not finite.
@@ -52,6 +55,7 @@ def labelled(
         tuple(classes),
         name,
         "; ".join(notes),
+        columns,
     )
 
 

@@ -24,6 +24,7 @@ NAMES = (
     ("x", "y"),
     ("X", "y"),
 )
+OF_SAMPLES = ("x", "X", "x_test", "test_images")  # in the order in which they are looked for
 MOST_CHANNELS = 4
 SHOWN = 6  # names
 
@@ -84,6 +85,25 @@ def load(path: Path, limit: int | None) -> ImageData | FloatData:
         path.stem,
         f"not used: {_shown(unused)}" if unused else "",
     )
+
+
+def samples(path: Path) -> np.ndarray:
+    """The array to predict from: x, X or x_test, or the only one.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    with _opened(path) as archive:
+        found = [name.removesuffix(".npy") for name in archive.namelist()]
+        known = [name for name in OF_SAMPLES if name in found] or found[: len(found) == 1]
+        if not known:
+            raise UserError(
+                f"{path}: which array holds the samples? Expected {', '.join(OF_SAMPLES)}, or one "
+                f"alone; found {_shown(found)}"
+            )
+        if _header(path, archive, known[0]).dtype.kind not in "fiub":
+            raise UserError(f"{path}: {known[0]} holds no numbers")
+        return _read(archive, known[0])
 
 
 # --- the archive ------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cpfast.train.data.features import Column
+
 _TOGETHER = 4096  # samples
 _SUMMED = 2**22  # bytes of images at a time
 
@@ -128,6 +130,7 @@ class FloatData(_Labelled):
         train_values, test_values: float32, finite, [N, F] of a table, [N, C, T] of series of C
             channels.
         train_labels, test_labels, classes, name, note: as of ImageData.
+        columns: what the features were made of, where the table's columns have names.
     """
 
     train_values: Tensor
@@ -137,6 +140,7 @@ class FloatData(_Labelled):
     classes: tuple[str, ...]
     name: str
     note: str = ""
+    columns: tuple[Column, ...] = ()
 
     @property
     def reads(self) -> str:

@@ -45,20 +45,23 @@ def load(path: Path, limit: int | None, progress: bool, *, label: str | None) ->
     )
 
 
-def read(path: Path) -> Any:
+def read(path: Path, *, least: int = 2) -> Any:
     """A DataFrame.
+
+    Args:
+        least: columns, of which one may hold classes.
 
     Raises:
         MissingLibrary: pandas is missing, or pyarrow where it is needed.
         UserError: naming the file, where it cannot be read.
     """
     try:
-        pandas = require("pandas", f"--data {path}")
+        pandas = require("pandas", f"{path}")
         if path.suffix.lower() == ".parquet":
-            require("pyarrow", f"--data {path}")
+            require("pyarrow", f"{path}")
     except MissingLibrary as error:
         raise MissingLibrary(
-            f"--data {path}: pandas reads it, and pyarrow if it is parquet; pip install pandas "
+            f"{path}: pandas reads it, and pyarrow if it is parquet; pip install pandas "
             f"pyarrow ({error.__cause__})"
         ) from error
     try:
@@ -70,7 +73,7 @@ def read(path: Path) -> Any:
     # pandas, and what it reads with, have many for what they do not understand
     except Exception as error:
         raise UserError(f"{path}: not a readable table ({first_line(error)})") from error
-    if frame.shape[1] < 2:
+    if frame.shape[1] < least:
         raise UserError(f"{path}: only one column, {str(frame.columns[0])!r}")
     if number := next((name for name in frame if _is_number(str(name))), None):
         raise UserError(

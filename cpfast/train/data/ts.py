@@ -26,14 +26,17 @@ class Series(NamedTuple):
     names: list[str]
 
 
-def read(path: Path) -> Series:
+def read(path: Path, *, labelled: bool = True) -> Series:
     """
+    Args:
+        labelled: whether the classes are needed; False: where there are none they are empty.
+
     Raises:
         UserError: naming the file, and the line that cannot be read.
     """
     cases: list[np.ndarray] = []
     names: list[str] = []
-    is_data = False
+    is_data, has_names = False, True
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
@@ -43,10 +46,10 @@ def read(path: Path) -> Series:
             continue
         where = f"{path}, line {number}"
         if not is_data:
-            _check_header(where, line.lower())
+            has_names &= _check_header(where, line.lower(), labelled)
             is_data = line.lower() == "@data"
             continue
-        *channels, name = line.split(":")
+        *channels, name = line.split(":") if has_names else (*line.split(":"), "")
         cases.append(_numbers(where, channels, cases[0] if cases else None))
         names.append(name)
     if not cases:
@@ -54,12 +57,16 @@ def read(path: Path) -> Series:
     return Series(np.stack(cases), names)
 
 
-def _check_header(where: str, line: str) -> None:
+def _check_header(where: str, line: str, labelled: bool) -> bool:
+    """Whether it leaves open that series have classes."""
     key, *words = line.split()
     if key == "@timestamps" and words == ["true"]:
         raise UserError(f"{where}: series with time stamps are not read")
     if key in ("@targetlabel", "@classlabel") and words[:1] != [str(key == "@classlabel").lower()]:
-        raise UserError(f"{where}: its series have no classes")
+        if labelled:
+            raise UserError(f"{where}: its series have no classes")
+        return False
+    return True
 
 
 def _numbers(where: str, channels: list[str], first: np.ndarray | None) -> np.ndarray:
