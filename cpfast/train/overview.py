@@ -41,6 +41,7 @@ def row(run: Run) -> dict[str, Any]:
         "seed": config.seed,
         "epochs": summary["epochs"],
         "planned_epochs": config.epochs,
+        "extended_from": config.extended_from,
         "test_accuracy": summary["test_accuracy"],
         "perplexity": report.perplexity(summary),
         "samples": summary["backward_samples"] + summary["measured_samples"],
@@ -140,7 +141,8 @@ def _setting(value: Any) -> str:
 
 def _epochs(row: dict[str, Any]) -> str:
     done, planned = row["epochs"], row["planned_epochs"]
-    return str(done) if done == planned else f"{done} of {planned}"
+    longer = ", extended" if row["extended_from"] else ""
+    return (str(done) if done == planned else f"{done} of {planned}") + longer
 
 
 def _shown(value: float | None, form: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cpfast.train import chance, metrics, models
+from cpfast.train import chance, extension, metrics, models
 from cpfast.train.config import Config
 from cpfast.train.data import KINDS
 from cpfast.train.energy import source_of_sum
@@ -131,6 +131,7 @@ def run_table(
     title = f"{data_name(config)}, {config.model}, {config.method}, seed {config.seed}: " + (
         f"{total} epochs" if done == total else f"epoch {done} of {total}, unfinished"
     )
+    title += extension.describe(config)
     width = max(len(name) for name, _ in rows)
     lines = [title, "-" * len(title), *(f"{name:<{width}}  {value}" for name, value in rows)]
     if config.passes > 1:

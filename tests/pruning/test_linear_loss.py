@@ -104,7 +104,7 @@ def test_a_head_takes_over_a_layer_with_its_ties():
         cpfast.ScoredLMHead.of(embedding)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_sharded_or_replicated_it_is_that_of_one_process(tmp_path, processes):
     launch("linear_losses.py", tmp_path, processes=processes)
     one = torch.load(tmp_path / "one.pt")

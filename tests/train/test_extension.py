@@ -7,7 +7,7 @@ import torch
 from support.toy_training import assert_same, make_config, start, toy_data, without_times
 
 from cpfast.detection import Criterion, criteria
-from cpfast.train import extension, run
+from cpfast.train import extension, report, run
 from cpfast.train.errors import UserError
 from cpfast.train.loop import Training
 from cpfast.train.runfolder import RunFolder
@@ -42,6 +42,8 @@ def test_it_goes_on_as_a_run_of_so_many_epochs(tmp_path, method, done):
     lines = folder.metrics()
     assert lines[:done] == before and [line["epoch"] for line in lines] == list(range(1, 10))
     assert folder.checkpoint()["epoch"] == 9
+    title = report.run_table(report.summarise(folder)).splitlines()[0]
+    assert title.endswith(f": 9 epochs (extended from 4 after epoch {done})")
     if method != "full":
         return
     for line in lines[done:]:  # of its last step
