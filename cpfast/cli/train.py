@@ -163,9 +163,10 @@ def add(commands: Any) -> None:
         help="between two checkpoints, from which --resume goes on; default: 1",
     )  # fmt: skip
     output(
-        "--log", metavar="NAME[,NAME]",
+        "--log", "--loggers", dest="log", metavar="NAME[,NAME]",
         help=f"where the metrics go beside metrics.jsonl: {', '.join(loggers.loggers)} "
-        "(docs/training.md); default: nowhere",
+        "(docs/training.md); after torchrun, which takes --log for its own, say --loggers; "
+        "default: nowhere",
     )  # fmt: skip
     output(
         "--quiet", "-q", action="store_true",
