@@ -17,12 +17,15 @@ _LEAST_ROWS = 256
 _MOST_CHUNKS = 16
 
 
-def chunk_rows(rows: int) -> int:
-    """Rows of logits that are held at once: a sixteenth, but 256 at least.
+def chunk_rows(rows: int, width: int, device: torch.device) -> int:
+    """Rows of logits that are held at once: a sixteenth, but 256 at least, and on a GPU half the
+    layer's width.
 
-    Fewer make the matrix products slow, and the weight's gradient is read and written once a chunk.
+    Fewer make the matrix products slow, and the weight's gradient is read and written once a chunk:
+    where products are fast, that takes longer than they do.
     """
-    return max(_LEAST_ROWS, -(-rows // _MOST_CHUNKS))
+    least = _LEAST_ROWS if device.type == "cpu" else max(_LEAST_ROWS, width // 2)
+    return min(max(least, -(-rows // _MOST_CHUNKS)), max(rows, 1))
 
 
 def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -122,6 +125,32 @@ def _scored_linear(
         Losses [N], scores [3, N]; gradients of hidden, as that (float32 for half precision); of the
         weight, and of the bias [1, V], in float32 or float64. Those that are not wanted are empty.
     """
+    with torch.autocast(hidden.device.type, enabled=False):  # the dtypes are chosen here
+        return _chunk_by_chunk(
+            hidden, weight, target, factor, bias, table, index, score, label_smoothing,
+            ignore_index, logit_scale, softcap, chunk, most, of_hidden, of_weight, of_bias,
+        )  # fmt: skip
+
+
+def _chunk_by_chunk(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    factor: Tensor | None,
+    bias: Tensor | None,
+    table: Tensor | None,
+    index: Tensor | None,
+    score: int,
+    label_smoothing: float,
+    ignore_index: int,
+    logit_scale: float,
+    softcap: float,
+    chunk: int,
+    most: int,
+    of_hidden: bool,
+    of_weight: bool,
+    of_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     size, y = len(hidden), target.flatten()
     real = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     dtype = computed_in(hidden.dtype, hidden.device)

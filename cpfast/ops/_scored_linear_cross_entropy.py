@@ -63,7 +63,8 @@ def scored_linear_cross_entropy(
         logit_scale: multiplies the product with the weight. For one that is learnt, multiply
             ``hidden``.
         softcap: c, where logits are c * tanh(x / c) of those; None: they are not.
-        chunk: rows of logits that are held at once; None: a sixteenth of all, 256 at least.
+        chunk: rows of logits that are held at once; None: a sixteenth of all, 256 at least, and on
+            a GPU half of D.
         max_rows: an upper bound of the rows that are not ignored, which spares CUDA, whose host
             cannot count them, the others. Where there are more, the losses are NaN there; on the
             CPU that is an error.
@@ -109,7 +110,11 @@ def scored_linear_cross_entropy(
     hidden, weight, bias = _as_autocast(hidden, weight, bias)
     _check_operands(hidden, weight, bias, target)
     rows = target.numel()
-    chunk = chunk_rows(rows) if chunk is None else _at_least_one("chunk", chunk)
+    chunk = (
+        chunk_rows(rows, hidden.shape[-1], hidden.device)
+        if chunk is None
+        else _at_least_one("chunk", chunk)
+    )
     most = -1 if max_rows is None else _at_least_one("max_rows", max_rows)
     if sample_weight is not None:
         if sample_weight.requires_grad and torch.is_grad_enabled():

@@ -330,6 +330,44 @@ def test_opcheck():
         )  # fmt: skip
 
 
+def test_the_dtype_of_the_operands_is_kept_under_autocast(monkeypatch):
+    """Where a CPU has no half-precision products, they are in float32, whatever is around."""
+    monkeypatch.setattr(_logit_chunks, "computed_in", lambda dtype, device: torch.float32)
+    (hidden, weight, _), target, _ = case()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ops.scored_linear_cross_entropy(hidden, weight, target, reduction="mean").loss
+    loss.backward()
+    rounded = in_float64([x.bfloat16() for x in (hidden, weight)])
+    exact = of_whole_logits((*rounded, torch.zeros(CLASSES)), target, reduction="mean").loss
+    exact.backward()
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+    # Rounded once, to the dtype of the operands.
+    assert distance(weight.grad, rounded[1].grad) < 3e-3
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("max_rows", [None, 40])
+def test_it_is_captured(max_rows):
+    operands, target, _ = case(device="cuda")
+    hidden, weight, _ = operands
+    each, index = torch.zeros(ROWS, device="cuda"), torch.arange(ROWS, device="cuda")
+
+    def step():
+        loss = ops.scored_linear_cross_entropy(
+            hidden, weight, target, reduction="mean", chunk=8, max_rows=max_rows,
+            table=each, index=index,
+        ).loss  # fmt: skip
+        return loss, *torch.autograd.grad(loss, (hidden, weight))
+
+    expected = [x.clone() for x in step()]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
 def test_no_more_than_a_chunk_of_the_logits_is_held():
     g = torch.Generator().manual_seed(0)
     hidden = torch.randn(512, 16, generator=g).requires_grad_()
@@ -345,9 +383,10 @@ def test_no_more_than_a_chunk_of_the_logits_is_held():
 
 
 def test_the_chunk_is_a_sixteenth_of_the_rows():
-    assert [_logit_chunks.chunk_rows(n) for n in (0, 1, 4096, 4097, 65536)] == [
-        256, 256, 256, 257, 4096
-    ]  # fmt: skip
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    rows = (0, 1, 300, 4096, 4097, 65536)
+    assert [_logit_chunks.chunk_rows(n, 768, cpu) for n in rows] == [1, 1, 256, 256, 257, 4096]
+    assert [_logit_chunks.chunk_rows(n, 2048, gpu) for n in rows] == [1, 1, 300, 1024, 1024, 4096]
 
 
 H, W, Y = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(3, dtype=torch.int64)
