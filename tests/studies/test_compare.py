@@ -1046,8 +1046,10 @@ def test_help_lists_the_arms():
     parser = argparse.ArgumentParser()
     Comparison.add_options(parser)
     text = parser.format_help()
-    for name, arm in arms.known(0, (50,)).items():
-        assert re.search(rf"^  {re.escape(name)} +\S", text, flags=re.MULTILINE), arm
+    for name in ("full", "detector", *arms.CONTROLS, "POLICY", "k1+POLICY", "detector+POLICY"):
+        assert re.search(rf"^  {re.escape(name)} +\S", text, flags=re.MULTILINE), name
+    for names in ("RECIPE, k1+RECIPE", "detector:CRITERION", "k1@B, rs2@B, shortened@B"):
+        assert f"\n  {names} " in text
     assert re.search(r"\n  detector +k, then 1\n", text)
     assert "k, and 1 after epoch --at" in text
 
