@@ -443,6 +443,7 @@ def bench(folder, *options):
     )
 
 
+@pytest.mark.slow
 def test_what_a_fault_leaves_is_measured_by_the_next_process(tmp_path):
     import rows
 
@@ -466,6 +467,7 @@ def test_what_a_fault_leaves_is_measured_by_the_next_process(tmp_path):
     assert bench(tmp_path, *options).returncode == 5  # nothing is left to do
 
 
+@pytest.mark.slow
 def test_what_time_does_not_allow_is_cut_and_left_for_later(tmp_path):
     import rows
 

@@ -25,11 +25,13 @@ def trained(out, *options):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
+    table = out / "table.csv"
+    table.write_text("x,y,label\n" + "".join(f"{i},{i % 7},{'ab'[i % 2]}\n" for i in range(120)))
     return [
         trained(out / "a"),
         trained(out / "b", "--seed", "1"),
         trained(out / "c", "--lr", "0.05"),
-        trained(out / "d", "--data", "segments"),
+        trained(out / "d", "--data", str(table)),
     ]
 
 

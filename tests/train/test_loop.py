@@ -262,6 +262,7 @@ def test_an_epoch_of_fewer_samples_than_a_batch(tmp_path):
         loop.Training(config.replace(batch_size=21), data)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_does_what_an_eager_one_does():
     weights = {}
     for how in ("eager", "compile"):
