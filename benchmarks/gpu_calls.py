@@ -89,6 +89,7 @@ KERNELS = {
     "select_samples": 60,
     "augment_batch": 80,
     "record_scores": 25,
+    "scored_linear_cross_entropy": 40,
     "policies": 20,
 }
 TRAINING = {"training_loop": 220, "training_step": 80, "step_shapes": 30, "growth": 110}
