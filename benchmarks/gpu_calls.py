@@ -84,10 +84,10 @@ SOURCES = ("csrc", "setup.py", "cpfast")
 OPS = ("layers", "cross-entropy", "selection", "record", "augment")
 # By worth. Seconds.
 KERNELS = {
-    "scored_cross_entropy": 140,
-    "layer_statistics": 110,
+    "scored_cross_entropy": 125,
+    "layer_statistics": 100,
     "select_samples": 60,
-    "augment_batch": 80,
+    "augment_batch": 70,
     "record_scores": 25,
     "scored_linear_cross_entropy": 40,
     "policies": 20,
