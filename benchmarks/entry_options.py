@@ -1,4 +1,6 @@
-"""What options of `cpfast train` cost, on one CPU thread: `python -m benchmarks.entry_options`.
+"""What options of `cpfast train` cost, on one CPU thread.
+
+    python -m benchmarks.entry_options [--out FILE]
 
 Prints two tables in Markdown: seconds of the epochs of digits with a checkpoint after each and
 after every tenth; and milliseconds that a batch takes to be augmented, where torchvision can be
@@ -7,6 +9,10 @@ imported. Each pair is run in turns; medians, and the range.
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import platform
 import statistics
 import tempfile
 import time
@@ -74,22 +80,33 @@ def table(title: str, unit: str, found: Mapping[str, list[float]], scale: float 
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON of the seconds, turn by turn")
+    out = parser.parse_args().out
     torch.set_num_threads(1)
-    found = in_turns({
+    machine = {
+        "processor": platform.processor(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
+    seconds: dict[str, dict[str, list[float]]] = {}
+    seconds["saved"] = found = in_turns({
         "each epoch": lambda: seconds_of_a_run(1),
         "every 10": lambda: seconds_of_a_run(10),
     })  # fmt: skip
     print(table(f"digits, {EPOCHS} epochs, saved", "s", found))
     print()
     try:
-        found = in_turns({
+        seconds["augmented"] = found = in_turns({
             "crop-flip": lambda: seconds_of_a_batch("crop-flip"),
             "randaugment": lambda: seconds_of_a_batch("randaugment"),
         })  # fmt: skip
     except UserError as error:
         print(error)
-        return
-    print(table(f"{BATCH} images of {SIDE}x{SIDE}x3, augmented", "ms", found, scale=1000))
+    else:
+        print(table(f"{BATCH} images of {SIDE}x{SIDE}x3, augmented", "ms", found, scale=1000))
+    if out is not None:
+        out.write_text(json.dumps({"machine": machine, "seconds": seconds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def loss_by(
     model: PreTrainedModel, call: Callable[[], Any], loss: Callable[[FusedHead, Tensor], Tensor]
 ) -> tuple[Tensor, Any]:
     """What ``loss`` makes of the head and the hidden states in the model's forward pass, and its
-    outputs, whose logits are None.
+    outputs, whose logits are None, or empty in a tuple.
 
     Args:
         call: of the model, or of what wraps it, without labels.
@@ -103,8 +103,7 @@ def loss_by(
         outputs = call()
         if head.loss is None:
             raise RuntimeError("model: its forward pass has not called the fused head")
-        outputs.logits = None
-        return head.loss, outputs
+        return head.loss, outputs if isinstance(outputs, tuple) else _without_logits(outputs)
     finally:
         head.told = head.loss = None
 
@@ -158,6 +157,12 @@ def _of_config(config: Any) -> dict[str, Any]:
     return options
 
 
+def _without_logits(outputs: Any, **others: Any) -> Any:
+    """Made anew: an attribute that is set later comes last, and one set to None stays an item."""
+    kept = {key: value for key, value in outputs.items() if key != "logits"}
+    return type(outputs)(**others, **kept)
+
+
 def _own_loss(labels: Tensor, options: dict[str, Any]) -> Callable[[FusedHead, Tensor], Tensor]:
     """As :func:`transformers.loss.loss_utils.ForCausalLMLoss` has it."""
     total = options.get("num_items_in_batch")
@@ -189,10 +194,11 @@ def _forward_of(cls: type[PreTrainedModel]) -> Callable[..., Any]:
         names = ("num_items_in_batch", "shift_labels", "ignore_index")
         options = {name: kwargs.pop(name) for name in names if name in kwargs}
         del kwargs["labels"]
-        returns_tuple = kwargs.pop("return_dict", self.config.return_dict) is False
+        returns_tuple = kwargs.get("return_dict", self.config.return_dict) is False
+        kwargs["return_dict"] = True
         call = functools.partial(original, self, *args, **kwargs)
         loss, outputs = loss_by(self, call, _own_loss(labels, options))
-        outputs.loss = loss
+        outputs = _without_logits(outputs, loss=loss)
         return outputs.to_tuple() if returns_tuple else outputs
 
     forward._is_fused = True  # type: ignore[attr-defined]

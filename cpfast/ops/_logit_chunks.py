@@ -122,35 +122,9 @@ def _scored_linear(
         of_hidden, of_weight, of_bias: which gradients are wanted.
 
     Returns:
-        Losses [N], scores [3, N]; gradients of hidden, as that (float32 for half precision); of the
+        Losses [N], scores [3, N]; gradients of hidden, as that (float32 of float16); of the
         weight, and of the bias [1, V], in float32 or float64. Those that are not wanted are empty.
     """
-    with torch.autocast(hidden.device.type, enabled=False):  # the dtypes are chosen here
-        return _chunk_by_chunk(
-            hidden, weight, target, factor, bias, table, index, score, label_smoothing,
-            ignore_index, logit_scale, softcap, chunk, most, of_hidden, of_weight, of_bias,
-        )  # fmt: skip
-
-
-def _chunk_by_chunk(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    factor: Tensor | None,
-    bias: Tensor | None,
-    table: Tensor | None,
-    index: Tensor | None,
-    score: int,
-    label_smoothing: float,
-    ignore_index: int,
-    logit_scale: float,
-    softcap: float,
-    chunk: int,
-    most: int,
-    of_hidden: bool,
-    of_weight: bool,
-    of_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     size, y = len(hidden), target.flatten()
     real = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     dtype = computed_in(hidden.dtype, hidden.device)
@@ -176,48 +150,49 @@ def _chunk_by_chunk(
     at_once = table is not None and target.dim() == 1 and _is_blind(x.device)
     places = rows.take(index) if at_once and index is not None else None
     product = torch.empty_like(matrix) if of_weight and dtype != real else None
-    for part, moves in rows.chunks(chunk):
-        h = x[part]
-        z = buffer[: len(h)]
-        if added is None:
-            torch.mm(h, matrix.t(), out=z)
-        else:
-            torch.addmm(added, h, matrix.t(), out=z)
-        if softcap:
-            z.div_(softcap).tanh_()
-            if moves and capped is not None:
-                capped[: len(h)].copy_(z)
-            z.mul_(softcap)
-        losses[part], scores[:, part], _ = OPS.scored_cross_entropy(
-            z,
-            own[part],
-            None,
-            label_smoothing,
-            ignore_index,
-            0,
-            z if moves else None,
-            table if at_once else None,
-            None if places is None else places[part],
-            score,
-        )
-        if not moves or scale is None:
-            if of_hidden:
-                grad_x[part] = 0
-            continue
-        if capped is not None:
-            z.mul_(capped[: len(h)].square_().neg_().add_(1))
-        # The factors go where there are D of them a row, and not V: they cost nothing there, and
-        # gradients of half precision keep their digits whatever the factor.
-        if of_hidden:
-            torch.mul(torch.mm(z, matrix), scale[part] * logit_scale, out=grad_x[part])
-        if of_weight:
-            scaled = (h * scale[part]).to(dtype)
-            if product is None:
-                grad_matrix.addmm_(z.t(), scaled)
+    with torch.autocast(x.device.type, enabled=False):  # the dtypes are chosen here
+        for part, moves in rows.chunks(chunk):
+            h = x[part]
+            z = buffer[: len(h)]
+            if added is None:
+                torch.mm(h, matrix.t(), out=z)
             else:
-                grad_matrix.add_(torch.mm(z.t(), scaled, out=product))
-        if of_bias:
-            grad_added.add_(torch.mm(scale[part].t().to(dtype), z))
+                torch.addmm(added, h, matrix.t(), out=z)
+            if softcap:
+                z.div_(softcap).tanh_()
+                if moves and capped is not None:
+                    capped[: len(h)].copy_(z)
+                z.mul_(softcap)
+            losses[part], scores[:, part], _ = OPS.scored_cross_entropy(
+                z,
+                own[part],
+                None,
+                label_smoothing,
+                ignore_index,
+                0,
+                z if moves else None,
+                table if at_once else None,
+                None if places is None else places[part],
+                score,
+            )
+            if not moves or scale is None:
+                if of_hidden:
+                    grad_x[part] = 0
+                continue
+            if capped is not None:
+                z.mul_(capped[: len(h)].square_().neg_().add_(1))
+            # The factors go where there are D of them a row, and not V: they cost nothing there,
+            # and gradients of half precision keep their digits whatever the factor.
+            if of_hidden:
+                torch.mul(torch.mm(z, matrix), scale[part] * logit_scale, out=grad_x[part])
+            if of_weight:
+                scaled = (h * scale[part]).to(dtype)
+                if product is None:
+                    grad_matrix.addmm_(z.t(), scaled)
+                else:
+                    grad_matrix.add_(torch.mm(z.t(), scaled, out=product))
+            if of_bias:
+                grad_added.add_(torch.mm(scale[part].t().to(dtype), z))
     losses, scores = rows.put_back(losses, size), rows.put_back(scores.t(), size).t()
     if most >= 0 and _is_blind(x.device):
         # Nobody would notice the rows that are missing.

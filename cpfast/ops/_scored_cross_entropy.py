@@ -81,7 +81,13 @@ def scored_cross_entropy(
     gradient in the forward pass, Liger-Kernel (arXiv 2410.10989).
     """
     if isinstance(weight, Tensor) and isinstance(input, Tensor) and input.dim() in (2, 3):
-        weight = _weight_of_rows(weight, input)
+        samples, classes = input.shape[0], input.shape[-1]
+        if weight.dim() == 1 and len(weight) == samples == classes > 1:
+            raise RuntimeError(
+                f"cpfast::scored_cross_entropy: weight: of shape [{classes}] it may be one per "
+                "class, as torch has it, with as many samples as classes; one per sample is "
+                f"weight[:, None], of shape [{samples}, 1]"
+            )
     return scored_rows(
         input,
         target,
@@ -109,7 +115,7 @@ def scored_rows(
     index: Tensor | None = None,
     score: str = "loss",
 ) -> ScoredLoss:
-    """:func:`scored_cross_entropy` with a weight that is as the target."""
+    """:func:`scored_cross_entropy` whose weight is one a sample or row, whatever its length."""
     if reduction not in tuple(REDUCTIONS):
         _refuse("reduction", REDUCTIONS, reduction)
     if score not in tuple(SCORES):
@@ -147,6 +153,8 @@ def scored_rows(
             f"cpfast::scored_cross_entropy: input: expected classes last, {list(target.shape)} "
             f"before them as in target, got {list(input.shape)}; give input.transpose(1, 2)"
         )
+    if weight is not None:
+        weight = as_rows(weight, target)
     if REFERENCE:
         return reference.scored_cross_entropy(
             input,
@@ -191,22 +199,14 @@ def scored_rows(
     return ScoredLoss(loss, *scores.unbind())
 
 
-def _weight_of_rows(weight: Tensor, input: Tensor) -> Tensor:
-    """As the target, where it is one a sample."""
-    samples, classes = input.shape[0], input.shape[-1]
-    if weight.dim() == 1 and len(weight) == samples == classes > 1:
-        raise RuntimeError(
-            f"cpfast::scored_cross_entropy: weight: of shape [{classes}] it may be one per class, "
-            f"as torch has it, with as many samples as classes; one per sample is "
-            f"weight[:, None], of shape [{samples}, 1]"
-        )
-    if weight.shape == (samples, 1) and input.dim() == 2:
-        return weight[:, 0]
-    if weight.dim() == 1 and input.dim() == 3:
-        weight = weight[:, None]
-    if weight.shape == (samples, 1) and input.dim() == 3:
-        return weight.expand(-1, input.shape[1])
-    return weight
+def as_rows(weight: Tensor, target: Tensor) -> Tensor:
+    """As the target, where it is one a sample, [B] or [B, 1]; else as it is."""
+    if weight.shape == target.shape or target.dim() == 0:
+        return weight
+    samples = len(target)
+    if weight.shape not in ((samples,), (samples, 1)):
+        return weight
+    return weight.reshape(samples, *(1,) * (target.dim() - 1)).expand_as(target)
 
 
 def _refuse(name: str, expected: Any, value: Any) -> None:

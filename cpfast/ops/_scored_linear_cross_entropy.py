@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from cpfast import _backend, reference
 from cpfast.ops._common import OPS, REFERENCE, check_tensors, real, whole
 from cpfast.ops._logit_chunks import chunk_rows
-from cpfast.ops._scored_cross_entropy import REDUCTIONS, SCORES
+from cpfast.ops._scored_cross_entropy import REDUCTIONS, SCORES, as_rows
 from cpfast.results import ScoredLoss
 
 __all__ = ["scored_linear_cross_entropy"]
@@ -119,7 +119,13 @@ def scored_linear_cross_entropy(
     if sample_weight is not None:
         if sample_weight.requires_grad and torch.is_grad_enabled():
             _refuse("sample_weight", "one without a gradient (detach())", "one that requires it")
-        sample_weight = _of_rows(sample_weight, target)
+        sample_weight = as_rows(sample_weight, target)
+        if sample_weight.shape != target.shape or sample_weight.device != target.device:
+            _refuse(
+                "sample_weight",
+                f"shape {list(target.shape)}, or one a sample, on {target.device}",
+                f"{list(sample_weight.shape)} on {sample_weight.device}",
+            )
     if REFERENCE:
         logits = torch.nn.functional.linear(hidden, weight) * logit_scale
         logits = logits if bias is None else logits + bias
@@ -237,20 +243,6 @@ def _check_operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, target:
     for name, value in {**operands, "target": target}.items():
         if value.device != hidden.device:
             _refuse(name, f"device {hidden.device}, as hidden", str(value.device))
-
-
-def _of_rows(weight: Tensor, target: Tensor) -> Tensor:
-    """As the target."""
-    samples = target.shape[:1]
-    if weight.shape in (samples, (*samples, 1)):
-        weight = weight.reshape(-1, *(1,) * (target.dim() - 1)).expand_as(target)
-    if weight.shape != target.shape or weight.device != target.device:
-        _refuse(
-            "sample_weight",
-            f"shape {list(target.shape)}, or one a sample, on {target.device}",
-            f"{list(weight.shape)} on {weight.device}",
-        )
-    return weight
 
 
 class _ScoredLinear(torch.autograd.Function):

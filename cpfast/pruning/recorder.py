@@ -117,8 +117,6 @@ class Recorder:
             index, weight = self._weighting(logits.device, index, weight)
         if weight is not None:
             check_tensors(weight=weight)
-            if weight.dim() < target.dim():
-                weight = weight[:, None].expand_as(target)
         ignored = ignore_index if logits.dim() == 3 else _NONE_IGNORED
         scored = self._recording(
             lambda **table: scored_rows(

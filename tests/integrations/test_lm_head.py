@@ -65,7 +65,7 @@ def test_losses_and_gradients_are_those_of_the_model(family, options):
     assert fuse_lm_head(model) is model
     assert model.training
     expected, actual = twin(**batch(), **options), model(**batch(), **options)
-    assert actual.logits is None
+    assert actual.logits is None and "logits" not in actual and actual[0] is actual.loss
     torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-5, atol=1e-5)
     wanted, found = gradients(twin, expected.loss), gradients(model, actual.loss)
     assert found.keys() == wanted.keys()
@@ -98,6 +98,14 @@ def test_all_but_training_with_labels_is_as_before(tmp_path):
     copied = copy.deepcopy(model).train()
     copied(**inputs).loss.backward()
     assert copied.lm_head.weight.grad is not None and model.lm_head.weight.grad is None
+
+
+def test_a_tuple_where_one_is_wanted():
+    model = gpt2().train()
+    expected = copy.deepcopy(model)
+    fuse_lm_head(model)
+    loss = expected(**batch()).loss
+    torch.testing.assert_close(model(**batch(), return_dict=False)[0], loss)
 
 
 def test_under_gradient_checkpointing_and_autocast():

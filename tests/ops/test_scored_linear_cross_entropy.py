@@ -100,6 +100,37 @@ def test_against_float64(device, dtype, shape, reduction, gradient, options):
     assert (hidden_grad[factors.flatten() == 0] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_gradients_are_off_by_no_more_than_those_of_whole_logits(dtype):
+    """At most twice as much, in either norm."""
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 64, generator=g, dtype=torch.float64).to(dtype)
+    weight = (0.3 * torch.randn(900, 64, generator=g, dtype=torch.float64)).to(dtype)
+    target = torch.randint(900, (300,), generator=g)
+    factors = torch.rand(300, generator=g)
+
+    def gradients(dtype, loss):
+        operands = [x.to(dtype).requires_grad_() for x in (hidden, weight)]
+        return torch.autograd.grad(loss(*operands), operands)
+
+    def whole(h, w):
+        losses = F.cross_entropy(F.linear(h, w), target, reduction="none")
+        return (losses * factors.to(h.dtype)).sum() / len(target)
+
+    def chunked(h, w):
+        options = {"sample_weight": factors, "reduction": "mean", "chunk": 32}
+        return ops.scored_linear_cross_entropy(h, w, target, **options).loss
+
+    exact = gradients(torch.float64, whole)
+    for own, other, true in zip(
+        gradients(dtype, chunked), gradients(dtype, whole), exact, strict=True
+    ):
+        for order in (2, math.inf):
+            errors = [torch.linalg.vector_norm((x.double() - true).flatten(), order)
+                      for x in (own, other)]  # fmt: skip
+            assert errors[0] <= 2 * errors[1] + 1e-15, order
+
+
 def test_rows_are_those_of_scored_cross_entropy(device):
     (hidden, weight, bias), target, factors = case(device=device)
     logits = torch.addmm(bias, hidden, weight.t()).detach()

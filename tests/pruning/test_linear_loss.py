@@ -62,6 +62,19 @@ def test_it_is_the_loss_of_the_logits(policy, tokens, options):
     assert 2 * whole.samples_seen - N == chunked.samples_seen  # twice as many batches
 
 
+@pytest.mark.parametrize("tokens", [None, 7])
+def test_weights_are_one_a_sample_in_either_shape(tokens):
+    pruner, _ = pruners()
+    hidden, head, target, index = batch(pruner, tokens)
+    weight = pruner.weights(index)
+    expected = pruner.loss(head(hidden), target, index)
+    for given in (weight, weight[:, None]):
+        of_logits = pruner.loss(head(hidden), target, index, weight=given)
+        of_hidden = pruner.linear_loss(hidden, head, target, index, weight=given)
+        torch.testing.assert_close(of_logits, expected)
+        torch.testing.assert_close(of_hidden, expected)
+
+
 def test_evaluation_records_nothing_and_weighs_nothing():
     pruner, _ = pruners()
     hidden, head, target, _ = batch(pruner)
