@@ -12,6 +12,8 @@ import torch
 import cpfast
 from cpfast import _backend
 
+pytestmark = pytest.mark.slow
+
 
 def run(code, **environment):
     return subprocess.run(

@@ -29,7 +29,7 @@ from cpfast.train.errors import Diverged, UserError
 from cpfast.train.loop import Training
 from cpfast.train.runfolder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 STEPS = 5
 
 

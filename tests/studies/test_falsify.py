@@ -28,7 +28,7 @@ from cpfast.train.config import Config
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 PAPER = {
     "data": "/cifar10", "model": "resnet20", "repeats": 3, "epochs": 200, "lr": 0.01,
     "weight_decay": 2e-4, "schedule": "step",

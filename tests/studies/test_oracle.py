@@ -29,7 +29,7 @@ from cpfast.train import loop
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 EPOCHS = 8
 TRAIN = 24
 

@@ -25,7 +25,7 @@ from cpfast.train.errors import Diverged, UserError
 from cpfast.train.loop import Training
 from cpfast.train.runfolder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 TOTAL = 4
 SPANS = [(0, 0), (0, 1), (0, 2), (2, 3), (2, 4)]
 
