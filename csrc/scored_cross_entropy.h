@@ -1,32 +1,42 @@
 // scored_cross_entropy(input, target, weight, label_smoothing, ignore_index, reduction,
-//                      Tensor(a!)? grad, Tensor(b!)? table, index, score)
+//                      Tensor(a!)? grad, Tensor(b!)? table, index, score, class_weight, z_loss)
 //     -> loss [N] or [], scores [3, N], softmax_stats [N + 1, 2]
-// scored_cross_entropy_backward(grad_loss, input, target, softmax_stats, weight,
-//                               label_smoothing, ignore_index, reduction) -> grad_input, as input
+// scored_cross_entropy_backward(grad_loss, input, target, softmax_stats, weight, label_smoothing,
+//                               ignore_index, reduction, class_weight, z_loss)
+//     -> grad_input, as input
 // rescale_gradient(Tensor(a!) grad, factor) -> ()
 //
 // input          [N, C] logits, or [B, T, C] for N = B * T tokens; float32, float64, float16 or
-//                bfloat16; the logits of a row lie side by side (others are copied)
+//                bfloat16; the logits of a row lie side by side, or those of a class do, as in
+//                images [B, C, H, W] of which this is a view (others are copied)
 // target         [N] or [B, T] int64, in [0, C) or ignore_index; an ignore_index of -2^63 promises
-//                that no target is ignored, and saves CUDA from counting them
-// weight         optional, as target: multiplies the loss of each row
-// reduction      0: none, 1: the sum over the number of rows that are not ignored, 2: the sum
-// loss, stats    float64 for float64 input, else float32, as are weight and grad_loss
+//                that no target is ignored, and saves CUDA from counting them. Or a distribution
+//                over the classes, shaped as input: then no row is ignored
+// weight         optional, one a row: multiplies its loss
+// class_weight   optional [C]: multiplies each class's term of the cross-entropy
+// z_loss         what is added, times the square of the row's log-sum-exp
+// reduction      0: none, 1: the sum over the number of rows that are not ignored, or over the sum
+//                of the class weights of their targets, 2: the sum
+// loss, stats    float64 for float64 input, else float32, as are weights, distributions and
+//                grad_loss
 // scores         float32: el2n, margin and correct, one after the other
 // grad           optional, shaped as input: the gradient of the reduced loss (of the sum, where
 //                there is no reduction) is written here, in the same pass over the logits, with one
 //                exponential each; it may be input itself. softmax_stats is empty then
 // table, index   optional: table[index] = one of the row's numbers, chosen by score (0: the loss
-//                without its weight, 1: el2n, 2: margin, 3: correct), for the last of equal indices
+//                without weight and z_loss, 1: el2n, 2: margin, 3: correct), for the last of equal
+//                indices
 //                alone. [M] float32, [N] or [B] int64. A sequence of tokens has the mean over
 //                those that are not ignored; of ignored rows and sequences nothing is written
 // factor         [] or as target: what backward got from above; where it is 1, nothing is done
 //
 // With p = softmax(x) and y the target:
-//     loss    = weight * ((1 - smoothing) * (lse - x_y) + smoothing / C * sum_j (lse - x_j))
+//     loss    = weight * (sum_j t_j (lse - x_j) + z_loss * lse^2)
+//     t_j     = class_weight_j * ((1 - smoothing) * [j = y] + smoothing / C)
 //     el2n    = |p - onehot(y)|_2
 //     margin  = x_y - max_{j != y} x_j          (+inf where C is 1)
 //     correct = 1 where y is the first of the largest logits, else 0
+// Of a distribution, that stands for [j = y] and for onehot(y), and y is its first largest class.
 // Ignored rows have 0 everywhere, and no gradient. A row with NaN has NaN in loss, el2n and
 // margin, and correct 0. On the CPU a target or an index out of range is an error; on CUDA, where
 // an error would cost a synchronisation, such a target makes its row NaN, and such an index traps.
@@ -37,16 +47,22 @@
 // p_y - 1 = -s1 / Z. What backward needs is (m, s1): unlike a rounded log-sum-exp, m is exact.
 // (While adding, m is the largest logit but the target's, so that the squares do not underflow.)
 // Where the loss is a mean, row N of softmax_stats begins with its factor: 1 over the number of
-// rows that are not ignored.
+// rows that are not ignored, or their class weights' sum.
+//
+// Of a distribution, and where each class has a weight and a part of the smoothing, it is the
+// largest logit that is left out (soft_row): lse = m + log1p(s), s the sum of the others'
+// exponentials, and p_m - 1 = -s / (1 + s). What backward needs is (m, s) again.
 #pragma once
 
 #include "checks.h"
 #include "dispatch.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace cpfast::scored_cross_entropy {
 
@@ -71,13 +87,15 @@ inline int64_t row_count(const Tensor& input) {
 inline int64_t class_count(const Tensor& input) { return input.size(input.dim() - 1); }
 
 // Where rows begin: those of a sequence may be as far apart as they like, and so may sequences.
+// Its classes are those of one stride.
 struct Layout {
-  int64_t tokens, sequence_stride, token_stride;
+  int64_t tokens, sequence_stride, token_stride, class_stride;
 
   explicit Layout(const Tensor& tensor)
       : tokens(tensor.dim() == 2 ? 1 : tensor.size(1)),
         sequence_stride(tensor.stride(0)),
-        token_stride(tensor.dim() == 2 ? 0 : tensor.stride(1)) {}
+        token_stride(tensor.dim() == 2 ? 0 : tensor.stride(1)),
+        class_stride(class_count(tensor) == 1 ? 1 : tensor.stride(tensor.dim() - 1)) {}
 
   CPFAST_HOST_DEVICE int64_t operator()(int64_t row) const {
     return tokens == 1 ? row * sequence_stride
@@ -90,10 +108,12 @@ template <typename T>
 struct Rows {
   const T* input;
   Layout at;
-  const int64_t* target;
-  const Real<T>* weight;  // null where every weight is 1
+  const int64_t* target;         // null where there are distributions
+  const Real<T>* distributions;  // [count, classes], or null
+  const Real<T>* weight;         // null where every weight is 1
+  const Real<T>* class_weight;   // the same
   int64_t count, classes, ignore_index;
-  double smoothing;
+  double smoothing, z_loss;
   Real<T>* loss;    // [count], times weight; null in the backward pass
   Real<T>* stats;   // null where the gradient is written at once
   float* scores;    // [3, count]; null in the backward pass
@@ -101,14 +121,65 @@ struct Rows {
   Score score;
   T* grad;  // null, or where gradients go
   Layout grad_at;
+
+  CPFAST_HOST_DEVICE bool ignores(int64_t row) const {
+    return target && target[row] == ignore_index;
+  }
+  // Must each class's own share of the target be looked at?
+  CPFAST_HOST_DEVICE bool is_soft() const {
+    return distributions || (class_weight && smoothing > 0);
+  }
+  // Of the row's class, which must be one.
+  CPFAST_HOST_DEVICE Real<T> weight_of_class(int64_t row) const {
+    return class_weight ? class_weight[target[row]] : Real<T>(1);
+  }
+  CPFAST_HOST_DEVICE Real<T> weight_of_row(int64_t row) const {
+    return weight ? weight[row] : Real<T>(1);
+  }
 };
 
 inline bool has_unit_column_stride(const Tensor& input) {
   return class_count(input) == 1 || input.stride(input.dim() - 1) == 1;
 }
 
-inline Tensor with_unit_column_stride(const Tensor& input) {
-  return has_unit_column_stride(input) ? input : torch::stable::contiguous(input);
+// Do the logits of a class lie side by side, row after row?
+inline bool has_unit_row_stride(const Tensor& input) {
+  return !has_unit_column_stride(input) && input.stride(input.dim() - 2) == 1;
+}
+
+inline bool is_distribution(const Tensor& target) {
+  return target.scalar_type() != ScalarType::Long;
+}
+
+inline const int64_t* classes_of(const Tensor& target) {
+  return is_distribution(target) ? nullptr : target.const_data_ptr<int64_t>();
+}
+
+template <typename R>
+const R* distributions_of(const Tensor& target) {
+  return is_distribution(target) ? target.const_data_ptr<R>() : nullptr;
+}
+
+// Must each class's own share of the target be looked at?
+inline bool is_soft(const Tensor& target, const std::optional<Tensor>& class_weight,
+                    double label_smoothing) {
+  return is_distribution(target) || (class_weight && label_smoothing > 0);
+}
+
+// Kernels of soft rows have no strides of classes.
+inline Tensor with_known_strides(const Tensor& input, bool soft) {
+  return has_unit_column_stride(input) || (!soft && has_unit_row_stride(input))
+      ? input
+      : torch::stable::contiguous(input);
+}
+
+// Uninitialised, with the logits of a class side by side where those of `input` are.
+inline Tensor empty_beside(const Tensor& input) {
+  if (!has_unit_row_stride(input)) return torch::stable::new_empty(input, input.sizes());
+  const int64_t last = input.dim() - 1;
+  std::vector<int64_t> sizes(input.sizes().begin(), input.sizes().end());
+  std::swap(sizes[last - 1], sizes[last]);
+  return torch::stable::transpose(torch::stable::new_empty(input, sizes), last - 1, last);
 }
 
 // [N] or [B, T], contiguous, beside logits of [N, C] or [B, T, C].
@@ -126,8 +197,9 @@ inline void check_rows(const char* op, const char* name, const Tensor& tensor, c
 }
 
 inline void check_arguments(const char* op, const Tensor& input, const Tensor& target,
-                            const std::optional<Tensor>& weight, double label_smoothing,
-                            int64_t reduction) {
+                            const std::optional<Tensor>& weight,
+                            const std::optional<Tensor>& class_weight, double label_smoothing,
+                            double z_loss, int64_t reduction) {
   check(input.dim() == 2 || input.dim() == 3, op,
         "input: expected logits of shape [N, C] or [B, T, C], got ", shape_of(input));
   check(class_count(input) >= 1, op, "input: expected at least one class, got shape ",
@@ -135,10 +207,26 @@ inline void check_arguments(const char* op, const Tensor& input, const Tensor& t
   check(is_floating(input.scalar_type()), op,
         "input: expected float32, float64, float16 or bfloat16, got ",
         dtype_name(input.scalar_type()));
-  check_rows(op, "target", target, input, ScalarType::Long);
+  if (!is_distribution(target)) {
+    check_rows(op, "target", target, input, ScalarType::Long);
+  } else {
+    check(target.scalar_type() == compute_dtype(input), op, "target: expected int64 classes or ",
+          dtype_name(compute_dtype(input)), " distributions, got ",
+          dtype_name(target.scalar_type()));
+    check(same_shape(target, input), op, "target: expected distributions of shape ",
+          shape_of(input), ", got ", shape_of(target));
+    check(same_device(target, input), op, "target: expected device ", device_of(input), ", got ",
+          device_of(target));
+    check(target.is_contiguous(), op, "target: expected a contiguous tensor");
+  }
   if (weight) check_rows(op, "weight", *weight, input, compute_dtype(input));
+  if (class_weight)
+    check_vector(op, "class_weight", *class_weight, class_count(input), compute_dtype(input),
+                 input);
   check(label_smoothing >= 0 && label_smoothing <= 1, op,
         "label_smoothing: expected a number in [0, 1], got ", label_smoothing);
+  check(z_loss >= 0 && z_loss < std::numeric_limits<double>::infinity(), op,
+        "z_loss: expected a finite number of at least 0, got ", z_loss);
   check(reduction >= 0 && reduction <= 2, op, "reduction: expected 0, 1 or 2, got ", reduction);
 }
 
@@ -149,19 +237,26 @@ inline void check_grad(const char* op, const Tensor& grad, const Tensor& input) 
         dtype_name(input.scalar_type()), ", got ", dtype_name(grad.scalar_type()));
   check(same_device(grad, input), op, "grad: expected device ", device_of(input), ", got ",
         device_of(grad));
-  // From the narrower of the two other strides to the wider one, each must span what lies within.
-  const int64_t narrow = grad.dim() == 3 && grad.stride(1) > grad.stride(0) ? 0 : grad.dim() - 2;
-  bool overlaps = !has_unit_column_stride(grad);
-  int64_t within = class_count(grad);
-  for (const int64_t i : {narrow, grad.dim() - 2 - narrow}) {
+  // From the narrowest stride to the widest, each must span what lies within.
+  int64_t dims[] = {0, 1, 2}, within = 1;
+  std::stable_sort(dims, dims + grad.dim(),
+                   [&](int64_t a, int64_t b) { return grad.stride(a) < grad.stride(b); });
+  bool overlaps = !has_unit_column_stride(grad) && !has_unit_row_stride(grad);
+  for (int64_t d = 0; d < grad.dim(); ++d) {
+    const int64_t i = dims[d];
     overlaps |= grad.size(i) > 1 && grad.stride(i) < within;
-    within = std::max(within, grad.stride(i) * grad.size(i));
-    if (grad.dim() == 2) break;
+    if (grad.size(i) > 1) within = grad.stride(i) * grad.size(i);
   }
   check(!overlaps || grad.numel() == 0, op,
         "grad: expected rows side by side that do not overlap, got strides [", grad.stride(0), ", ",
         grad.stride(1), grad.dim() == 3 ? ", " : "",
         grad.dim() == 3 ? std::to_string(grad.stride(2)) : "", "]");
+}
+
+inline void check_soft_grad(const char* op, const std::optional<Tensor>& grad, bool soft) {
+  check(!soft || !grad || has_unit_column_stride(*grad), op,
+        "grad: expected the logits of a row side by side, for distributions and for class weights "
+        "that are smoothed");
 }
 
 inline void check_table(const char* op, const std::optional<Tensor>& table,
@@ -177,8 +272,10 @@ inline void check_table(const char* op, const std::optional<Tensor>& table,
 
 // What is written lies apart from what is read, but for a gradient over its logits.
 inline void check_written(const char* op, const Tensor& input, const Tensor& target,
-                          const std::optional<Tensor>& weight, const std::optional<Tensor>& grad,
-                          const std::optional<Tensor>& table, const std::optional<Tensor>& index) {
+                          const std::optional<Tensor>& weight,
+                          const std::optional<Tensor>& class_weight,
+                          const std::optional<Tensor>& grad, const std::optional<Tensor>& table,
+                          const std::optional<Tensor>& index) {
   for (const auto& [name, written] : {std::pair{"table", &table}, std::pair{"grad", &grad}}) {
     if (!*written) continue;
     const bool over_input =
@@ -186,6 +283,7 @@ inline void check_written(const char* op, const Tensor& input, const Tensor& tar
     if (!over_input) check_apart(op, "input", input, name, **written);
     check_apart(op, "target", target, name, **written);
     if (weight) check_apart(op, "weight", *weight, name, **written);
+    if (class_weight) check_apart(op, "class_weight", *class_weight, name, **written);
     if (index) check_apart(op, "index", *index, name, **written);
   }
   if (grad && table) check_apart(op, "grad", *grad, "table", *table);
@@ -214,8 +312,9 @@ inline void check_factor(const Tensor& grad, const Tensor& factor) {
   const char* op = "rescale_gradient";
   check(grad.dim() == 2 || grad.dim() == 3, op, "grad: expected shape [N, C] or [B, T, C], got ",
         shape_of(grad));
-  check(is_floating(grad.scalar_type()) && has_unit_column_stride(grad), op,
-        "grad: expected floating rows side by side, got ", dtype_name(grad.scalar_type()));
+  check(is_floating(grad.scalar_type()) &&
+            (has_unit_column_stride(grad) || has_unit_row_stride(grad)),
+        op, "grad: expected floating rows side by side, got ", dtype_name(grad.scalar_type()));
   check(factor.scalar_type() == compute_dtype(grad) && same_device(factor, grad) &&
             factor.is_contiguous() && (factor.numel() == 1 || factor.numel() == row_count(grad)),
         op, "factor: expected [] or ", row_count(grad), " of ", dtype_name(compute_dtype(grad)),

@@ -18,6 +18,7 @@ __all__ = ["scored_cross_entropy"]
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 SCORES = {"loss": 0, "el2n": 1, "margin": 2, "correct": 3}
 _GRADIENTS = ("backward", "forward", "inplace")
+_CLASSES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def scored_cross_entropy(
@@ -25,8 +26,11 @@ def scored_cross_entropy(
     target: Tensor,
     *,
     weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     ignore_index: int = -100,
+    class_dim: int = -1,
     reduction: str = "none",
     gradient: str = "backward",
     table: Tensor | None = None,
@@ -35,22 +39,32 @@ def scored_cross_entropy(
 ) -> ScoredLoss:
     """Cross-entropy and the scores that data pruning needs, from one pass over the logits.
 
-    As ``torch.nn.functional.cross_entropy``, except that ``weight`` is per sample, not per class,
-    and that classes come last. The loss of confident samples keeps its digits where log-softmax
-    rounds to 0.
+    As ``torch.nn.functional.cross_entropy``, except that ``weight`` is per sample, and torch's is
+    ``class_weight``, and that classes come last where ``class_dim`` does not say otherwise. The
+    loss of confident samples keeps its digits where log-softmax rounds to 0.
 
     Args:
-        input: [N, C] logits, or [B, T, C] for sequences of tokens; float32, float64, float16 or
-            bfloat16. Rows may be far apart, as in ``logits[:, :-1]``; they are not copied.
-        target: [N] or [B, T] int64 or int32, classes in [0, C) or ``ignore_index``.
-        weight: optional, as target, or [B] for sequences, or [N, 1] or [B, 1]; multiplies the
-            loss. No gradient flows into it. With as many samples as classes only the last two, for
-            a weight of that length is one per class in ``torch.nn.functional.cross_entropy``.
+        input: [N, C] logits; [B, ..., C] for samples of many rows, such as sequences of tokens
+            [B, T, C]; or [C], of one; float32, float64, float16 or bfloat16. Rows may be far apart,
+            as in ``logits[:, :-1]``; they are not copied.
+        target: classes in [0, C) or ``ignore_index``, shaped as input without C: int64, int32,
+            int16, int8 or uint8. Or distributions over the classes, shaped as input: floating,
+            computed in the losses' dtype; no row is ignored then, and no gradient flows into them.
+        weight: optional, one a row, shaped as input without C, or [B] for samples of many rows, or
+            [N, 1] or [B, 1]; multiplies the loss. No gradient flows into it. With as many samples
+            as classes only the last two, for a weight of that length is one per class in
+            ``torch.nn.functional.cross_entropy``.
+        class_weight: optional [C], multiplies each class's term. No gradient flows into it.
         label_smoothing: in [0, 1].
+        z_loss: at least 0; that times the square of log(sum(exp(logits))) is added to each row's
+            loss before ``weight``.
         ignore_index: rows with this target have loss, scores and gradient 0. -2**63 promises that
             there are none, and saves CUDA from counting them before it writes a mean's gradient.
+        class_dim: which dimension of the input, and of distributions, C is: 1 for images
+            [B, C, H, W], which are not copied (distributions are); -1 for the last.
         reduction: "none"; "mean", the weighted losses' sum over the number of rows that are not
-            ignored; or "sum".
+            ignored, or over the sum of the class weights of their targets, as torch has it; or
+            "sum".
         gradient: when it is computed. "backward": then, from the logits, which are kept.
             "forward": with the loss, at one exponential a logit instead of two; the backward pass
             only multiplies it by what comes from above, which is skipped where that is 1.
@@ -60,15 +74,17 @@ def scored_cross_entropy(
             with create_graph, is an error (not under torch.compile), and float16 logits are
             refused, for a loss scale comes too late to save their small gradients.
         table: optional [M] float32, written in place: ``table[index]`` becomes the samples' score.
-            Of equal indices the last one's. A sequence's is the mean over its tokens that are not
-            ignored. Of ignored samples nothing is written.
+            Of equal indices the last one's. That of a sample of many rows is the mean over those
+            that are not ignored. Of ignored samples nothing is written.
         index: [N] or [B] int64 or int32 in [0, M), which samples these are; with ``table``.
-        score: what is written there: "loss" (without its weight), "el2n", "margin" or "correct".
+        score: what is written there: "loss" (without weight and z_loss), "el2n", "margin" or
+            "correct".
 
     Returns:
-        :class:`ScoredLoss`, each as target, in float32 (loss float64 for float64 logits):
-        ``loss`` (reduced to [] where asked; differentiable once in ``input``), ``el2n``,
-        ``margin``, ``correct``.
+        :class:`ScoredLoss`, each shaped as input without C, in float32 (loss float64 for float64
+        logits): ``loss`` (reduced to [] where asked; differentiable once in ``input``), ``el2n``,
+        ``margin``, ``correct``. Of a distribution, EL2N is the distance of the softmax to it, and
+        the other two are of its first largest class.
 
     Raises:
         RuntimeError: for wrong shapes, dtypes, devices or values; for a target or index out of
@@ -78,22 +94,25 @@ def scored_cross_entropy(
         TypeError: for an argument of another type.
 
     Sources: EL2N, Paul et al. (arXiv 2107.07075); margin, Pleiss et al. (arXiv 2001.10528); the
-    gradient in the forward pass, Liger-Kernel (arXiv 2410.10989).
+    gradient in the forward pass, Liger-Kernel (arXiv 2410.10989); z_loss, PaLM (arXiv 2204.02311).
     """
-    if isinstance(weight, Tensor) and isinstance(input, Tensor) and input.dim() in (2, 3):
-        samples, classes = input.shape[0], input.shape[-1]
+    if isinstance(weight, Tensor) and isinstance(input, Tensor) and input.dim() > 1:
+        samples, classes = input.shape[0], input.shape[1 if class_dim == 1 else -1]
         if weight.dim() == 1 and len(weight) == samples == classes > 1:
             raise RuntimeError(
                 f"cpfast::scored_cross_entropy: weight: of shape [{classes}] it may be one per "
-                "class, as torch has it, with as many samples as classes; one per sample is "
-                f"weight[:, None], of shape [{samples}, 1]"
+                "class, as torch has it, with as many samples as classes; that is class_weight; "
+                f"one per sample is weight[:, None], of shape [{samples}, 1]"
             )
     return scored_rows(
         input,
         target,
         weight=weight,
+        class_weight=class_weight,
         label_smoothing=label_smoothing,
+        z_loss=z_loss,
         ignore_index=ignore_index,
+        class_dim=class_dim,
         reduction=reduction,
         gradient=gradient,
         table=table,
@@ -107,8 +126,11 @@ def scored_rows(
     target: Tensor,
     *,
     weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     ignore_index: int = -100,
+    class_dim: int = -1,
     reduction: str = "none",
     gradient: str = "backward",
     table: Tensor | None = None,
@@ -126,13 +148,17 @@ def scored_rows(
     check_tensors(op, input=input, target=target)
     if weight is not None:
         check_tensors(op, weight=weight)
+    if class_weight is not None:
+        check_tensors(op, class_weight=class_weight)
     if (table is None) != (index is None):
         missing, given = ("index", "table") if index is None else ("table", "index")
         raise RuntimeError(f"cpfast::{op}: {missing}: expected one, as {given} is given; got None")
     if table is not None:
         check_tensors(op, table=table, index=index)
     label_smoothing = real(op, "label_smoothing", label_smoothing)
+    z_loss = real(op, "z_loss", z_loss)
     ignore_index = whole(op, "ignore_index", ignore_index)
+    class_dim = whole(op, "class_dim", class_dim)
     if forward_ad.unpack_dual(input).tangent is not None:
         raise RuntimeError(
             "cpfast::scored_cross_entropy: input: forward-mode derivatives are not implemented"
@@ -143,35 +169,67 @@ def scored_rows(
             "cpfast::scored_cross_entropy: input: torch.func's transforms are not implemented for "
             "it; within them use torch.nn.functional.cross_entropy, and record_scores outside"
         )
-    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        for name, given in (("weight", weight), ("class_weight", class_weight), ("target", target)):
+            if given is not None and given.requires_grad:
+                raise RuntimeError(
+                    f"cpfast::scored_cross_entropy: {name}: requires a gradient, but none is "
+                    f"computed for it; pass {name}.detach()"
+                )
+    if input.dim() == 0:
+        raise RuntimeError(f"cpfast::{op}: input: expected at least one dimension, of C logits")
+    has_classes = not target.is_floating_point()
+    if has_classes and target.dtype not in _CLASSES:
         raise RuntimeError(
-            "cpfast::scored_cross_entropy: weight: requires a gradient, but none is computed for "
-            "it; pass weight.detach()"
+            f"cpfast::{op}: target: expected classes of an integer dtype, or distributions over "
+            f"them, got {str(target.dtype).removeprefix('torch.')}"
         )
-    if input.dim() == 3 and target.shape == (input.shape[0], input.shape[2]) != input.shape[:2]:
-        raise RuntimeError(
-            f"cpfast::scored_cross_entropy: input: expected classes last, {list(target.shape)} "
-            f"before them as in target, got {list(input.shape)}; give input.transpose(1, 2)"
-        )
-    if weight is not None:
-        weight = as_rows(weight, target)
+    if input.dim() not in (2, 3) or class_dim != -1:
+        input, target, shape = _as_rows(input, target, class_dim)
+        if weight is not None:
+            weight = as_rows(weight, shape)
+            if weight.shape != shape:
+                raise RuntimeError(
+                    f"cpfast::scored_cross_entropy: weight: expected shape {list(shape)}, or one a "
+                    f"sample, got {list(weight.shape)}"
+                )
+            weight = weight.reshape(input.shape[:-1])
+    else:
+        shape = input.shape[:-1]
+        weight = None if weight is None else as_rows(weight, shape)
+    if not has_classes and target.shape != input.shape:
+        _refuse_distributions(input.shape, target)
+    if has_classes and input.dim() == 3:
+        _refuse_classes_within(input, target)
     if REFERENCE:
-        return reference.scored_cross_entropy(
+        result = reference.scored_cross_entropy(
             input,
             target,
             weight=weight,
+            class_weight=class_weight,
             label_smoothing=label_smoothing,
+            z_loss=z_loss,
             ignore_index=ignore_index,
             reduction=reduction,
             table=table,
             index=index,
             score=score,
         )
+        return ScoredLoss(*(x if x.dim() == 0 else x.view(shape) for x in result))
     _backend.require_kernels("scored_cross_entropy", "input", input.device)
     if weight is not None:
         weight = weight.to(_compute_dtype(input)).contiguous()
-    if target.dtype == torch.int32:
+    if class_weight is not None:
+        class_weight = class_weight.to(_compute_dtype(input)).contiguous()
+    if has_classes:
         target = target.long()
+    else:
+        target = target.to(_compute_dtype(input))
+        if ignore_index >= 0:
+            raise RuntimeError(
+                "cpfast::scored_cross_entropy: ignore_index: expected none for distributions, of "
+                f"which no row is ignored; got {ignore_index}"
+            )
     if index is not None:
         index = index.contiguous() if index.dtype != torch.int32 else index.long()
     if not (input.requires_grad and torch.is_grad_enabled()):
@@ -183,30 +241,85 @@ def scored_rows(
         )
     elif gradient == "inplace" and (is_compiling or input.numel() == 0):
         gradient = "forward"
+    elif gradient == "inplace" and input.stride(-1) != 1 and (not has_classes or label_smoothing):
+        gradient = "forward"  # soft rows that are copied
     elif gradient == "inplace" and input.is_leaf:
         raise RuntimeError(
             "cpfast::scored_cross_entropy: gradient: 'inplace' is refused for logits that are a "
             "leaf: their gradient would share their memory; use 'forward'"
         )
-    options = (float(label_smoothing), ignore_index, REDUCTIONS[reduction])
+    options = (label_smoothing, ignore_index, REDUCTIONS[reduction])
     loss, scores = _ScoredCrossEntropy.apply(
-        input, target.contiguous(), weight, table, index, options, gradient, SCORES[score]
+        input,
+        target.contiguous(),
+        weight,
+        table,
+        index,
+        options,
+        gradient,
+        SCORES[score],
+        class_weight,
+        z_loss,
     )
     if table is not None:
         torch.autograd.graph.increment_version(table)
-    if input.dim() == 3:
-        scores = scores.view(3, *target.shape)
+    if len(shape) != 1:
+        scores = scores.view(3, *shape)
+        if reduction == "none":
+            loss = loss.view(shape)
     return ScoredLoss(loss, *scores.unbind())
 
 
-def as_rows(weight: Tensor, target: Tensor) -> Tensor:
-    """As the target, where it is one a sample, [B] or [B, 1]; else as it is."""
-    if weight.shape == target.shape or target.dim() == 0:
+def as_rows(weight: Tensor, shape: torch.Size) -> Tensor:
+    """Of that shape, where it is one a sample, [B] or [B, 1]; else as it is."""
+    if weight.shape == shape or not shape:
         return weight
-    samples = len(target)
+    samples = shape[0]
     if weight.shape not in ((samples,), (samples, 1)):
         return weight
-    return weight.reshape(samples, *(1,) * (target.dim() - 1)).expand_as(target)
+    return weight.reshape(samples, *(1,) * (len(shape) - 1)).expand(shape)
+
+
+def _as_rows(input: Tensor, target: Tensor, class_dim: int) -> tuple[Tensor, Tensor, torch.Size]:
+    """[N, C] or [B, T, C] with targets beside it, and the shape of what is returned."""
+    op = "cpfast::scored_cross_entropy"
+    if not -input.dim() <= class_dim < input.dim():
+        raise RuntimeError(
+            f"{op}: class_dim: expected a dimension of input, of shape {list(input.shape)}, got "
+            f"{class_dim}"
+        )
+    last = input.movedim(class_dim, -1)
+    shape, classes = last.shape[:-1], last.shape[-1]
+    if target.is_floating_point():
+        if target.shape != input.shape:
+            _refuse_distributions(input.shape, target)
+        target = target.movedim(class_dim, -1)
+    elif target.shape != shape:
+        raise RuntimeError(
+            f"{op}: target: expected shape {list(shape)}, one class for {classes} logits along "
+            f"class_dim {class_dim} of input {list(input.shape)}, got {list(target.shape)}"
+        )
+    if last.dim() == 1:
+        last, target = last[None], target[None]
+    elif last.dim() > 3:
+        last = last.flatten(1, -2)
+        target = target.flatten(1, -2) if target.is_floating_point() else target.flatten(1)
+    return last, target, shape
+
+
+def _refuse_distributions(shape: torch.Size, target: Tensor) -> None:
+    raise RuntimeError(
+        f"cpfast::scored_cross_entropy: target: expected distributions of shape {list(shape)}, got "
+        f"{list(target.shape)} of {str(target.dtype).removeprefix('torch.')}"
+    )
+
+
+def _refuse_classes_within(input: Tensor, target: Tensor) -> None:
+    if target.shape == (input.shape[0], input.shape[2]) != input.shape[:2]:
+        raise RuntimeError(
+            f"cpfast::scored_cross_entropy: input: expected classes last, {list(target.shape)} "
+            f"before them as in target, got {list(input.shape)}; give class_dim=1"
+        )
 
 
 def _refuse(name: str, expected: Any, value: Any) -> None:
@@ -234,21 +347,23 @@ class _ScoredCrossEntropy(torch.autograd.Function):
         options: tuple[float, int, int],
         gradient: str,
         score: int,
+        class_weight: Tensor | None,
+        z_loss: float,
     ) -> tuple[Tensor, Tensor]:
         grad = None
         if gradient == "forward":
-            grad = torch.empty_like(input, memory_format=torch.contiguous_format)
+            grad = _empty_beside(input, _is_soft(target, class_weight, options))
         elif gradient == "inplace":
             grad = input
         loss, scores, softmax_stats = OPS.scored_cross_entropy.default(
-            input, target, weight, *options, grad, table, index, score
+            input, target, weight, *options, grad, table, index, score, class_weight, z_loss
         )
         ctx.mark_non_differentiable(scores)
         ctx.set_materialize_grads(False)
         ctx.in_forward = grad is not None
         if grad is None:
-            ctx.save_for_backward(input, target, softmax_stats, weight)
-            ctx.options = options
+            ctx.save_for_backward(input, target, softmax_stats, weight, class_weight)
+            ctx.options, ctx.z_loss = options, z_loss
         else:
             if gradient == "inplace":
                 torch.autograd.graph.increment_version(input)
@@ -257,16 +372,31 @@ class _ScoredCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        unused = (None,) * 7
+        unused = (None,) * 9
         if grad_loss is None:
             return None, *unused
         if ctx.in_forward:
             return _rescaled(ctx, grad_loss), *unused
-        input, target, softmax_stats, weight = ctx.saved_tensors
+        input, target, softmax_stats, weight, class_weight = ctx.saved_tensors
         grad = OPS.scored_cross_entropy_backward(
-            grad_loss.contiguous(), input, target, softmax_stats, weight, *ctx.options
-        )
+            grad_loss.contiguous(), input, target, softmax_stats, weight, *ctx.options,
+            class_weight, ctx.z_loss,
+        )  # fmt: skip
         return grad, *unused
+
+
+def _is_soft(target: Tensor, class_weight: Tensor | None, options: tuple[float, int, int]) -> bool:
+    """As the compiled op has it: must each class's own share of the target be looked at?"""
+    return target.is_floating_point() or (class_weight is not None and options[0] > 0)
+
+
+def _empty_beside(input: Tensor, soft: bool) -> Tensor:
+    """Uninitialised, with the logits of a class side by side where those of the input are."""
+    is_strided = input.shape[-1] > 1 and input.stride(-1) != 1 and input.stride(-2) == 1
+    if soft or not is_strided:
+        return torch.empty_like(input, memory_format=torch.contiguous_format)
+    last = input.transpose(-1, -2)
+    return torch.empty_like(last, memory_format=torch.contiguous_format).transpose(-1, -2)
 
 
 def _rescaled(ctx: Any, factor: Tensor) -> Tensor:
@@ -297,6 +427,8 @@ if not REFERENCE:
         table: Tensor | None = None,
         index: Tensor | None = None,
         score: int = 0,
+        class_weight: Tensor | None = None,
+        z_loss: float = 0.0,
     ) -> tuple[Tensor, ...]:
         check_devices(
             "scored_cross_entropy",
@@ -305,17 +437,31 @@ if not REFERENCE:
             weight=weight,
             table=table,
             index=index,
+            class_weight=class_weight,
         )
-        rows, real = target.numel(), _compute_dtype(input)
+        real = _compute_dtype(input)
+        rows = input[..., 0].numel()
         return (
-            input.new_empty(() if reduction else target.shape, dtype=real),
+            input.new_empty(() if reduction else input.shape[:-1], dtype=real),
             input.new_empty((3, rows), dtype=torch.float32),
             input.new_empty((rows + 1 if grad is None else 0, 2), dtype=real),
         )
 
     @torch.library.register_fake("cpfast::scored_cross_entropy_backward")
-    def _(grad_loss: Tensor, input: Tensor, *unused: Any) -> Tensor:
-        return input.new_empty(input.shape)
+    def _(
+        grad_loss: Tensor,
+        input: Tensor,
+        target: Tensor,
+        softmax_stats: Tensor,
+        weight: Tensor | None,
+        label_smoothing: float,
+        ignore_index: int,
+        reduction: int,
+        class_weight: Tensor | None = None,
+        z_loss: float = 0.0,
+    ) -> Tensor:
+        options = (label_smoothing, ignore_index, reduction)
+        return _empty_beside(input, _is_soft(target, class_weight, options))
 
     @torch.library.register_fake("cpfast::rescale_gradient")
     def _(grad: Tensor, factor: Tensor) -> None:

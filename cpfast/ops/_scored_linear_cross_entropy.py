@@ -119,7 +119,7 @@ def scored_linear_cross_entropy(
     if sample_weight is not None:
         if sample_weight.requires_grad and torch.is_grad_enabled():
             _refuse("sample_weight", "one without a gradient (detach())", "one that requires it")
-        sample_weight = as_rows(sample_weight, target)
+        sample_weight = as_rows(sample_weight, target.shape)
         if sample_weight.shape != target.shape or sample_weight.device != target.device:
             _refuse(
                 "sample_weight",

@@ -18,7 +18,9 @@ def scored_cross_entropy(
     target: Tensor,
     *,
     weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "none",
     gradient: str = "backward",  # autograd's, whatever is asked for
@@ -26,49 +28,60 @@ def scored_cross_entropy(
     index: Tensor | None = None,
     score: str = "loss",
 ) -> ScoredLoss:
-    classes = input.shape[-1]
+    classes, shape = input.shape[-1], input.shape[:-1]
+    has_classes = not target.is_floating_point()
     # the least number there is stands for none
     ignored = "" if ignore_index == -(2**63) else f" or ignore_index {ignore_index}"
-    check_range(
-        "scored_cross_entropy", "target", target, classes, f"a class in [0, {classes}){ignored}",
-        ignored=ignore_index,
-    )  # fmt: skip
+    if has_classes:
+        check_range(
+            "scored_cross_entropy", "target", target, classes,
+            f"a class in [0, {classes}){ignored}", ignored=ignore_index,
+        )  # fmt: skip
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-    logits, y = input.to(wide).flatten(0, -2), target.long().flatten()
+    logits = input.to(wide).flatten(0, -2)
+    y = target.long().flatten() if has_classes else target.to(wide).flatten(0, -2)
+    by_class = None if class_weight is None else class_weight.to(wide)
     loss = F.cross_entropy(
         logits,
         y,
+        weight=by_class,
         reduction="none",
         label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
+        **({"ignore_index": ignore_index} if has_classes else {}),
     )
     with torch.no_grad():
         x = logits.detach()
-        kept = y != ignore_index
-        own = torch.where(kept, y, 0)[:, None]
+        if has_classes:
+            kept = y != ignore_index
+            own = torch.where(kept, y, 0)[:, None]
+            asked = torch.zeros_like(x).scatter_(1, own, 1.0)
+        else:
+            kept = torch.ones_like(y[:, 0], dtype=torch.bool)
+            own, asked = y.argmax(dim=1, keepdim=True), y
         one_hot = torch.zeros_like(x).scatter_(1, own, 1.0)
-        el2n = torch.linalg.vector_norm(x.softmax(dim=1) - one_hot, dim=1)
+        el2n = torch.linalg.vector_norm(x.softmax(dim=1) - asked, dim=1)
         others = x.masked_fill(one_hot.bool(), -math.inf).amax(dim=1)
         margin = x.gather(1, own)[:, 0] - others
         margin = torch.where(el2n.isnan(), math.nan, margin)
         correct = (x.argmax(dim=1) == own[:, 0]) & ~el2n.isnan()
-        scores = [
-            torch.where(kept, s, 0.0).float().view(target.shape) for s in (el2n, margin, correct)
-        ]
+        scores = [torch.where(kept, s, 0.0).float().view(shape) for s in (el2n, margin, correct)]
         if table is not None and index is not None:
             named = dict(zip(("el2n", "margin", "correct"), scores, strict=True))
-            named["loss"] = torch.where(kept, loss.detach(), 0.0).view(target.shape)
-            values, counted = named[score], kept.view(target.shape)
-            if target.dim() == 2:
+            named["loss"] = torch.where(kept, loss.detach(), 0.0).view(shape)
+            values, counted = named[score], kept.view(shape)
+            if len(shape) == 2:
                 tokens = counted.sum(1)
                 values, counted = values.sum(1, dtype=torch.float64) / tokens, tokens > 0
             record_scores(table, index[counted], values[counted].float())
+    if z_loss > 0:
+        loss = loss + torch.where(kept, z_loss * logits.logsumexp(dim=1) ** 2, 0.0)
     if weight is not None:
         loss = loss * weight.flatten().to(wide)
     if reduction == "mean":
-        loss = loss.sum() / kept.sum()
+        counted = kept if by_class is None or not has_classes else kept * by_class[own[:, 0]]
+        loss = loss.sum() / counted.sum()
     elif reduction == "sum":
         loss = loss.sum()
     else:
-        loss = loss.view(target.shape)
+        loss = loss.view(shape)
     return ScoredLoss(loss, *scores)

@@ -32,10 +32,13 @@ void for_rows(int64_t rows, int64_t classes, const Run& run) {
   torch::stable::parallel_for(0, rows, std::max<int64_t>(1, 8192 / classes), run);
 }
 
-// How many rows are not ignored.
-int64_t count_targets(const char* op, const Tensor& target, int64_t classes, int64_t ignore_index) {
+// How many rows are not ignored, or the sum of the weights of their classes.
+template <typename R>
+double count_targets(const char* op, const Tensor& target, int64_t rows, int64_t classes,
+                     int64_t ignore_index, const R* class_weight) {
+  if (is_distribution(target)) return static_cast<double>(rows);
   const int64_t* y = target.const_data_ptr<int64_t>();
-  int64_t counted = 0;
+  double counted = 0;
   for (int64_t row = 0; row < target.numel(); ++row) {
     const bool counts = y[row] != ignore_index;
     const bool is_known = !counts || (y[row] >= 0 && y[row] < classes);
@@ -46,7 +49,7 @@ int64_t count_targets(const char* op, const Tensor& target, int64_t classes, int
       check(is_known, op, "target[", row, "]: expected a class in [0, ", classes,
             ") or ignore_index ", ignore_index, ", got ", y[row]);
     }
-    counted += counts;
+    if (counts) counted += class_weight ? class_weight[y[row]] : 1;
   }
   return counted;
 }
@@ -75,7 +78,7 @@ void record(const Rows<T>& rows, int64_t sequences, const int64_t* index, float*
     int64_t counted = 0;
     for (int64_t row = i * tokens; row < (i + 1) * tokens; ++row) {
       sum += rows.recorded[row];
-      counted += rows.target[row] != rows.ignore_index;
+      counted += !rows.ignores(row);
     }
     if (counted > 0) table[index[i]] = static_cast<float>(sum / counted);
   }
@@ -88,36 +91,44 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(Tensor input, Tensor target,
                                                int64_t ignore_index, int64_t reduction,
                                                std::optional<Tensor> grad,
                                                std::optional<Tensor> table,
-                                               std::optional<Tensor> index, int64_t score) {
+                                               std::optional<Tensor> index, int64_t score,
+                                               std::optional<Tensor> class_weight, double z_loss) {
   const char* op = "scored_cross_entropy";
-  check_arguments(op, input, target, weight, label_smoothing, reduction);
+  check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   if (grad) check_grad(op, *grad, input);
   check_table(op, table, index, score, input);
-  check_written(op, input, target, weight, grad, table, index);
-  input = with_unit_column_stride(input);
+  check_written(op, input, target, weight, class_weight, grad, table, index);
+  const bool soft = is_soft(target, class_weight, label_smoothing);
+  check_soft_grad(op, grad, soft);
+  input = with_known_strides(input, soft);
   const int64_t rows = row_count(input), classes = class_count(input);
-  const int64_t counted = count_targets(op, target, classes, ignore_index);
   if (table) check_index(op, *index, table->size(0));
 
   const ScalarType real = compute_dtype(input);
   const bool reduces = reduction != 0;
-  Tensor loss = reduces ? torch::stable::new_empty(input, {}, real)
-                        : torch::stable::new_empty(input, target.sizes(), real);
+  Tensor loss = reduces  ? torch::stable::new_empty(input, {}, real)
+      : input.dim() == 2 ? torch::stable::new_empty(input, {input.size(0)}, real)
+                         : torch::stable::new_empty(input, {input.size(0), input.size(1)}, real);
   Tensor scores = torch::stable::new_empty(input, {3, rows}, ScalarType::Float);
   Tensor stats = torch::stable::new_empty(input, {grad ? 0 : rows + 1, 2}, real);
   std::vector<float> recorded(table ? rows : 0);
 
   for_floating(input.scalar_type(), [&]<typename T>(T) {
     using R = Real<T>;
+    const R* class_weights = class_weight ? class_weight->const_data_ptr<R>() : nullptr;
+    const double counted = count_targets(op, target, rows, classes, ignore_index, class_weights);
     std::vector<R> losses(reduces ? rows : 0);
     const Rows<T> f{.input = input.const_data_ptr<T>(),
                     .at = Layout(input),
-                    .target = target.const_data_ptr<int64_t>(),
+                    .target = classes_of(target),
+                    .distributions = distributions_of<R>(target),
                     .weight = weight ? weight->const_data_ptr<R>() : nullptr,
+                    .class_weight = class_weights,
                     .count = rows,
                     .classes = classes,
                     .ignore_index = ignore_index,
                     .smoothing = label_smoothing,
+                    .z_loss = z_loss,
                     .loss = reduces ? losses.data() : loss.mutable_data_ptr<R>(),
                     .stats = grad ? nullptr : stats.mutable_data_ptr<R>(),
                     .scores = scores.mutable_data_ptr<float>(),
@@ -140,29 +151,34 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(Tensor input, Tensor target,
 
 Tensor backward_cpu(Tensor grad_loss, Tensor input, Tensor target, Tensor softmax_stats,
                     std::optional<Tensor> weight, double label_smoothing, int64_t ignore_index,
-                    int64_t reduction) {
+                    int64_t reduction, std::optional<Tensor> class_weight, double z_loss) {
   const char* op = "scored_cross_entropy_backward";
-  check_arguments(op, input, target, weight, label_smoothing, reduction);
+  check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   check_backward_arguments(op, grad_loss, input, softmax_stats, reduction);
-  count_targets(op, target, class_count(input), ignore_index);  // may have changed since
-  input = with_unit_column_stride(input);
-  Tensor grad_input = torch::stable::new_empty(input, input.sizes());
+  // The targets may have changed since.
+  count_targets<float>(op, target, row_count(input), class_count(input), ignore_index, nullptr);
+  input = with_known_strides(input, is_soft(target, class_weight, label_smoothing));
+  Tensor grad_input = empty_beside(input);
 
   for_floating(input.scalar_type(), [&]<typename T>(T) {
     using R = Real<T>;
-    const Backward<T> b{.rows = {.input = input.const_data_ptr<T>(),
-                                 .at = Layout(input),
-                                 .target = target.const_data_ptr<int64_t>(),
-                                 .weight = weight ? weight->const_data_ptr<R>() : nullptr,
-                                 .count = row_count(input),
-                                 .classes = class_count(input),
-                                 .ignore_index = ignore_index,
-                                 .smoothing = label_smoothing,
-                                 .stats = const_cast<R*>(softmax_stats.const_data_ptr<R>()),
-                                 .grad = grad_input.mutable_data_ptr<T>(),
-                                 .grad_at = Layout(grad_input)},
-                        .grad_loss = grad_loss.const_data_ptr<R>(),
-                        .reduction = static_cast<Reduction>(reduction)};
+    const Backward<T> b{
+        .rows = {.input = input.const_data_ptr<T>(),
+                 .at = Layout(input),
+                 .target = classes_of(target),
+                 .distributions = distributions_of<R>(target),
+                 .weight = weight ? weight->const_data_ptr<R>() : nullptr,
+                 .class_weight = class_weight ? class_weight->const_data_ptr<R>() : nullptr,
+                 .count = row_count(input),
+                 .classes = class_count(input),
+                 .ignore_index = ignore_index,
+                 .smoothing = label_smoothing,
+                 .z_loss = z_loss,
+                 .stats = const_cast<R*>(softmax_stats.const_data_ptr<R>()),
+                 .grad = grad_input.mutable_data_ptr<T>(),
+                 .grad_at = Layout(grad_input)},
+        .grad_loss = grad_loss.const_data_ptr<R>(),
+        .reduction = static_cast<Reduction>(reduction)};
     for_rows(b.rows.count, b.rows.classes,
              [&](int64_t begin, int64_t end) { CPFAST_DISPATCH(backward_rows<T>)(b, begin, end); });
   });
@@ -181,7 +197,11 @@ void rescale_cpu(Tensor grad, Tensor factor) {
     for_rows(row_count(grad), classes, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const Real<T> value = factors[single ? 0 : row];
-        if (value != 1) CPFAST_DISPATCH(rescale_row<T>)(first + at(row), classes, value);
+        if (value == 1) continue;
+        if (at.class_stride == 1)
+          CPFAST_DISPATCH(rescale_row<T>)(first + at(row), classes, value);
+        else
+          CPFAST_DISPATCH(rescale_strided<T>)(first + at(row), at.class_stride, classes, value);
       }
     });
   });

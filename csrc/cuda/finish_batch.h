@@ -56,7 +56,7 @@ __device__ void score_sequences(const Rows<T>& f, int64_t sequences, int64_t war
     double sum = 0;
     int64_t counted = 0;
     for (int64_t row = i * tokens + threadIdx.x % 32; row < (i + 1) * tokens; row += 32) {
-      const bool counts = f.target[row] != f.ignore_index;
+      const bool counts = !f.ignores(row);
       sum += counts ? __ldcg(f.recorded + row) : 0.0f;
       counted += counts;
     }
@@ -77,8 +77,7 @@ template <typename T>
 __device__ void record(const Rows<T>& f, const Batch<T>& batch, int64_t i, int64_t claim,
                        Step step) {
   const int64_t tokens = f.at.tokens;
-  const bool counts =
-      tokens > 1 ? __ldcg(f.recorded + i * tokens + 1) != 0 : f.target[i] != f.ignore_index;
+  const bool counts = tokens > 1 ? __ldcg(f.recorded + i * tokens + 1) != 0 : !f.ignores(i);
   if (!counts) return;
   float* const place = batch.table + batch.index[i];
   switch (step) {

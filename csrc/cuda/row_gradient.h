@@ -68,27 +68,48 @@ struct Split {
   }
 };
 
+template <typename T>
+struct Backward : Rows<T> {
+  const Real<T>* grad_loss;
+  Reduction reduction;
+
+  __device__ Real<T> upstream(int64_t row) const {
+    switch (reduction) {
+      case Reduction::kMean: return grad_loss[0] * this->stats[2 * this->count];
+      case Reduction::kSum: return grad_loss[0];
+      default: return grad_loss[row];
+    }
+  }
+};
+
 // What the gradient of a row is made of: exp(x - max) * per_sum - smooth, and at the target.
 template <typename R>
 struct RowGradient {
   R max, per_sum, smooth, at_target;
 };
 
-// g is the gradient of the row's loss; s1 and e_y are relative to the largest logit.
+// What z_loss adds to the factor of p; `weight` is the row's, with what comes from above.
 template <typename T>
-__device__ RowGradient<Real<T>> gradient_of(const Rows<T>& f, Real<T> g, Real<T> max, Real<T> s1,
-                                            Real<T> e_y) {
-  using R = Real<T>;
-  const R per_sum = g / (s1 + e_y);
-  const double share = f.smoothing / f.classes;
-  // p_y - 1 is -s1 / Z, which keeps its digits.
-  return {max, per_sum, static_cast<R>(g * share),
-          static_cast<R>(g * (f.smoothing - share) - s1 * per_sum)};
+__device__ Real<T> of_z_loss(const Rows<T>& f, Real<T> weight, double lse) {
+  return f.z_loss > 0 ? static_cast<Real<T>>(2 * f.z_loss * weight * lse) : Real<T>(0);
 }
 
+// scale comes from above; s1 and e_y are relative to the largest logit.
 template <typename T>
-__device__ Real<T> row_weight(const Rows<T>& f, int64_t row, Real<T> scale) {
-  return f.weight ? f.weight[row] * scale : scale;
+__device__ RowGradient<Real<T>> gradient_of(const Rows<T>& f, int64_t row, Real<T> scale,
+                                            Real<T> max, Real<T> s1, Real<T> e_y) {
+  using R = Real<T>;
+  const R weight = f.weight_of_row(row) * scale, g = weight * f.weight_of_class(row), z = s1 + e_y;
+  const double share = f.smoothing / f.classes;
+  R per_sum = g / z;
+  // p_y - 1 is -s1 / Z, which keeps its digits.
+  R at_target = static_cast<R>(g * (f.smoothing - share) - s1 * per_sum);
+  if (f.z_loss > 0) {
+    const R g_z = of_z_loss(f, weight, max + log(static_cast<double>(z)));
+    at_target += g_z * (e_y / z);
+    per_sum += g_z / z;
+  }
+  return {max, per_sum, static_cast<R>(g * share), at_target};
 }
 
 // Runs element(i) and vector(i), i being the first of kWidth classes, on the classes [begin, end)
@@ -148,7 +169,7 @@ __device__ void write_gradient(const Rows<T>& f, int64_t row, int lane, int64_t 
 template <typename T, int kLanes>
 __device__ void fill_gradient(const Rows<T>& f, int64_t row, int lane, int64_t begin, int64_t end) {
   T* grad = f.grad + f.grad_at(row);
-  const Real<T> value = f.target[row] == f.ignore_index ? Real<T>(0) : kNaN<Real<T>>;
+  const Real<T> value = f.ignores(row) ? Real<T>(0) : kNaN<Real<T>>;
   Real<T> values[kWidth<T>];
 #pragma unroll
   for (int k = 0; k < kWidth<T>; ++k) values[k] = value;

@@ -1,9 +1,12 @@
 #include "../scored_cross_entropy.h"
 
 #include "finish_batch.h"
+#include "forward_rows.h"
 #include "launch.h"
 #include "row_gradient.h"
 #include "row_sums.h"
+#include "soft_rows.h"
+#include "strided_rows.h"
 
 #include <algorithm>
 #include <initializer_list>
@@ -25,105 +28,6 @@ constexpr int64_t kFinishedRows = 4096;
 // Of up to so many rows every block counts the targets itself, which is less than to wait for a
 // kernel that does. (Not measured.)
 constexpr int64_t kCountedRows = 4096;
-
-// An ignore_index of no sample: rows need no counting.
-constexpr int64_t kNoneIgnored = std::numeric_limits<int64_t>::min();
-
-// How many rows are not ignored, known to all threads of the block.
-template <int kThreads>
-__device__ int64_t count_targets(const int64_t* target, int64_t rows, int64_t ignore_index) {
-  if (ignore_index == kNoneIgnored) return rows;
-  int64_t counted = 0;
-  for (int64_t row = threadIdx.x; row < rows; row += kThreads)
-    counted += target[row] != ignore_index;
-  return block_sum<kThreads>(counted);
-}
-
-template <typename T>
-struct Forward : Rows<T> {
-  Batch<T> batch;
-  const Real<T>* factor;  // null, or of the mean, where there are more than kCountedRows
-  Real<T>* splits;  // [count, 3]: max, s1 and exp(x_y - max), which gradients of split rows need
-
-  // Of the gradients. All threads of the block must ask.
-  template <int kThreads>
-  __device__ Real<T> scale() const {
-    if (batch.reduction != Reduction::kMean) return 1;
-    if (factor) return *factor;
-    const int64_t counted = count_targets<kThreads>(this->target, this->count, this->ignore_index);
-    return static_cast<Real<T>>(1 / static_cast<double>(counted));
-  }
-};
-
-template <typename T>
-__device__ void write_row(const Rows<T>& f, int64_t row, Real<T> loss, float plain, float el2n,
-                          float margin, bool correct) {
-  if (f.loss) f.loss[row] = loss;
-  f.scores[row] = el2n;
-  f.scores[f.count + row] = margin;
-  f.scores[2 * f.count + row] = correct;
-  if (f.recorded == nullptr) return;
-  switch (f.score) {
-    case Score::kEl2n: f.recorded[row] = el2n; break;
-    case Score::kMargin: f.recorded[row] = margin; break;
-    case Score::kCorrect: f.recorded[row] = correct; break;
-    default: f.recorded[row] = plain;
-  }
-}
-
-// The largest logit, and s1 relative to it.
-template <typename R>
-__device__ void with_target(const RowSums<R>& others, R x_y, R& max, R& s1) {
-  max = fmax(others.max, x_y);
-  s1 = static_cast<R>(others.s1 * (others.max == max ? R(1) : exp(others.max - max)));
-}
-
-// Writes a row that counts, and returns its loss; leaves the largest logit and s1 relative to it.
-template <typename T>
-__device__ Real<T> write_sums(const Rows<T>& f, int64_t row, Real<T> x_y,
-                              const RowSums<Real<T>>& others, Real<T>& max, Real<T>& s1) {
-  using R = Real<T>;
-  with_target<R>(others, x_y, max, s1);
-  const R e_y = exp(x_y - max), z = s1 + e_y;
-  const R nll = x_y >= max ? log1p(s1 / e_y) : (max - x_y) + log(z);
-  const bool is_nan = nll != nll;
-  double value = nll;
-  if (f.smoothing > 0) {
-    // The mean of lse - x_j, by differences. A masked target has an infinite loss.
-    const double smooth = isinf(nll) ? nll : nll - others.total / f.classes / kShare;
-    // Written as one rounding in every kernel, for losses are the same in all of them.
-    value = fma(f.smoothing, smooth, (1 - f.smoothing) * nll);
-  }
-  // sqrt(s2 + s1^2) with s1 taken out, so that s2 of a confident row does not underflow.
-  const R ratio = static_cast<R>(others.s2) / static_cast<R>(others.s1) / static_cast<R>(others.s1);
-  const R p = s1 / z, loss = static_cast<R>(f.weight ? f.weight[row] * value : value);
-  write_row(f, row, loss, static_cast<float>(value),
-            static_cast<float>(others.s1 > 0 ? p * sqrt(1 + ratio) : p),
-            is_nan ? kNaN<float> : static_cast<float>(x_y - others.max),
-            !is_nan && x_y > others.before && x_y >= others.after);
-  return loss;
-}
-
-template <typename T>
-__device__ void write_stats(const Rows<T>& f, int64_t row, Real<T> max, Real<T> s1) {
-  if (f.stats == nullptr) return;
-  f.stats[2 * row] = max;
-  f.stats[2 * row + 1] = s1;
-  // Where the loss is a mean, the last block, which comes after all rows, writes its factor here.
-  if (row == 0) f.stats[2 * f.count] = f.stats[2 * f.count + 1] = 1;
-}
-
-// Writes a row whose target is ignored, or out of range: 0 or NaN throughout, as is its loss.
-template <typename T>
-__device__ Real<T> write_without_target(const Rows<T>& f, int64_t row) {
-  using R = Real<T>;
-  const bool ignored = f.target[row] == f.ignore_index;
-  const float score = ignored ? 0.0f : kNaN<float>;
-  const R loss = ignored ? R(0) : kNaN<R>;
-  write_row(f, row, loss, score, score, score, false);
-  write_stats(f, row, loss, ignored ? R(1) : kNaN<R>);
-  return loss;
-}
 
 constexpr int kRecordThreads = 256;
 
@@ -148,11 +52,11 @@ __global__ void __launch_bounds__(kRecordThreads, 1)
 constexpr int kCountThreads = 1024;
 
 // The factor of the mean, for gradients that are computed before the losses are known.
-template <typename R>
+template <typename T>
 __global__ void __launch_bounds__(kCountThreads)
-    find_factor(const int64_t* target, int64_t rows, int64_t ignore_index, R* factor) {
-  const int64_t counted = count_targets<kCountThreads>(target, rows, ignore_index);
-  if (threadIdx.x == 0) *factor = static_cast<R>(1 / static_cast<double>(counted));
+    find_factor(const __grid_constant__ Rows<T> f, Real<T>* factor) {
+  const double counted = count_targets<kCountThreads>(f);
+  if (threadIdx.x == 0) *factor = static_cast<Real<T>>(1 / counted);
 }
 
 // kWidth logits, or as many of kLowest.
@@ -226,7 +130,7 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kLanes == kFewLanes ? 3 : 1)
     if constexpr (kGrad) {
       // Every lane knows the sums, which is less than passing on what one lane makes of them.
       with_target<R>(sums, x_y, max, s1);
-      g = gradient_of<T>(f, row_weight<T>(f, row, scale), max, s1, exp(x_y - max));
+      g = gradient_of<T>(f, row, scale, max, s1, exp(x_y - max));
     }
   } else if (!counts && lane == 0 && row < f.count) {
     loss = write_without_target<T>(f, row);
@@ -269,7 +173,7 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kLanes == kFewLanes ? 3 : 1)
   if (f.batch.reduction != Reduction::kNone) {
     const bool adds = lane == 0 && row < f.count && target != f.ignore_index;
     const double sum = block_sum<kThreads<kLanes>>(loss);
-    const double counted = block_sum<kThreads<kLanes>>(adds ? 1.0 : 0.0);
+    const double counted = block_sum<kThreads<kLanes>>(adds ? count_of(f, row) : 0.0);
     if (threadIdx.x == 0) write_part(f.batch, blockIdx.x, sum, counted);
   }
   if (f.batch.ticket && is_last_block(f.batch.ticket))
@@ -330,10 +234,9 @@ __global__ void __launch_bounds__(kStreamLanes, kResident<T, kStreamLanes>)
       const RowSums<R> sums = stream_row<T>(f, x, target, x_y, 0, f.classes);
       if (threadIdx.x == 0) {
         R max, s1;
-        write_part(f.batch, row, write_sums<T>(f, row, x_y, sums, max, s1), 1);
+        write_part(f.batch, row, write_sums<T>(f, row, x_y, sums, max, s1), count_of(f, row));
         write_stats<T>(f, row, max, s1);
-        if constexpr (kGrad)
-          known = gradient_of<T>(f, row_weight<T>(f, row, scale), max, s1, exp(x_y - max));
+        if constexpr (kGrad) known = gradient_of<T>(f, row, scale, max, s1, exp(x_y - max));
       }
     } else if (threadIdx.x == 0) {
       write_part(f.batch, row, write_without_target<T>(f, row), target != f.ignore_index);
@@ -401,9 +304,10 @@ __global__ void __launch_bounds__(kStreamLanes, kResident<T, kStreamLanes>)
       merge_team<T>(teams, turn++, sums, f.smoothing > 0);
       if (threadIdx.x == 0) {
         R max, s1;
-        if (writes) write_part(f.batch, row, write_sums<T>(f, row, x_y, sums, max, s1), 1);
+        if (writes)
+          write_part(f.batch, row, write_sums<T>(f, row, x_y, sums, max, s1), count_of(f, row));
         with_target<R>(sums, x_y, max, s1);
-        known = gradient_of<T>(f, row_weight<T>(f, row, scale), max, s1, exp(x_y - max));
+        known = gradient_of<T>(f, row, scale, max, s1, exp(x_y - max));
       }
     } else if (writes) {
       write_part(f.batch, row, write_without_target<T>(f, row), target != f.ignore_index);
@@ -454,7 +358,7 @@ __global__ void __launch_bounds__(kStreamLanes, kResident<T, kStreamLanes>)
     if (lane == 0) {
       const R x_y = static_cast<R>(f.input[f.at(row) + target]);
       R max, s1;
-      write_part(f.batch, row, write_sums<T>(f, row, x_y, sums, max, s1), 1);
+      write_part(f.batch, row, write_sums<T>(f, row, x_y, sums, max, s1), count_of(f, row));
       write_stats<T>(f, row, max, s1);
       if (f.splits) {
         f.splits[3 * row] = max;
@@ -480,9 +384,8 @@ __global__ void __launch_bounds__(kStreamLanes, kResident<T, kStreamLanes>)
     return;
   }
   const Real<T>* known = f.splits + 3 * row;
-  write_gradient<T, kStreamLanes>(
-      f, row, threadIdx.x, split.begin, split.end,
-      gradient_of<T>(f, row_weight<T>(f, row, scale), known[0], known[1], known[2]));
+  write_gradient<T, kStreamLanes>(f, row, threadIdx.x, split.begin, split.end,
+                                  gradient_of<T>(f, row, scale, known[0], known[1], known[2]));
 }
 
 // Runs held(lanes), or returns false where a row is too long for that.
@@ -530,9 +433,16 @@ void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
   Batch<T>& batch = f.batch;
   const int64_t row_bytes = f.classes * static_cast<int64_t>(sizeof(T));
   int64_t splits = 1, teams = 0, parts = f.count;
-  const bool held =
-      for_held<T>(f.classes, [&](auto lanes) { parts = blocks_for<lanes()>(f.count); });
-  if (!held) splits = splits_of(f.count, f.classes, row_bytes);
+  const bool soft = f.is_soft();
+  const bool strided = !soft && (f.at.class_stride != 1 || (f.grad && f.grad_at.class_stride != 1));
+  bool held = false;
+  if (soft)
+    for_soft_lanes(f.classes, [&](auto lanes) { parts = soft_blocks<lanes()>(f.count); });
+  else if (strided)
+    parts = strided_blocks(f.count);
+  else
+    held = for_held<T>(f.classes, [&](auto lanes) { parts = blocks_for<lanes()>(f.count); });
+  if (!held && !soft && !strided) splits = splits_of(f.count, f.classes, row_bytes);
   if (splits > 1 && f.grad)
     teams = std::min({f.count, streamed_rows(row_bytes),
                       launch.resident_blocks(forward_in_teams<T>, kStreamLanes) / splits});
@@ -542,8 +452,8 @@ void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
   if (records_apart) batch.table = nullptr;
   const bool reduces = batch.reduction != Reduction::kNone;
   const bool finishes = reduces || batch.table;
-  const bool finds_factor = f.grad && batch.reduction == Reduction::kMean &&
-      f.count > kCountedRows && f.ignore_index != kNoneIgnored;
+  const bool finds_factor =
+      f.grad && batch.reduction == Reduction::kMean && f.count > kCountedRows && needs_counting(f);
   Scratch scratch;
   const int64_t sums = scratch.reserve<double>(reduces ? 2 * parts : 0);
   const int64_t split_sums = scratch.reserve<RowSums<R>>(splits == 1     ? 0
@@ -567,7 +477,7 @@ void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
   if (finds_factor) {
     R* found;
     piece(factor, found);
-    launch(find_factor<R>, 1, kCountThreads, f.target, f.count, f.ignore_index, found);
+    launch(find_factor<T>, 1, kCountThreads, static_cast<const Rows<T>&>(f), found);
     f.factor = found;
   }
   unsigned* ticket;
@@ -580,7 +490,13 @@ void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
   RowSums<R>* row_sums;
   piece(split_sums, row_sums);
   const auto run = [&]<bool kGrad>(std::bool_constant<kGrad>) {
-    if (held) {
+    if (soft) {
+      for_soft_lanes(f.classes, [&](auto lanes) {
+        launch(forward_soft<T, lanes(), kGrad>, parts, kSoftThreads, f);
+      });
+    } else if (strided) {
+      launch(forward_strided<T, kGrad>, parts, kStridedThreads, f);
+    } else if (held) {
       for_held<T>(f.classes, [&](auto lanes) {
         launch(forward_held<T, lanes(), kGrad>, parts, kThreads<lanes()>, f);
       });
@@ -616,13 +532,16 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(Tensor input, Tensor target,
                                                 double label_smoothing, int64_t ignore_index,
                                                 int64_t reduction, std::optional<Tensor> grad,
                                                 std::optional<Tensor> table,
-                                                std::optional<Tensor> index, int64_t score) {
+                                                std::optional<Tensor> index, int64_t score,
+                                                std::optional<Tensor> class_weight, double z_loss) {
   const char* op = "scored_cross_entropy";
-  check_arguments(op, input, target, weight, label_smoothing, reduction);
+  check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   if (grad) check_grad(op, *grad, input);
   check_table(op, table, index, score, input);
-  check_written(op, input, target, weight, grad, table, index);
-  input = with_unit_column_stride(input);
+  check_written(op, input, target, weight, class_weight, grad, table, index);
+  const bool soft = is_soft(target, class_weight, label_smoothing);
+  check_soft_grad(op, grad, soft);
+  input = with_known_strides(input, soft);
   const int64_t rows = row_count(input), classes = class_count(input);
   const auto empty = [&](std::initializer_list<int64_t> shape, ScalarType dtype) {
     return torch::stable::new_empty(input, shape, dtype);
@@ -630,7 +549,9 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(Tensor input, Tensor target,
   const ScalarType real = compute_dtype(input);
   const bool reduces = reduction != 0;
   const bool is_mean = reduction == static_cast<int64_t>(Reduction::kMean);
-  Tensor loss = reduces ? empty({}, real) : torch::stable::new_empty(input, target.sizes(), real);
+  Tensor loss = reduces  ? empty({}, real)
+      : input.dim() == 2 ? empty({input.size(0)}, real)
+                         : empty({input.size(0), input.size(1)}, real);
   Tensor scores = empty({3, rows}, ScalarType::Float);
   Tensor stats = empty({grad ? 0 : rows + 1, 2}, real);
   if (rows == 0) {
@@ -643,12 +564,15 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(Tensor input, Tensor target,
     using R = Real<T>;
     Forward<T> f{{.input = input.const_data_ptr<T>(),
                   .at = Layout(input),
-                  .target = target.const_data_ptr<int64_t>(),
+                  .target = classes_of(target),
+                  .distributions = distributions_of<R>(target),
                   .weight = weight ? weight->const_data_ptr<R>() : nullptr,
+                  .class_weight = class_weight ? class_weight->const_data_ptr<R>() : nullptr,
                   .count = rows,
                   .classes = classes,
                   .ignore_index = ignore_index,
                   .smoothing = label_smoothing,
+                  .z_loss = z_loss,
                   .loss = reduces ? nullptr : loss.mutable_data_ptr<R>(),
                   .stats = grad ? nullptr : stats.mutable_data_ptr<R>(),
                   .scores = scores.mutable_data_ptr<float>(),

@@ -3,25 +3,13 @@
 #include "device.h"
 #include "launch.h"
 #include "row_gradient.h"
+#include "soft_rows.h"
+#include "strided_rows.h"
 
 #include <algorithm>
 
 namespace cpfast::scored_cross_entropy {
 namespace {
-
-template <typename T>
-struct Backward : Rows<T> {
-  const Real<T>* grad_loss;
-  Reduction reduction;
-
-  __device__ Real<T> upstream(int64_t row) const {
-    switch (reduction) {
-      case Reduction::kMean: return grad_loss[0] * this->stats[2 * this->count];
-      case Reduction::kSum: return grad_loss[0];
-      default: return grad_loss[row];
-    }
-  }
-};
 
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kThreads<kLanes>, kResident<T, kLanes>)
@@ -47,7 +35,7 @@ __global__ void __launch_bounds__(kThreads<kLanes>, kResident<T, kLanes>)
   const R max = b.stats[2 * row], e_y = exp(static_cast<R>(b.input[b.at(row) + target]) - max);
   write_gradient<T, kLanes>(
       b, row, lane, begin, end,
-      gradient_of<T>(b, row_weight<T>(b, row, b.upstream(row)), max, b.stats[2 * row + 1], e_y));
+      gradient_of<T>(b, row, b.upstream(row), max, b.stats[2 * row + 1], e_y));
 }
 
 template <typename T>
@@ -83,33 +71,55 @@ __global__ void __launch_bounds__(kThreads<kLanes>, 1)
   }
 }
 
+template <typename T>
+__global__ void __launch_bounds__(kStridedThreads, 1)
+    rescale_strided(const __grid_constant__ Rescaled<T> r) {
+  const int64_t row = int64_t{blockIdx.x} * kStridedThreads + threadIdx.x;
+  if (row >= r.count) return;
+  const Real<T> factor = r.factors[r.single ? 0 : row];
+  if (factor == 1) return;
+  T* const grad = r.grad + r.at(row);
+  for (int64_t c = 0; c < r.classes; ++c)
+    grad[c * r.at.class_stride] =
+        static_cast<T>(static_cast<Real<T>>(grad[c * r.at.class_stride]) * factor);
+}
+
 }  // namespace
 
 Tensor backward_cuda(Tensor grad_loss, Tensor input, Tensor target, Tensor softmax_stats,
                      std::optional<Tensor> weight, double label_smoothing, int64_t ignore_index,
-                     int64_t reduction) {
+                     int64_t reduction, std::optional<Tensor> class_weight, double z_loss) {
   const char* op = "scored_cross_entropy_backward";
-  check_arguments(op, input, target, weight, label_smoothing, reduction);
+  check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   check_backward_arguments(op, grad_loss, input, softmax_stats, reduction);
-  input = with_unit_column_stride(input);
-  Tensor grad_input = torch::stable::new_empty(input, input.sizes());
+  input = with_known_strides(input, is_soft(target, class_weight, label_smoothing));
+  Tensor grad_input = empty_beside(input);
 
   const Launcher launch(input);
   for_floating(input.scalar_type(), [&]<typename T>(T) {
     using R = Real<T>;
     const Backward<T> b{{.input = input.const_data_ptr<T>(),
                          .at = Layout(input),
-                         .target = target.const_data_ptr<int64_t>(),
+                         .target = classes_of(target),
+                         .distributions = distributions_of<R>(target),
                          .weight = weight ? weight->const_data_ptr<R>() : nullptr,
+                         .class_weight = class_weight ? class_weight->const_data_ptr<R>() : nullptr,
                          .count = row_count(input),
                          .classes = class_count(input),
                          .ignore_index = ignore_index,
                          .smoothing = label_smoothing,
+                         .z_loss = z_loss,
                          .stats = const_cast<R*>(softmax_stats.const_data_ptr<R>()),
                          .grad = grad_input.mutable_data_ptr<T>(),
                          .grad_at = Layout(grad_input)},
                         grad_loss.const_data_ptr<R>(),
                         static_cast<Reduction>(reduction)};
+    if (b.is_soft())
+      return for_soft_lanes(b.classes, [&](auto lanes) {
+        launch(backward_soft<T, lanes()>, soft_blocks<lanes()>(b.count), kSoftThreads, b);
+      });
+    if (b.at.class_stride != 1 || b.grad_at.class_stride != 1)
+      return launch(backward_strided<T>, strided_blocks(b.count), kStridedThreads, b);
     for_lanes(b.classes, [&](auto lanes) {
       const int64_t row_bytes = b.classes * static_cast<int64_t>(sizeof(T)),
                     splits = lanes() == kStreamLanes ? splits_of(b.count, b.classes, row_bytes) : 1;
@@ -127,6 +137,8 @@ void rescale_cuda(Tensor grad, Tensor factor) {
     const Rescaled<T> r{
         grad.mutable_data_ptr<T>(),       Layout(grad),       row_count(grad), class_count(grad),
         factor.const_data_ptr<Real<T>>(), factor.numel() == 1};
+    if (r.at.class_stride != 1)
+      return launch(rescale_strided<T>, strided_blocks(r.count), kStridedThreads, r);
     for_lanes(r.classes, [&](auto lanes) {
       const int64_t resident = launch.resident_blocks(rescale_rows<T, lanes()>, kThreads<lanes()>);
       launch(rescale_rows<T, lanes()>, std::min(blocks_for<lanes()>(r.count), resident),

@@ -30,10 +30,10 @@ def arguments():
         "layer_rotation": {"params": [scores], "refs": [scores], "ref_sq_norms": None},
         "layer_statistics": {"params": [scores], "refs": [scores], "ref_sq_norms": None},
         "scored_cross_entropy": {
-            "input": logits, "target": target, "weight": scores, "label_smoothing": 0.1,
-            "ignore_index": -100, "reduction": "none", "gradient": "backward",
-            "table": torch.zeros(6),
-            "index": index, "score": "loss",
+            "input": logits, "target": target, "weight": scores, "class_weight": torch.ones(3),
+            "label_smoothing": 0.1, "z_loss": 0.1, "ignore_index": -100, "class_dim": -1,
+            "reduction": "none", "gradient": "backward", "table": torch.zeros(6), "index": index,
+            "score": "loss",
         },
         "scored_linear_cross_entropy": {
             "hidden": torch.randn(6, 4), "weight": torch.randn(3, 4), "target": target,
@@ -61,7 +61,7 @@ ANY = {"flip", "shuffle"}
 OPTIONAL = {
     "layer_rotation": {"ref_sq_norms"},
     "layer_statistics": {"ref_sq_norms"},
-    "scored_cross_entropy": {"weight"},
+    "scored_cross_entropy": {"weight", "class_weight"},
     "scored_linear_cross_entropy": {
         "bias", "sample_weight", "gradient", "softcap", "chunk", "max_rows"
     },
@@ -73,7 +73,7 @@ CASES = [
     for op, good in arguments().items()
     for name in good
     for kind in BAD
-    if not (kind == "a huge number" and name in ("logit_scale", "softcap"))
+    if not (kind == "a huge number" and name in ("logit_scale", "softcap", "z_loss"))
     and not (kind == "None" and name in OPTIONAL.get(op, ()))
 ]
 
@@ -118,7 +118,7 @@ def test_a_pruner_weights_as_many_samples_as_classes():
 
 
 def test_classes_that_are_not_last_are_refused():
-    with pytest.raises(RuntimeError, match=r"input: expected classes last.*transpose\(1, 2\)"):
+    with pytest.raises(RuntimeError, match="input: expected classes last.*class_dim=1"):
         ops.scored_cross_entropy(torch.randn(2, 5, 7), torch.zeros(2, 7, dtype=torch.int64))
 
 
