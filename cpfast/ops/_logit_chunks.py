@@ -102,7 +102,9 @@ def _scored_linear(
     table: Tensor | None,
     index: Tensor | None,
     score: int,
+    class_weight: Tensor | None,
     label_smoothing: float,
+    z_loss: float,
     ignore_index: int,
     logit_scale: float,
     softcap: float,
@@ -117,7 +119,7 @@ def _scored_linear(
         hidden: [N, D]. weight: [V, D]. bias: [V]. target: [N] or [B, T] int64.
         factor: [N] of the losses' dtype: gradients are those of sum(factor * loss); None: none.
         table, index, score: as in scored_cross_entropy, per sequence for targets [B, T].
-        softcap: 0 for none.
+        class_weight: [V] of the losses' dtype. softcap: 0 for none.
         most: bound of the rows that are not ignored; -1: unknown.
         of_hidden, of_weight, of_bias: which gradients are wanted.
 
@@ -148,7 +150,11 @@ def _scored_linear(
     grad_added = torch.zeros(1, len(matrix), **at) if of_bias else torch.empty(0, **at)
     # On the CPU the rows may have another order, in which the last of equal indices is another.
     at_once = table is not None and target.dim() == 1 and _is_blind(x.device)
-    places = rows.take(index) if at_once and index is not None else None
+    noted, places = (table, rows.take(index)) if at_once and index is not None else (None, None)
+    if z_loss and score == LOSS and table is not None and not at_once:
+        # Losses hold the z_loss, which no table does.
+        noted = torch.zeros(rows.computed, dtype=torch.float32, device=x.device)
+        places = torch.arange(rows.computed, device=x.device)
     product = torch.empty_like(matrix) if of_weight and dtype != real else None
     with torch.autocast(x.device.type, enabled=False):  # the dtypes are chosen here
         for part, moves in rows.chunks(chunk):
@@ -171,9 +177,11 @@ def _scored_linear(
                 ignore_index,
                 0,
                 z if moves else None,
-                table if at_once else None,
+                noted,
                 None if places is None else places[part],
                 score,
+                class_weight,
+                z_loss,
             )
             if not moves or scale is None:
                 if of_hidden:
@@ -202,7 +210,9 @@ def _scored_linear(
         if hidden.dtype in (torch.float64, torch.float32, torch.bfloat16):
             grad_x = grad_x.to(hidden.dtype)
     if table is not None and index is not None and not at_once:
-        values = losses if score == LOSS else scores[score - 1]
+        values = scores[score - 1]
+        if score == LOSS:
+            values = losses if noted is None else rows.put_back(noted, size)
         _record(table, index, values.detach().float(), kept, target.shape)
     return losses, scores.contiguous(), grad_x, grad_matrix, grad_added
 

@@ -18,7 +18,7 @@ __all__ = ["scored_cross_entropy"]
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 SCORES = {"loss": 0, "el2n": 1, "margin": 2, "correct": 3}
 _GRADIENTS = ("backward", "forward", "inplace")
-_CLASSES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+CLASSES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def scored_cross_entropy(
@@ -170,8 +170,8 @@ def scored_rows(
             "it; within them use torch.nn.functional.cross_entropy, and record_scores outside"
         )
     if torch.is_grad_enabled():
-        for name, given in (("weight", weight), ("class_weight", class_weight), ("target", target)):
-            if given is not None and given.requires_grad:
+        for name, other in (("weight", weight), ("class_weight", class_weight), ("target", target)):
+            if other is not None and other.requires_grad:
                 raise RuntimeError(
                     f"cpfast::scored_cross_entropy: {name}: requires a gradient, but none is "
                     f"computed for it; pass {name}.detach()"
@@ -179,7 +179,7 @@ def scored_rows(
     if input.dim() == 0:
         raise RuntimeError(f"cpfast::{op}: input: expected at least one dimension, of C logits")
     has_classes = not target.is_floating_point()
-    if has_classes and target.dtype not in _CLASSES:
+    if has_classes and target.dtype not in CLASSES:
         raise RuntimeError(
             f"cpfast::{op}: target: expected classes of an integer dtype, or distributions over "
             f"them, got {str(target.dtype).removeprefix('torch.')}"

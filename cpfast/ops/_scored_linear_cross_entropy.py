@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from cpfast import _backend, reference
 from cpfast.ops._common import OPS, REFERENCE, check_tensors, real, whole
 from cpfast.ops._logit_chunks import chunk_rows
-from cpfast.ops._scored_cross_entropy import REDUCTIONS, SCORES, as_rows
+from cpfast.ops._scored_cross_entropy import CLASSES, REDUCTIONS, SCORES, as_rows
 from cpfast.results import ScoredLoss
 
 __all__ = ["scored_linear_cross_entropy"]
@@ -27,7 +27,9 @@ def scored_linear_cross_entropy(
     *,
     bias: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    class_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     ignore_index: int = -100,
     reduction: str = "none",
     gradient: str | None = None,
@@ -48,15 +50,17 @@ def scored_linear_cross_entropy(
     Args:
         hidden: [N, D], or [B, T, D] for sequences of tokens; float32, float64, float16 or bfloat16.
         weight: [V, D], the layer's, of the same dtype.
-        target: [N] or [B, T] int64 or int32, in [0, V) or ``ignore_index``.
+        target: [N] or [B, T] of any integer dtype, in [0, V) or ``ignore_index``.
         bias: optional [V].
         sample_weight: optional, as target, or [B] for sequences, or [N, 1] or [B, 1]; multiplies
             the loss. No gradient flows into it. On the CPU, rows of weight 0 cost a third.
+        class_weight: optional [V], multiplies each class's term. No gradient flows into it.
         label_smoothing: in [0, 1].
+        z_loss: as in :func:`scored_cross_entropy`, of the logits after scale and cap.
         ignore_index: rows with this target have loss, scores and gradients 0. On the CPU they cost
             nothing.
         reduction: "none"; "mean", the weighted losses' sum over the number of rows that are not
-            ignored; or "sum".
+            ignored, or over the sum of the class weights of their targets; or "sum".
         gradient: when it is computed. "forward": with the loss, which "mean" and "sum" allow; then
             a second backward pass is an error (not under torch.compile). "backward": then, from
             logits that are formed again, which costs a third more; None: the first where it can be.
@@ -92,7 +96,10 @@ def scored_linear_cross_entropy(
         if value not in tuple(choices):
             _refuse(name, f"one of {tuple(choices)}", repr(value))
     check_tensors(_OP, hidden=hidden, weight=weight, target=target)
-    given = {"bias": bias, "sample_weight": sample_weight, "table": table, "index": index}
+    given = {
+        "bias": bias, "sample_weight": sample_weight, "class_weight": class_weight,
+        "table": table, "index": index,
+    }  # fmt: skip
     check_tensors(_OP, **{name: value for name, value in given.items() if value is not None})
     if (table is None) != (index is None):
         missing, other = ("index", "table") if index is None else ("table", "index")
@@ -100,6 +107,9 @@ def scored_linear_cross_entropy(
     label_smoothing = real(_OP, "label_smoothing", label_smoothing)
     if not 0 <= label_smoothing <= 1:
         _refuse("label_smoothing", "a number in [0, 1]", str(label_smoothing))
+    z_loss = real(_OP, "z_loss", z_loss)
+    if not 0 <= z_loss < float("inf"):
+        _refuse("z_loss", "a finite number of at least 0", str(z_loss))
     ignore_index = whole(_OP, "ignore_index", ignore_index)
     logit_scale = _positive("logit_scale", logit_scale)
     cap = 0.0 if softcap is None else _positive("softcap", softcap)
@@ -126,6 +136,16 @@ def scored_linear_cross_entropy(
                 f"shape {list(target.shape)}, or one a sample, on {target.device}",
                 f"{list(sample_weight.shape)} on {sample_weight.device}",
             )
+    if class_weight is not None:
+        if class_weight.requires_grad and torch.is_grad_enabled():
+            _refuse("class_weight", "one without a gradient (detach())", "one that requires it")
+        if class_weight.shape != weight.shape[:1] or class_weight.device != weight.device:
+            _refuse(
+                "class_weight",
+                f"shape [{len(weight)}] on {weight.device}",
+                f"{list(class_weight.shape)} on {class_weight.device}",
+            )
+        class_weight = class_weight.to(_real(hidden)).contiguous()
     if REFERENCE:
         logits = torch.nn.functional.linear(hidden, weight) * logit_scale
         logits = logits if bias is None else logits + bias
@@ -133,7 +153,9 @@ def scored_linear_cross_entropy(
             logits if softcap is None else cap * torch.tanh(logits / cap),
             target,
             weight=sample_weight,
+            class_weight=class_weight,
             label_smoothing=label_smoothing,
+            z_loss=z_loss,
             ignore_index=ignore_index,
             reduction=reduction,
             table=table,
@@ -152,7 +174,8 @@ def scored_linear_cross_entropy(
     if reduction == "mean":
         # Those that are ignored have no factor: none is no number where all are.
         kept = target.flatten() != ignore_index
-        share = kept / kept.sum().to(_real(hidden))
+        counted = kept.sum() if class_weight is None else _counted(class_weight, target, kept)
+        share = kept / counted.to(_real(hidden))
         factor = (share if factor is None else factor * share).masked_fill(~kept, 0.0)
         empty = torch.where(kept.any(), 0.0, torch.nan).to(_real(hidden))
     is_reduced = reduction != "none"
@@ -162,7 +185,7 @@ def scored_linear_cross_entropy(
         torch.is_grad_enabled() and x is not None and x.requires_grad
         for x in (hidden, weight, bias)
     )
-    options = (label_smoothing, ignore_index, logit_scale, cap, chunk, most)
+    options = (label_smoothing, z_loss, ignore_index, logit_scale, cap, chunk, most)
     losses, scores = _ScoredLinear.apply(
         hidden.reshape(-1, hidden.shape[-1]),
         weight,
@@ -172,6 +195,7 @@ def scored_linear_cross_entropy(
         table,
         index,
         SCORES[score],
+        class_weight,
         options,
         wanted,
         is_reduced,
@@ -235,8 +259,8 @@ def _check_operands(hidden: Tensor, weight: Tensor, bias: Tensor | None, target:
         _refuse("bias", f"shape [{len(weight)}]", str(list(bias.shape)))
     if target.shape != hidden.shape[:-1]:
         _refuse("target", f"shape {list(hidden.shape[:-1])}", str(list(target.shape)))
-    if target.dtype not in (torch.int64, torch.int32):
-        _refuse("target", "int64 or int32", str(target.dtype))
+    if target.dtype not in CLASSES:
+        _refuse("target", "classes of an integer dtype", str(target.dtype))
     for name, value in operands.items():
         if value.dtype != hidden.dtype:
             _refuse(name, f"{hidden.dtype}, as hidden", str(value.dtype))
@@ -257,7 +281,8 @@ class _ScoredLinear(torch.autograd.Function):
         table: Tensor | None,
         index: Tensor | None,
         score: int,
-        options: tuple[float, int, float, float, int, int],
+        class_weight: Tensor | None,
+        options: tuple[float, float, int, float, float, int, int],
         wanted: tuple[bool, bool, bool],
         is_reduced: bool,
         in_forward: bool,
@@ -270,8 +295,9 @@ class _ScoredLinear(torch.autograd.Function):
             if factor is None:
                 given = torch.ones(len(hidden), dtype=_real(hidden), device=hidden.device)
         losses, scores, *grads = OPS.scored_linear_cross_entropy(
-            hidden, weight, target, given, bias, table, index, score, *options, *wanted_now
-        )
+            hidden, weight, target, given, bias, table, index, score, class_weight, *options,
+            *wanted_now,
+        )  # fmt: skip
         ctx.mark_non_differentiable(scores)
         ctx.set_materialize_grads(False)
         ctx.in_forward, ctx.wanted = in_forward, wanted
@@ -280,13 +306,13 @@ class _ScoredLinear(torch.autograd.Function):
             ctx.save_for_backward(*grads)
         else:
             ctx.options = options
-            ctx.save_for_backward(hidden, weight, bias, target, factor)
+            ctx.save_for_backward(hidden, weight, bias, target, factor, class_weight)
         loss = losses if factor is None else losses * factor
         return loss.sum() if is_reduced else loss, scores
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        unused = (None,) * 9
+        unused = (None,) * 10
         if grad_loss is None:
             return None, None, None, *unused
         if torch.is_grad_enabled():
@@ -303,18 +329,24 @@ class _ScoredLinear(torch.autograd.Function):
                 if is_wanted:
                     OPS.rescale_gradient(grad, grad_loss.to(_real(grad)).contiguous())
         else:
-            hidden, weight, bias, target, factor = ctx.saved_tensors
+            hidden, weight, bias, target, factor, class_weight = ctx.saved_tensors
             dtype = hidden.dtype
             above = grad_loss.flatten().expand(len(hidden))
             _, _, *grads = OPS.scored_linear_cross_entropy(
                 hidden, weight, target, above if factor is None else above * factor, bias,
-                None, None, 0, *ctx.options, *ctx.wanted,
+                None, None, 0, class_weight, *ctx.options, *ctx.wanted,
             )  # fmt: skip
         of_hidden, of_weight, of_bias = (
             grad.to(dtype) if is_wanted else None
             for grad, is_wanted in zip(grads, ctx.wanted, strict=True)
         )
         return of_hidden, of_weight, None if of_bias is None else of_bias[0], *unused
+
+
+def _counted(class_weight: Tensor, target: Tensor, kept: Tensor) -> Tensor:
+    """The sum of the class weights of the rows that are kept; a wrong target is found later."""
+    classes = target.flatten().clamp(0, len(class_weight) - 1)
+    return torch.where(kept, class_weight[classes], 0.0).sum()
 
 
 def _real(tensor: Tensor) -> torch.dtype:

@@ -69,8 +69,11 @@ class Recorder:
         index: Tensor,
         *,
         weight: Tensor | None = None,
+        class_weight: Tensor | None = None,
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         ignore_index: int = -100,
+        class_dim: int = -1,
         reduction: str = "mean",
         num_tokens: int | Tensor | None = None,
         gradient: str | None = None,
@@ -79,13 +82,19 @@ class Recorder:
         """Cross-entropy, weighted, averaged over the batch; records what the policy needs.
 
         Args:
-            logits: [B, C], or [B, T, C] for sequences of tokens.
-            target: [B] int64, each a class, none is ignored; or [B, T].
+            logits: [B, C]; or [B, T, C] for sequences of tokens, [B, ..., C] for other samples of
+                many rows.
+            target: classes, shaped as logits without C; none of [B] is ignored. Or distributions,
+                shaped as logits: of mixed labels, or a teacher's.
             index: [B] int64, which samples of the data set these are.
             weight: [B] float32; None: ``weights(index)``, of the current plan. For batches that
                 hold samples of an earlier plan too.
+            class_weight: [C] float32. With "mean", the sum is then divided by the sum of the class
+                weights of the targets, as torch has it.
             label_smoothing: in [0, 1].
+            z_loss: as in :func:`cpfast.ops.scored_cross_entropy`; not recorded.
             ignore_index: of tokens. A sequence's score is the mean over the others.
+            class_dim: where C is: 1 for images [B, C, H, W].
             reduction: "mean", "sum", or "none".
             num_tokens: what the sum of the losses is divided by, in place of the number of rows
                 that are not ignored: of all micro-batches whose gradients are accumulated, so that
@@ -117,14 +126,17 @@ class Recorder:
             index, weight = self._weighting(logits.device, index, weight)
         if weight is not None:
             check_tensors(weight=weight)
-        ignored = ignore_index if logits.dim() == 3 else _NONE_IGNORED
+        ignored = _NONE_IGNORED if _is_one_row_each(logits, target) else ignore_index
         scored = self._recording(
             lambda **table: scored_rows(
                 logits,
                 target,
                 weight=weight,
+                class_weight=class_weight,
                 label_smoothing=label_smoothing,
+                z_loss=z_loss,
                 ignore_index=ignored,
+                class_dim=class_dim,
                 reduction="sum" if num_tokens is not None else reduction,
                 gradient=gradient,
                 **table,
@@ -161,7 +173,8 @@ class Recorder:
             weight: [B] or as target; None: ``weights(index)``.
             ignore_index, reduction, num_tokens, training: as of :meth:`loss`.
             options: those of :func:`cpfast.ops.scored_linear_cross_entropy`: ``bias``,
-                ``label_smoothing``, ``softcap``, ``chunk``, ``max_rows``, ...
+                ``class_weight``, ``label_smoothing``, ``z_loss``, ``softcap``, ``chunk``,
+                ``max_rows``, ...
 
         Returns:
             As :meth:`loss`; differentiable in the hidden states and the layer's parameters.
@@ -217,7 +230,13 @@ class Recorder:
         return index, self.weights(index) if weight is None else weight
 
     def score(
-        self, logits: Tensor, target: Tensor, index: Tensor, *, ignore_index: int = -100
+        self,
+        logits: Tensor,
+        target: Tensor,
+        index: Tensor,
+        *,
+        ignore_index: int = -100,
+        class_dim: int = -1,
     ) -> None:
         """Records what the policy needs of samples that are only looked at: ``plan.rescored``.
 
@@ -227,10 +246,10 @@ class Recorder:
         ignore_index = whole("ignore_index", ignore_index)
         self._move_to(logits.device)
         with torch.no_grad():
-            ignored = ignore_index if logits.dim() == 3 else _NONE_IGNORED
+            ignored = _NONE_IGNORED if _is_one_row_each(logits, target) else ignore_index
             self._recording(
                 lambda **table: ops.scored_cross_entropy(
-                    logits, target, ignore_index=ignored, **table
+                    logits, target, ignore_index=ignored, class_dim=class_dim, **table
                 ),
                 index.to(self.device, non_blocking=True),
                 target,
@@ -253,7 +272,10 @@ class Recorder:
         for name in others:
             values = getattr(result, name)
             if values.dim() > 1:
-                values = _mean_over_tokens(values, target != ignored)
+                counts = (
+                    torch.ones_like(values) if target.is_floating_point() else (target != ignored)
+                )
+                values = _mean_over_tokens(values, counts)
             ops.record_scores(self._columns[name], index, values)
         self._touch(index)
         return result.loss
@@ -369,8 +391,14 @@ def _number_of_tokens(num_tokens: int | Tensor | None, reduction: str) -> int | 
 
 
 def _mean_over_tokens(values: Tensor, counts: Tensor) -> Tensor:
-    """Of a sequence's scores, [B, T], those of its tokens that are not ignored."""
+    """Of a sample's scores, [B, ...], those of its rows that are not ignored."""
+    values, counts = values.flatten(1), counts.flatten(1)
     return (values * counts).sum(1) / counts.sum(1)
+
+
+def _is_one_row_each(logits: Tensor, target: Tensor) -> bool:
+    """Or distributions, of which no row is ignored either."""
+    return logits.dim() == 2 or target.is_floating_point()
 
 
 def world_size() -> int:

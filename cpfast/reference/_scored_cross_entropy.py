@@ -47,7 +47,7 @@ def scored_cross_entropy(
         weight=by_class,
         reduction="none",
         label_smoothing=label_smoothing,
-        **({"ignore_index": ignore_index} if has_classes else {}),
+        ignore_index=ignore_index if has_classes else -100,
     )
     with torch.no_grad():
         x = logits.detach()

@@ -37,8 +37,9 @@ def arguments():
         },
         "scored_linear_cross_entropy": {
             "hidden": torch.randn(6, 4), "weight": torch.randn(3, 4), "target": target,
-            "bias": torch.zeros(3), "sample_weight": scores, "label_smoothing": 0.1,
-            "ignore_index": -100, "reduction": "mean", "gradient": "forward", "logit_scale": 2.0,
+            "bias": torch.zeros(3), "sample_weight": scores, "class_weight": torch.ones(3),
+            "label_smoothing": 0.1, "z_loss": 0.1, "ignore_index": -100, "reduction": "mean",
+            "gradient": "forward", "logit_scale": 2.0,
             "softcap": 3.0, "chunk": 4, "max_rows": 6, "table": torch.zeros(6), "index": index,
             "score": "loss",
         },
@@ -63,7 +64,7 @@ OPTIONAL = {
     "layer_statistics": {"ref_sq_norms"},
     "scored_cross_entropy": {"weight", "class_weight"},
     "scored_linear_cross_entropy": {
-        "bias", "sample_weight", "gradient", "softcap", "chunk", "max_rows"
+        "bias", "sample_weight", "class_weight", "gradient", "softcap", "chunk", "max_rows"
     },
     "select_samples": {"subset"},
     "augment_batch": {"mean", "std", "size"},

@@ -69,11 +69,21 @@ def distance(actual, expected):
     ("reduction", "gradient"), [("none", None), ("mean", None), ("sum", None), ("mean", "backward")]
 )
 @pytest.mark.parametrize(
-    "options", [{}, {"label_smoothing": 0.1}, {"softcap": 4.0, "logit_scale": 0.6}], ids=str
+    "options",
+    [
+        {},
+        {"label_smoothing": 0.1},
+        {"softcap": 4.0, "logit_scale": 0.6, "z_loss": 0.02},
+        {"class_weight": None},
+        {"class_weight": None, "label_smoothing": 0.1, "z_loss": 0.02},
+    ],
+    ids=str,
 )
 def test_against_float64(device, dtype, shape, reduction, gradient, options):
     operands, target, factors = case(dtype, shape, device)
     exact = in_float64(operands)
+    if "class_weight" in options:
+        options = {**options, "class_weight": torch.linspace(0.1, 2, CLASSES, device=device)}
     expected = of_whole_logits(
         exact, target.cpu(), weight=factors.cpu().double(), reduction=reduction, **options
     )
@@ -145,7 +155,8 @@ def test_rows_are_those_of_scored_cross_entropy(device):
 
 @pytest.mark.parametrize("name", ["loss", "el2n", "margin", "correct"])
 @pytest.mark.parametrize("shape", [(9,), (9, 7)], ids=str)
-def test_scores_reach_the_table(device, name, shape):
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_scores_reach_the_table(device, name, shape, z_loss):
     operands, target, factors = case(shape=shape, device=device)
     target[[4, 7]] = -100  # of which one is the second of a sample
     if len(shape) == 2:
@@ -159,7 +170,7 @@ def test_scores_reach_the_table(device, name, shape):
     version = table._version
     ops.scored_linear_cross_entropy(
         hidden, weight, target, bias=bias, sample_weight=factors, reduction="mean", chunk=4,
-        table=table, index=index.int(), score=name,
+        table=table, index=index.int(), score=name, z_loss=z_loss,
     )  # fmt: skip
     torch.testing.assert_close(table.cpu(), expected, rtol=1e-5, atol=1e-5)
     assert table._version > version
@@ -196,8 +207,8 @@ def test_more_rows_than_are_announced_are_noticed(device):
             ops.scored_linear_cross_entropy(hidden, weight, target, max_rows=int(kept.sum()) - 1)
         return
     losses = _logit_chunks._scored_linear(
-        hidden.detach(), weight.detach(), target, None, None, None, None, 0, 0.0, -100, 1.0, 0.0,
-        8, int(kept.sum()) - 1, False, False, False,
+        hidden.detach(), weight.detach(), target, None, None, None, None, 0, None, 0.0, 0.0, -100,
+        1.0, 0.0, 8, int(kept.sum()) - 1, False, False, False,
     )[0]  # fmt: skip
     assert losses[kept].isnan().all()
 
@@ -345,7 +356,7 @@ def test_within_a_checkpoint_and_with_a_tied_embedding():
 def test_opcheck():
     (hidden, weight, bias), target, factors = case()
     table = torch.zeros(ROWS)
-    of_loss = (0, 0.1, -100, 1.0, 0.0, 8, -1)
+    of_loss = (0, torch.ones(CLASSES), 0.1, 0.01, -100, 1.0, 0.0, 8, -1)
     for factor, wanted in (
         (None, (False,) * 3),
         (factors, (True,) * 3),
@@ -433,7 +444,10 @@ H, W, Y = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(3, dtype=torch.int64
         (H, W.double(), Y, {}, "weight: expected torch.float32, as hidden, got torch.float64"),
         (H, W.to("meta"), Y, {}, "weight: expected device cpu, as hidden, got meta"),
         (H, W, Y[:2], {}, r"target: expected shape \[3\], got \[2\]"),
-        (H, W, Y.float(), {}, "target: expected int64 or int32, got torch.float32"),
+        (H, W, Y.float(), {}, "target: expected classes of an integer dtype, got torch.float32"),
+        (H, W, Y, {"class_weight": torch.ones(4)}, r"class_weight: expected shape \[5\] .*\[4\]"),
+        (H, W, Y, {"class_weight": torch.ones(5).requires_grad_()}, "class_weight: .*detach"),
+        (H, W, Y, {"z_loss": -0.1}, "z_loss: expected a finite number of at least 0, got -0.1"),
         (H, W, Y + 5, {}, r"target\[0\]: expected a class in \[0, 5\) or ignore_index -100, got 5"),
         (H, W, Y, {"bias": torch.zeros(4)}, r"bias: expected shape \[5\], got \[4\]"),
         (

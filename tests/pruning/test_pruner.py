@@ -212,6 +212,47 @@ def test_sequences_are_samples(device):
     torch.testing.assert_close(grad, expected_grad)
 
 
+@pytest.mark.parametrize("policy", ["infobatch", "kakurenbo"])
+@pytest.mark.parametrize("kind", ["classes", "distributions"])
+def test_images_with_a_class_a_pixel(device, policy, kind):
+    g = torch.Generator().manual_seed(0)
+    logits, weight = torch.randn(4, 5, 3, 2, generator=g), torch.rand(5, generator=g)
+    target = torch.randint(5, (4, 3, 2), generator=g)
+    if kind == "classes":
+        target[1, 0] = 255
+    else:
+        target = torch.rand(4, 5, 3, 2, generator=g)
+    pruner = DataPruner(9, policy=policy, device=device)
+    index = torch.tensor([2, 8, 0, 5], device=device)
+    x = logits.to(device).requires_grad_()
+    pruner.plan(0)
+    ignored = {"ignore_index": 255} if kind == "classes" else {}
+    loss = pruner.loss(
+        x, target.to(device), index, class_weight=weight.to(device), label_smoothing=0.1,
+        class_dim=1, z_loss=0.01, **ignored,
+    )  # fmt: skip
+    loss.backward()
+    other = logits.clone().requires_grad_()
+    options = {"weight": weight, "label_smoothing": 0.1, **ignored}
+    each = F.cross_entropy(other, target, reduction="none", **options)
+    z = 0.01 * other.logsumexp(1) ** 2
+    if kind == "classes":
+        z = z * (target != 255)
+        counted = weight[target.clamp(max=4)][target != 255].sum()
+    else:
+        counted = each.numel()
+    expected = (each + z).sum() / counted
+    expected.backward()
+    torch.testing.assert_close(loss.detach().cpu(), expected.detach())
+    torch.testing.assert_close(x.grad.cpu(), other.grad, rtol=1e-4, atol=1e-6)
+    each = each.detach().flatten(1)
+    kept = (target != 255).flatten(1).sum(1) if kind == "classes" else 6
+    torch.testing.assert_close(pruner.scores[index].cpu(), each.sum(1) / kept)
+    assert pruner.scores.isfinite().sum() == 4
+    for column in pruner.columns.values():
+        assert column[index].isfinite().all()
+
+
 def test_the_pruned_loss_estimates_the_full_one():
     # On data whose losses do not change, the mean over epochs of the weighted sums is the full sum.
     pruner, scores = scored(num_epochs=2000)
