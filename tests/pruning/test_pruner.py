@@ -222,7 +222,7 @@ def test_images_with_a_class_a_pixel(device, policy, kind):
         target[1, 0] = 255
     else:
         target = torch.rand(4, 5, 3, 2, generator=g)
-    pruner = DataPruner(9, policy=policy, device=device)
+    pruner = cpfast.DataPruner(9, policy=policy, device=device)
     index = torch.tensor([2, 8, 0, 5], device=device)
     x = logits.to(device).requires_grad_()
     pruner.plan(0)
