@@ -38,6 +38,7 @@ from cpfast.train import (
     batches,
     chance,
     extension,
+    last_layer,
     models,
     optimizers,
     process,
@@ -50,6 +51,7 @@ from cpfast.train.data import KINDS, Data, TextData
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError, first_line
 from cpfast.train.metrics import EpochMetrics, Seconds
+from cpfast.train.models.head import WithHead
 from cpfast.train.ranks import Ranks
 from cpfast.train.step import Step
 from cpfast.train.stream import SampleStream
@@ -169,9 +171,11 @@ class Training:
                 "use --step eager or compile"
             )
         # Each batch size is compiled for itself: kernels for any size would be others.
-        self.forward = (
-            torch.compile(self.model, dynamic=False, fullgraph=True) if compiled else self.model
-        )
+        self.forward = _compiled(self.model) if compiled else self.model
+        self.hidden = None
+        if last_layer.together(config, data, self.model, self.watch.needs):
+            assert isinstance(self.model, WithHead)
+            self.hidden = _compiled(self.model.hidden) if compiled else self.model.hidden
         self._steps: dict[Any, Step] = {}
 
     def step_of(self, settings: EpochSettings, batch_filter: BatchFilter | None) -> Step:
@@ -215,18 +219,40 @@ class Training:
             weight = weight * self.class_weights[targets]
         inputs, share = self.mixer.mix(shape.mixing, inputs)
         with self.autocast():
-            logits = self.forward(inputs)
-        self.probe.after_forward(logits, targets)
+            outputs = self.forward(inputs) if self.hidden is None else self.hidden(inputs)
+        if self.hidden is None:
+            self.probe.after_forward(outputs, targets)
         # The parts of a replayed graph cannot be timed.
         with nullcontext() if self.captured else self.clock.part("scoring"):
-            loss = self.mixer.loss(
-                self.pruner, logits, targets, index, share, weight=weight,
-                label_smoothing=self.config.label_smoothing,
-            )  # fmt: skip
+            loss = self._loss(outputs, targets, index, share, weight)
         # Batches are of one size, so the mean over all of them is the mean of their means.
         self.scaler.scale(loss / self.config.accumulate).backward()
         if batch_filter is None:
             self.loss_sum += loss.detach()
+
+    def _loss(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        index: Tensor,
+        share: Tensor | None,
+        weight: Tensor,
+    ) -> Tensor:
+        """
+        Args:
+            outputs: logits; where the last layer belongs to the loss, what that takes.
+        """
+        smoothing = self.config.label_smoothing
+        if not isinstance(self.model, WithHead) or self.hidden is None:
+            return self.mixer.loss(
+                self.pruner, outputs, targets, index, share, weight=weight,
+                label_smoothing=smoothing,
+            )  # fmt: skip
+        with self.autocast():
+            return self.pruner.linear_loss(
+                outputs, self.model.head.weight, targets, index, weight=weight,
+                bias=self.model.head.bias, label_smoothing=smoothing,
+            )  # fmt: skip
 
     @torch.no_grad()
     def _choose(
@@ -566,16 +592,34 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
         for index in own.split(batch):
             inputs, targets = t.batches.test(index)
             with t.autocast():
-                logits = model(inputs)
-            logits, targets = logits.float().flatten(0, -2), targets.flatten()
-            loss += F.cross_entropy(logits, targets, reduction="sum")
-            correct += (logits.argmax(1) == targets).sum()
-            count += len(targets)
+                total, hits = _scored(t, model, inputs, targets)
+            loss += total
+            correct += hits
+            count += targets.numel()
             if progress is not None:
                 progress.step(0.0)  # where Ctrl-C is noticed
     of_all = torch.stack([loss, correct.double(), loss.new_tensor(count)])
     total, hits, samples = t.ranks.sum(of_all).tolist()
     return total / samples, hits / samples
+
+
+def _scored(
+    t: Training, model: nn.Module, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy, and how many outputs are right, of a batch."""
+    if t.hidden is None:
+        logits, targets = model(inputs).float().flatten(0, -2), targets.flatten()
+        hits = (logits.argmax(1) == targets).sum()
+        return F.cross_entropy(logits, targets, reduction="sum"), hits
+    assert isinstance(model, WithHead)
+    scored = cpfast.ops.scored_linear_cross_entropy(
+        model.hidden(inputs), model.head.weight, targets, bias=model.head.bias
+    )
+    return scored.loss.sum(), scored.correct.sum().long()
+
+
+def _compiled(function: Any) -> Any:
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def _check_finite(what: str, value: float, epoch: int) -> None:
