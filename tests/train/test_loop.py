@@ -52,6 +52,8 @@ def test_resume_equals_no_stop_to_the_bit(tmp_path, method, stop):
 def test_every_policy_trains_and_resumes_to_the_bit(tmp_path, policy):
     options = {"epochs": 9, "method": "prune", "policy": policy, "repeats": 1, "anneal": 1.0}
     config, data = make_config(**options), toy_data()
+    if policies.make(policy).needs_tokens:
+        config, data = text_config(**options), toy_text()
     whole, parts = (start(tmp_path / name, config) for name in ("whole", "parts"))
     run.train(config, data, whole)
     run.train(config, data, parts, epochs=7)
@@ -67,6 +69,8 @@ def test_every_policy_trains_and_resumes_to_the_bit(tmp_path, policy):
 def test_a_policy_that_does_not_go_with_the_run_is_named_before_it():
     with pytest.raises(UserError, match="^--policy rcap looks at classes, and .* has none$"):
         loop.check(text_config(policy="rcap"), toy_text(), Ranks())
+    with pytest.raises(UserError, match="^--policy tokens selects among the tokens of text, and "):
+        loop.check(make_config(policy="tokens"), toy_data(), Ranks())
     config = make_config(policy="selective_backprop", batch_size=1)
     with pytest.raises(UserError, match="^--batch-size 1: too few for --policy selective_backprop"):
         loop.check(config, toy_data(), Ranks())
