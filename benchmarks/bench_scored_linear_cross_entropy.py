@@ -180,3 +180,44 @@ def bench_last_layer(race, device, shape, dtype):
         None,
         agree=both(close(0.02, 1e-6) if dtype == F32 else close(0.1, 1e-4)),
     )
+
+
+@pytest.mark.parametrize("shape", [(32, 128, 192, 96), (8, 256, 256, 32000)], ids=str)
+def bench_tokens(race, device, shape):
+    """The last layer with its loss, of all tokens and of 60 % that are chosen in the call."""
+    sequences, tokens, width, classes = shape
+    g = torch.Generator(device).manual_seed(0)
+    hidden = torch.randn(sequences, tokens, width, generator=g, device=device).requires_grad_()
+    weight = torch.randn(classes, width, generator=g, device=device).mul_(0.05).requires_grad_()
+    target = torch.randint(classes, (sequences, tokens), generator=g, device=device)
+    index = torch.arange(sequences, device=device)
+    losses = torch.rand(sequences, tokens, generator=g, device=device)
+    pruners = {
+        name: cpfast.DataPruner(
+            sequences, 1, name, 0.6, anneal=1.0, device=device, strict=None, **options
+        )
+        for name, options in (("random", {}), ("tokens", {"reference": losses}))
+    }
+    for pruner in pruners.values():
+        pruner.plan(0)
+
+    def chunks(name):
+        loss = pruners[name].linear_loss(hidden, weight, target, index)
+        return torch.autograd.grad(loss, (hidden, weight))
+
+    def logits(name):
+        loss = pruners[name].loss(F.linear(hidden, weight), target, index)
+        return torch.autograd.grad(loss, (hidden, weight))
+
+    race(
+        "token selection",
+        f"{shape}, forward + backward",
+        {
+            "cpfast": lambda: chunks("tokens"),
+            "all tokens": lambda: chunks("random"),
+            "whole logits": lambda: logits("tokens"),
+            "whole logits, all tokens": lambda: logits("random"),
+        },
+        [()],
+        None,
+    )
