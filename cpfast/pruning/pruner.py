@@ -119,9 +119,9 @@ class DataPruner(Recorder):
             False warns, once; True raises; None does not look. Fewer than there are ranks may be
             missing, as of equal shares.
         labels: [N] integers from 0 on, the samples' classes, for policies that look at them.
-        reference: [N, T] floating, losses of another model for each token of each sample, for
-            policies that select among tokens; what stands where a token is ignored does not
-            matter. It lies where the scores do: without a copy where it does already.
+        reference: [N, T] floating, finite: losses of another model for each target of each
+            sample, for policies that select among tokens; what stands where one is ignored does
+            not matter. It lies where the scores do: without a copy where it does already.
         options: the policy's own, such as ``confidence`` of kakurenbo.
 
     Attributes:
