@@ -136,3 +136,88 @@ def bench_scored_linear_cross_entropy(race, device, shape, dtype):
         None,
         agree=both(close(0.02, 1e-2 / rows) if dtype == F32 else close(0.1, 0.1 / rows)),
     )
+
+
+# As `cpfast train` has them on text: sequences, tokens, width, and how many different tokens.
+VOCABULARIES = (56, 96, 256, 512, 1000, 4096)
+TEXT = [(32, 128, 192, v) for v in VOCABULARIES]
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("shape", TEXT, ids=str)
+def bench_last_layer(race, device, shape, dtype):
+    """Of a small vocabulary: whether chunks, or whole logits, which fit."""
+    sequences, tokens, width, classes = shape
+    g = torch.Generator(device).manual_seed(0)
+    hidden = torch.randn(sequences, tokens, width, generator=g, device=device).requires_grad_()
+    weight = torch.randn(classes, width, generator=g, device=device).mul_(0.05).requires_grad_()
+    bias = torch.zeros(classes, device=device).requires_grad_()
+    target = torch.randint(classes, (sequences, tokens), generator=g, device=device)
+    index, ones = torch.arange(sequences, device=device), torch.ones(sequences, device=device)
+    pruner = cpfast.DataPruner(sequences, 1, "random", device=device, strict=None)
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, (hidden, weight, bias))
+
+    def cast():
+        return torch.autocast(device, dtype, enabled=dtype != F32)
+
+    def chunks():
+        with cast():
+            loss = pruner.linear_loss(hidden, weight, target, index, weight=ones, bias=bias)
+        return gradients(loss)
+
+    def logits():
+        with cast():
+            whole = F.linear(hidden, weight, bias)
+        return gradients(pruner.loss(whole, target, index, weight=ones))
+
+    race(
+        "last layer",
+        f"{shape} {str(dtype).removeprefix('torch.')}, forward + backward",
+        {"cpfast": chunks, "cpfast, whole logits": logits},
+        [()],
+        None,
+        agree=both(close(0.02, 1e-6) if dtype == F32 else close(0.1, 1e-4)),
+    )
+
+
+@pytest.mark.parametrize("shape", [(32, 128, 192, 96), (8, 256, 256, 32000)], ids=str)
+def bench_tokens(race, device, shape):
+    """The last layer with its loss, of all tokens and of 60 % that are chosen in the call."""
+    sequences, tokens, width, classes = shape
+    g = torch.Generator(device).manual_seed(0)
+    hidden = torch.randn(sequences, tokens, width, generator=g, device=device).requires_grad_()
+    weight = torch.randn(classes, width, generator=g, device=device).mul_(0.05).requires_grad_()
+    target = torch.randint(classes, (sequences, tokens), generator=g, device=device)
+    index = torch.arange(sequences, device=device)
+    losses = torch.rand(sequences, tokens, generator=g, device=device)
+    pruners = {
+        name: cpfast.DataPruner(
+            sequences, 1, name, 0.6, anneal=1.0, device=device, strict=None, **options
+        )
+        for name, options in (("random", {}), ("tokens", {"reference": losses}))
+    }
+    for pruner in pruners.values():
+        pruner.plan(0)
+
+    def chunks(name):
+        loss = pruners[name].linear_loss(hidden, weight, target, index)
+        return torch.autograd.grad(loss, (hidden, weight))
+
+    def logits(name):
+        loss = pruners[name].loss(F.linear(hidden, weight), target, index)
+        return torch.autograd.grad(loss, (hidden, weight))
+
+    race(
+        "token selection",
+        f"{shape}, forward + backward",
+        {
+            "cpfast": lambda: chunks("tokens"),
+            "all tokens": lambda: chunks("random"),
+            "whole logits": lambda: logits("tokens"),
+            "whole logits, all tokens": lambda: logits("random"),
+        },
+        [()],
+        None,
+    )

@@ -104,7 +104,7 @@ GOOD = {
         {
             "num_samples": N, "num_epochs": EPOCHS, "policy": "infobatch", "keep": 0.5,
             "anneal": 0.5, "seed": 1, "device": "cpu", "nan": "keep", "strict": True,
-            "labels": torch.zeros(N, dtype=torch.int64),
+            "labels": torch.zeros(N, dtype=torch.int64), "reference": None,
         },
     ),
     "DataPruner.plan": (lambda: pruner().plan, PLAN),
@@ -117,6 +117,7 @@ GOOD = {
         {
             **LOSS, "weight": torch.ones(4), "label_smoothing": 0.1, "ignore_index": -100,
             "reduction": "mean", "num_tokens": 4, "gradient": "backward", "training": True,
+            "reference": None,
         },
     ),
     "DataPruner.linear_loss": (
@@ -125,6 +126,7 @@ GOOD = {
             "hidden": torch.randn(4, 2), "head": torch.randn(3, 2),
             **{name: LOSS[name] for name in ("target", "index")}, "weight": torch.ones(4),
             "ignore_index": -100, "reduction": "mean", "num_tokens": 4, "training": True,
+            "reference": None,
         },
     ),
     "ScoredLMHead": (
@@ -446,7 +448,7 @@ def test_every_argument_is_tried():
     passed_over = {
         "Action", "BatchFilter", "Chosen", "Criterion", "Draw", "EpochSettings", "Gradients",
         "LayerStatistics", "LayerSums", "Measured", "Moment", "Paths", "Policy", "Probe",
-        "Samples", "Schedule", "ScoredLoss", "Selection", "StepShape",
+        "Samples", "Schedule", "ScoredLoss", "Selection", "StepShape", "TokenFilter",
     }  # fmt: skip
     registered = {
         entry.factory

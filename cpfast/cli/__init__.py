@@ -1,5 +1,5 @@
 """The command line, one file a command:
-`cpfast train | eval | predict | compare | study | report | list | env`.
+`cpfast train | eval | predict | score | compare | study | report | list | env`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 import cpfast
-from cpfast.cli import compare, env, predict, report, study, train
+from cpfast.cli import compare, env, predict, report, score, study, train
 from cpfast.cli import eval as eval_command
 from cpfast.cli import list as list_command
 from cpfast.cli.options import Parser
@@ -21,7 +21,9 @@ from cpfast.train.errors import UserError
 
 __all__ = ["main"]
 
-COMMANDS = (train, eval_command, predict, compare, study, report, list_command, env)
+COMMANDS = (
+    train, eval_command, predict, score, compare, study, report, list_command, env,
+)  # fmt: skip
 OUT_OF_MEMORY = "out of memory: use a smaller --limit, --batch-size or --model"
 
 

@@ -86,7 +86,7 @@ def open_model(options: dict[str, Any]) -> TrainedModel:
 
 def _run(options: dict[str, Any], arguments: list[str]) -> None:
     model = open_model(options)
-    dataset = _data(options, model)
+    dataset = find_data(options, model)
     result, scores = evaluation.evaluate(model, dataset, options["split"])
     pictures: list[Path] = []
     if options["plot"] is not False and can_draw():
@@ -115,7 +115,7 @@ def _samples(split: str) -> str:
     return "training and test samples" if split == "all" else f"{split} samples"
 
 
-def _data(options: dict[str, Any], model: TrainedModel) -> Data:
+def find_data(options: dict[str, Any], model: TrainedModel) -> Data:
     """The data that is asked for, or the run's own."""
     if options["data"] is None:
         config = RunFolder(options["folder"]).config()

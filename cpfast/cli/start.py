@@ -94,6 +94,7 @@ def training(config: Config, reads: str) -> str:
         f"weight decay {config.weight_decay:g}",
         *([f"gradients clipped at {config.clip:g}"] if config.clip is not None else []),
         *([f"label smoothing {smoothing:g}"] if smoothing > 0 else []),
+        *([f"tokens chosen against {config.reference}"] if config.reference else []),
         *([f"evaluated by the moving average of decay {config.ema:g}"] if config.ema else []),
     ]
     if reads == "images":

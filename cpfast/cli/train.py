@@ -111,7 +111,13 @@ def add(commands: Any) -> None:
     )
     saved(
         "--keep", type=float, metavar="SHARE",
-        help="of the samples, that pruning keeps; default: the policy's, 0.5 for most",
+        help="of the samples (policy tokens: of their tokens), that pruning keeps; default: the "
+        "policy's, 0.5 for most",
+    )  # fmt: skip
+    saved(
+        "--reference", metavar="FILE",
+        help="of --policy tokens: losses of another model on the same training data, as cpfast "
+        "score writes them; default: tokens are chosen by their own loss",
     )  # fmt: skip
     saved(
         "--anneal", type=float, metavar="SHARE",

@@ -1,7 +1,16 @@
 """Data pruning: policies, and the pruner that plans epochs by them."""
 
 from cpfast.pruning.plan import LazyPlan
-from cpfast.pruning.policy import COLUMNS, BatchFilter, Chosen, Draw, Policy, Samples, policies
+from cpfast.pruning.policy import (
+    COLUMNS,
+    BatchFilter,
+    Chosen,
+    Draw,
+    Policy,
+    Samples,
+    TokenFilter,
+    policies,
+)
 from cpfast.pruning.pruner import DataPruner
 
 __all__ = [
@@ -13,5 +22,6 @@ __all__ = [
     "LazyPlan",
     "Policy",
     "Samples",
+    "TokenFilter",
     "policies",
 ]

@@ -19,6 +19,7 @@ __all__ = [
     "Draw",
     "Policy",
     "Samples",
+    "TokenFilter",
     "ascending",
     "at_ranks",
     "descending",
@@ -139,6 +140,28 @@ class BatchFilter(Protocol):
         ...
 
 
+class TokenFilter(Protocol):
+    """Selection among the tokens of each sequence, by losses that are known before the gradient.
+
+    Equal ones choose alike: a captured step is kept for each.
+    """
+
+    def most(self, length: int) -> int:
+        """The most tokens of a sequence of ``length`` that are trained on."""
+        ...
+
+    def choose(self, losses: Tensor, counts: Tensor, reference: Tensor | None) -> Tensor:
+        """Which tokens are trained on, without synchronising: [B, T] bool; of a sequence of which
+        any token counts at least one, and none that does not count.
+
+        Args:
+            losses: [B, T] float32 or float64, without a gradient.
+            counts: [B, T] bool, false for tokens that are ignored.
+            reference: [B, T] as the losses: those of another model; None: there are none.
+        """
+        ...
+
+
 @runtime_checkable
 class Policy(Protocol):
     """Chooses which samples an epoch trains on. It holds its settings alone; what it remembers of
@@ -152,6 +175,8 @@ class Policy(Protocol):
     """What its source keeps: the pruner's, where nobody says another share."""
     needs_labels: bool = False
     """Whether it looks at the samples' classes, which the pruner must be told."""
+    needs_tokens: bool = False
+    """Whether it selects among the tokens of sequences, so that samples must have some."""
 
     def state(self, size: int, device: torch.device) -> dict[str, Tensor]:
         """What it remembers, before anything was seen: tensors of fixed shapes, [size] each."""
@@ -179,6 +204,11 @@ class Policy(Protocol):
 
     def batch_filter(self, moment: Moment, keep: float) -> BatchFilter | None:
         """Selection within the batches of the epoch, if there is any."""
+        return None
+
+    def token_filter(self, moment: Moment, keep: float) -> TokenFilter | None:
+        """Selection within the sequences of the epoch, if there is any; of a policy that
+        ``needs_tokens``."""
         return None
 
 

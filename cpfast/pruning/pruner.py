@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import zlib
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +17,19 @@ from cpfast.arguments import (
     typed,
     whole,
 )
-from cpfast.forms import Finite, Open, Plain, Table, check
+from cpfast.forms import Finite, Open, Plain, Table, check, shown
 from cpfast.moment import Moment
 from cpfast.pruning.plan import LazyPlan, Shuffled
-from cpfast.pruning.policy import COLUMNS, BatchFilter, Chosen, Draw, Policy, Samples, policies
+from cpfast.pruning.policy import (
+    COLUMNS,
+    BatchFilter,
+    Chosen,
+    Draw,
+    Policy,
+    Samples,
+    TokenFilter,
+    policies,
+)
 from cpfast.pruning.recorder import Recorder, world_size
 
 __all__ = ["DataPruner"]
@@ -46,10 +56,12 @@ _STATE = Open(
         },
         "recorded": int,
         "earlier": {"planned": int, "seen": int, "full": int},
-    }
+    },
+    {"reference": int},
 )
 _ASKED = {"repeats": 1, "prune": True, "keep": None, "period_end": None}
 _MOST_REPEATS = 2**16  # each is a selection, and an order of its own
+_ROWS = 1024  # of a reference that is looked at at once
 _BIAS_UNITS = 2**40  # a share, read among integers
 _CAUSES = (
     "Usual causes: a loader that asked for the sampler's length once (call set_epoch, and let it "
@@ -107,6 +119,9 @@ class DataPruner(Recorder):
             False warns, once; True raises; None does not look. Fewer than there are ranks may be
             missing, as of equal shares.
         labels: [N] integers from 0 on, the samples' classes, for policies that look at them.
+        reference: [N, T] floating, finite: losses of another model for each target of each
+            sample, for policies that select among tokens; what stands where one is ignored does
+            not matter. It lies where the scores do: without a copy where it does already.
         options: the policy's own, such as ``confidence`` of kakurenbo.
 
     Attributes:
@@ -117,8 +132,9 @@ class DataPruner(Recorder):
 
     Raises:
         TypeError: for an argument of another type.
-        ValueError: for an unknown policy, numbers out of range, more samples than fit, or labels
-            that are missing or of another shape.
+        ValueError: for an unknown policy, numbers out of range, more samples than fit, labels
+            that are missing or of another shape, or a reference of another shape, that is not
+            finite, or that the policy does not look at.
     """
 
     @typed
@@ -136,6 +152,7 @@ class DataPruner(Recorder):
         nan: str = "raise",
         strict: bool | None = False,
         labels: Tensor | None = None,
+        reference: Tensor | None = None,
         **options: Any,
     ) -> None:
         self.num_samples = whole("num_samples", num_samples, least=1)
@@ -164,6 +181,7 @@ class DataPruner(Recorder):
         self._follows_logits = device is None
         at = _device(device)
         self._labels, self._classes = self._checked_labels(labels, at)
+        self._reference, self._reference_sum = self._checked_reference(reference, at)
         with allocating("num_samples", num_samples, at):
             self._columns = {
                 name: torch.full((self.num_samples,), COLUMNS[name], dtype=torch.float32, device=at)
@@ -203,6 +221,38 @@ class DataPruner(Recorder):
         if least < 0:
             raise ValueError(f"labels: expected classes from 0 on, got {least}")
         return labels.to(device, torch.int64), most + 1
+
+    def _checked_reference(
+        self, reference: Tensor | None, device: torch.device
+    ) -> tuple[Tensor | None, int | None]:
+        """With a checksum, for a resume is to have the same."""
+        if reference is None:
+            return None, None
+        if not self.rule.needs_tokens:
+            raise ValueError(
+                f"reference: the policy {self.policy!r} does not look at tokens, got "
+                f"{shown(reference)}"
+            )
+        if (
+            reference.dim() != 2
+            or len(reference) != self.num_samples
+            or not reference.is_floating_point()
+        ):
+            raise ValueError(
+                f"reference: expected [{self.num_samples}, T] floating, got {shown(reference)}"
+            )
+        checksum = 0
+        for at, rows in enumerate(reference.split(_ROWS)):
+            if not bool(rows.isfinite().all()):
+                row, token = (~rows.isfinite()).nonzero()[0].tolist()
+                raise ValueError(
+                    f"reference: expected finite losses, got {float(rows[row, token])} at "
+                    f"[{at * _ROWS + row}, {token}]"
+                )
+            # the bits, for numpy has no bfloat16
+            bits = rows.detach().cpu().contiguous().view(torch.uint8)
+            checksum = zlib.crc32(bits.numpy().data, checksum)
+        return reference.detach().to(device), checksum
 
     @property
     def planned(self) -> tuple[int, int, bool] | None:
@@ -252,6 +302,14 @@ class DataPruner(Recorder):
         if self._planned is None or not self._chooses(self._planned):
             return None
         return self.rule.batch_filter(self._moment(self._planned), self._planned.keep)
+
+    @property
+    def token_filter(self) -> TokenFilter | None:
+        """The policy's selection among the tokens of the current epoch's sequences, where it has
+        one."""
+        if self._planned is None or not self._chooses(self._planned):
+            return None
+        return self.rule.token_filter(self._moment(self._planned), self._planned.keep)
 
     @property
     def rescored(self) -> Tensor:
@@ -472,6 +530,7 @@ class DataPruner(Recorder):
                 kept[name] = value.to(device)
         self._weights = self._weights.to(device)
         self._labels = None if self._labels is None else self._labels.to(device)
+        self._reference = None if self._reference is None else self._reference.to(device)
         self._recorded = self._recorded.to(device)
         self._touched = None if self._touched is None else self._touched.to(device)
         self._lazy_plan = self._plan = None  # made again from what was known then
@@ -505,6 +564,7 @@ class DataPruner(Recorder):
             },
             "recorded": self._recorded_by_all + int(self._recorded),
             "earlier": dict(self._earlier),
+            **({} if self._reference_sum is None else {"reference": self._reference_sum}),
         }
 
     @torch.inference_mode(False)
@@ -512,14 +572,19 @@ class DataPruner(Recorder):
         """Restores :meth:`state_dict`, the settings included, on this pruner's device.
 
         Raises:
-            ValueError: where the state is not that of a pruner of a data set of this size; nothing
-                is changed then.
+            ValueError: where the state is not that of a pruner of a data set of this size, with
+                this reference; nothing is changed then.
         """
         check(state, _STATE, "state_dict")
         if state["num_samples"] != self.num_samples:
             raise ValueError(
                 f"state_dict['num_samples']: expected {self.num_samples}, "
                 f"got {state['num_samples']}"
+            )
+        if state.get("reference") != self._reference_sum:
+            raise ValueError(
+                "state_dict['reference']: expected the checksum of this pruner's reference, "
+                f"{self._reference_sum}, got {state.get('reference')}"
             )
         is_own = (state["policy"], state["options"]) == (self.policy, self._options)
         try:
@@ -530,6 +595,7 @@ class DataPruner(Recorder):
                 nan=self.nan,
                 strict=self.strict,
                 labels=self._labels,
+                reference=self._reference,
                 **({} if is_own else state["options"]),
             )
         except (TypeError, ValueError) as error:

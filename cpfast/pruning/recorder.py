@@ -10,9 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cpfast import ops
-from cpfast.arguments import check_tensors, whole
+from cpfast.arguments import check_tensors, real, whole
+from cpfast.forms import shown
 from cpfast.lm_head import ScoredLMHead
-from cpfast.ops._scored_cross_entropy import scored_rows
+from cpfast.ops._scored_cross_entropy import as_rows, scored_rows
+from cpfast.pruning.policy import Policy, TokenFilter
 from cpfast.results import ScoredLoss
 
 __all__ = ["Recorder", "world_size"]
@@ -26,7 +28,11 @@ class Recorder:
     columns of all samples, on one device, which the host never looks at."""
 
     policy: str
+    rule: Policy
     num_samples: int
+    planned: Any
+    token_filter: Any
+    _reference: Tensor | None
     _columns: dict[str, Tensor]
     _weights: Tensor
     _recorded: Tensor
@@ -78,6 +84,7 @@ class Recorder:
         num_tokens: int | Tensor | None = None,
         gradient: str | None = None,
         training: bool | None = None,
+        reference: Tensor | None = None,
     ) -> Tensor:
         """Cross-entropy, weighted, averaged over the batch; records what the policy needs.
 
@@ -103,22 +110,30 @@ class Recorder:
                 with the loss, so that there can be one backward pass (not for float16 logits,
                 whose loss scale would come too late, nor with "none").
             training: whether this is a step of the training; None: whether gradients are enabled.
-                Otherwise nothing is recorded or weighted, and the samples may be others: the index
-                is not looked at.
+                Otherwise nothing is recorded, weighted or selected, and the samples may be others:
+                the index is not looked at.
+            reference: [B, T], of a policy that selects among tokens: losses of another model for
+                these; None: those that the pruner was given for samples ``index``.
 
         Returns:
             [] float32 (float64 for float64 logits), the sum of weight * loss over B, or over the
             tokens that are not ignored; [B] or [B, T] with "none". Summed over an epoch, and times
             B, the mean estimates the sum over the full data: with n of N samples planned, a
-            batch's value is some N / n times the full mean, as InfoBatch's is.
+            batch's value is some N / n times the full mean, as InfoBatch's is. Where k of a
+            sequence's n tokens are selected, their losses are multiplied by n / k, and those of
+            the others by 0: of sequences of one length the mean is that over the selected.
 
         Raises:
-            ValueError: for an index of another shape, or num_tokens without "mean".
+            ValueError: for an index of another shape, num_tokens without "mean", or a selection
+                among tokens where there are none, with a reference of another shape or where
+                labels are smoothed.
+            RuntimeError: for such a selection before an epoch was planned.
         """
         check_tensors(logits=logits, target=target, index=index)
         num_tokens = _number_of_tokens(num_tokens, reduction)
         ignore_index = whole("ignore_index", ignore_index)
         trains = self._trains(training, target, index)
+        chosen = self._selection(trains, target, reference, label_smoothing, class_weight)
         if gradient is None:
             late = logits.dtype == torch.float16 or reduction == "none" or not trains
             gradient = "backward" if late else "forward"
@@ -127,27 +142,38 @@ class Recorder:
         if weight is not None:
             check_tensors(weight=weight)
         ignored = _NONE_IGNORED if _is_one_row_each(logits, target) else ignore_index
-        scored = self._recording(
-            lambda **table: scored_rows(
+
+        def scored(weight: Tensor | None, reduction: str, **table: Any) -> ScoredLoss:
+            return scored_rows(
                 logits,
                 target,
                 weight=weight,
                 class_weight=class_weight,
                 label_smoothing=label_smoothing,
-                z_loss=z_loss,
+                z_loss=z_loss if reduction != "none" or chosen is None else 0.0,
                 ignore_index=ignored,
                 class_dim=class_dim,
-                reduction="sum" if num_tokens is not None else reduction,
+                reduction=reduction,
                 gradient=gradient,
                 **table,
-            ),
-            index if trains else None,
+            )
+
+        if chosen is not None:
+            with torch.no_grad():
+                losses = self._recording(
+                    lambda **table: scored(None, "none", **table), index, target, ignored
+                )
+            tokens = self._token_weights(chosen, losses, target != ignored, index, reference)
+            weight = tokens if weight is None else as_rows(weight, target.shape) * tokens
+        loss = self._recording(
+            lambda **table: scored(weight, "sum" if num_tokens is not None else reduction, **table),
+            index if trains and chosen is None else None,
             target,
             ignored,
         )
         if trains:
             self._recorded += len(index)
-        return scored if num_tokens is None else scored / num_tokens
+        return loss if num_tokens is None else loss / num_tokens
 
     def linear_loss(
         self,
@@ -161,6 +187,7 @@ class Recorder:
         reduction: str = "mean",
         num_tokens: int | Tensor | None = None,
         training: bool | None = None,
+        reference: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
         """:meth:`loss` of a last linear layer's logits, which are never held.
@@ -171,7 +198,8 @@ class Recorder:
                 FSDP shards it, that is when its weight is whole.
             target, index: as of :meth:`loss`.
             weight: [B] or as target; None: ``weights(index)``.
-            ignore_index, reduction, num_tokens, training: as of :meth:`loss`.
+            ignore_index, reduction, num_tokens, training, reference: as of :meth:`loss`. Of
+                tokens that are not selected the logits are formed once, and no gradient.
             options: those of :func:`cpfast.ops.scored_linear_cross_entropy`: ``bias``,
                 ``class_weight``, ``label_smoothing``, ``z_loss``, ``softcap``, ``chunk``,
                 ``max_rows``, ...
@@ -180,7 +208,7 @@ class Recorder:
             As :meth:`loss`; differentiable in the hidden states and the layer's parameters.
 
         Raises:
-            ValueError: for an index of another shape, or num_tokens without "mean".
+            ValueError, RuntimeError: as :meth:`loss`.
         """
         check_tensors(hidden=hidden, target=target, index=index)
         if not isinstance(head, torch.nn.Module):
@@ -190,28 +218,122 @@ class Recorder:
         num_tokens = _number_of_tokens(num_tokens, reduction)
         ignore_index = whole("ignore_index", ignore_index)
         trains = self._trains(training, target, index)
+        chosen = self._selection(
+            trains,
+            target,
+            reference,
+            options.get("label_smoothing", 0.0),
+            options.get("class_weight"),
+        )
         if trains:
             index, weight = self._weighting(hidden.device, index, weight)
         ignored = ignore_index if hidden.dim() == 3 else _NONE_IGNORED
-        options = {
-            **options,
-            "sample_weight": weight,
-            "ignore_index": ignored,
-            "reduction": "sum" if num_tokens is not None else reduction,
-        }
-        scored = self._recording(
-            lambda **table: (
-                head(hidden, target, **options, **table)
-                if isinstance(head, torch.nn.Module)
-                else ops.scored_linear_cross_entropy(hidden, head, target, **options, **table)
-            ),
-            index if trains else None,
+
+        def scored(target: Tensor, weight: Tensor | None, **given: Any) -> ScoredLoss:
+            given = {**options, "sample_weight": weight, "ignore_index": ignored, **given}
+            if isinstance(head, torch.nn.Module):
+                result: ScoredLoss = head(hidden, target, **given)
+                return result
+            return ops.scored_linear_cross_entropy(hidden, head, target, **given)
+
+        count: Tensor | None = None
+        if num_tokens is not None:
+            reduction = "sum"
+        if chosen is not None:
+            late = {"reduction": "none", "gradient": None, "z_loss": 0.0}
+            with torch.no_grad():
+                losses = self._recording(
+                    lambda **table: scored(target, None, **late, **table), index, target, ignored
+                )
+            counts = target != ignored
+            tokens = self._token_weights(chosen, losses, counts, index, reference)
+            weight = tokens if weight is None else as_rows(weight, target.shape) * tokens
+            # What is not selected costs nothing more, as what is ignored does not: on CUDA because
+            # the host knows a bound.
+            target = target.masked_fill(tokens == 0, ignored)
+            most = len(target) * chosen.most(target.shape[1])
+            options["max_rows"] = max(1, min(most, options.get("max_rows") or most))
+            if reduction == "mean":
+                reduction, count = "sum", counts.sum()
+        loss = self._recording(
+            lambda **table: scored(target, weight, reduction=reduction, **table),
+            index if trains and chosen is None else None,
             target,
             ignored,
         )
         if trains:
             self._recorded += len(index)
-        return scored if num_tokens is None else scored / num_tokens
+        loss = loss if count is None else loss / count
+        return loss if num_tokens is None else loss / num_tokens
+
+    def _selection(
+        self,
+        trains: bool,
+        target: Tensor,
+        reference: Any,
+        label_smoothing: Any,
+        class_weight: Tensor | None,
+    ) -> TokenFilter | None:
+        """Among the tokens of the current epoch; None where all are trained on."""
+        if reference is not None:
+            check_tensors(reference=reference)
+            if not self.rule.needs_tokens:
+                raise ValueError(
+                    f"reference: the policy {self.policy!r} does not look at tokens, got "
+                    f"{shown(reference)}"
+                )
+        if not (trains and self.rule.needs_tokens):
+            return None
+        if target.dim() != 2 or target.is_floating_point():
+            raise ValueError(
+                f"target: the policy {self.policy!r} selects among the tokens of sequences, and "
+                f"expects classes [B, T], got {list(target.shape)}"
+            )
+        if self.planned is None:
+            raise RuntimeError(
+                f"DataPruner: the policy {self.policy!r} selects tokens as the epoch's plan says, "
+                "and none was made; call plan(epoch) before the epoch"
+            )
+        chosen: TokenFilter | None = self.token_filter
+        given = self._reference if reference is None else reference
+        if chosen is None or given is None:
+            return chosen
+        expected = target.shape[1:] if reference is None else target.shape
+        if given.shape[given.dim() - len(expected) :] != expected or given.dim() != 2:
+            raise ValueError(
+                f"reference: expected losses of the {target.shape[1]} tokens of each sample, got "
+                f"{shown(given)}"
+            )
+        if real("label_smoothing", label_smoothing) > 0:
+            raise ValueError(
+                "label_smoothing: expected 0, for the losses of a reference are those of the "
+                f"labels, got {label_smoothing}"
+            )
+        if class_weight is not None:
+            raise ValueError(
+                "class_weight: expected None, for the losses of a reference have none, got "
+                f"{shown(class_weight)}"
+            )
+        return chosen
+
+    def _token_weights(
+        self,
+        chosen: TokenFilter,
+        losses: Tensor,
+        counts: Tensor,
+        index: Tensor,
+        reference: Tensor | None,
+    ) -> Tensor:
+        """[B, T]: 0, or n / k where k of a sequence's n tokens that count are selected. So the
+        mean over all that count is that over the selected, sequences have the weight that they
+        have without a selection, and the gradients of parts of a batch add up to its own."""
+        if reference is None and self._reference is not None:
+            reference = self._reference.index_select(0, index)
+        if reference is not None:
+            reference = reference.to(losses.device, losses.dtype)
+        selected = chosen.choose(losses, counts, reference)
+        share = counts.sum(1, keepdim=True) / selected.sum(1, keepdim=True).to(losses.dtype)
+        return torch.where(selected, share, 0.0)
 
     def _trains(self, training: bool | None, target: Tensor, index: Tensor) -> bool:
         trains = torch.is_grad_enabled() if training is None else training
@@ -291,13 +413,19 @@ class Recorder:
             [], differentiable in ``losses``.
 
         Raises:
-            ValueError: for an index of another shape, or a policy that needs more than losses.
+            ValueError: for an index of another shape, or a policy that needs more than losses, or
+                selects among tokens.
         """
         check_tensors(losses=losses, index=index)
         if index.shape != losses.shape[:1]:
             raise ValueError(
                 f"index: expected shape {tuple(losses.shape[:1])}, one a sample of losses "
                 f"{tuple(losses.shape)}, got {tuple(index.shape)}"
+            )
+        if self.rule.needs_tokens:
+            raise ValueError(
+                f"losses: the policy {self.policy!r} selects among tokens in loss and linear_loss, "
+                f"which know what is ignored; got {shown(losses)}"
             )
         each = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
         if not torch.is_grad_enabled():

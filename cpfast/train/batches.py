@@ -157,17 +157,29 @@ class TextBatches:
     def train(self, index: Tensor, draw: Tensor, shape: StepShape = FULL) -> tuple[Tensor, Tensor]:
         """A sequence's tokens, of a share of its length from a place that (seed, sample, draw)
         gives."""
-        tokens = self._data.train_tokens[index]
-        if shape.length < 1:
-            whole = tokens.shape[1] - 1
-            length = max(1, round(shape.length * whole))
-            number = draw * self._data.train_size + index
-            random = Draw(self._config.seed, 0, _LENGTH_STREAM).uniform(number)
-            begin = (random * (whole - length + 1)).long()
-            tokens = tokens.gather(
-                1, begin[:, None] + torch.arange(length + 1, device=index.device)
-            )
-        return self._next_tokens(tokens)
+        return self._next_tokens(self._cut(self._data.train_tokens[index], index, draw, shape, 1))
+
+    def beside(self, values: Tensor, index: Tensor, draw: Tensor, shape: StepShape) -> Tensor:
+        """Of values that belong to all targets of the sequences ``index``, [B, T], those of the
+        targets that :meth:`train` gives."""
+        return self._cut(values, index, draw, shape, 0)
+
+    def _cut(
+        self, values: Tensor, index: Tensor, draw: Tensor, shape: StepShape, more: int
+    ) -> Tensor:
+        """
+        Args:
+            more: how many values there are beyond the sequence's length.
+        """
+        if shape.length == 1:
+            return values
+        whole = values.shape[1] - more
+        length = max(1, round(shape.length * whole))
+        number = draw * self._data.train_size + index
+        random = Draw(self._config.seed, 0, _LENGTH_STREAM).uniform(number)
+        begin = (random * (whole - length + 1)).long()
+        positions = torch.arange(length + more, device=index.device)
+        return values.gather(1, begin[:, None] + positions)
 
     def plain(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self.train(index, index)

@@ -45,6 +45,7 @@ SINCE: dict[str, Any] = {
     "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None, "class_weight": "none",
     "weights": None, "ema": None, "accumulate": 1,
     "save_every": 1, "limit_test": None, "extended_from": None, "log": None,
+    "reference": None,
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
@@ -64,6 +65,8 @@ class Config:
         image_size: side, or HEIGHTxWIDTH, that the images of a folder are resized and cropped to;
             None: as they are where they are small and of one size.
         class_weight: "balanced" weighs the losses of each class by n / (C n_c).
+        reference: a file of `cpfast score` on the same training data, whose losses --policy tokens
+            compares with; None: it looks at the losses of the moment alone.
         weights: a safetensors file that the network begins from, where its tensors fit.
         label: the column of a table that holds its classes; None: see `cpfast.train.data.columns`.
         limit: number of training samples, of images stratified; None for all.
@@ -152,6 +155,7 @@ class Config:
     label: str | None = None
     class_weight: str = "none"
     weights: str | None = None
+    reference: str | None = None
     ema: float | None = None
     accumulate: int = 1
     save_every: int = 1
@@ -286,10 +290,11 @@ class Config:
         else:
             reads = kind_of(name) or "images"
             own = {"flip": is_mirrored(name), **KINDS[reads].defaults}
-        if "weights" in given:
-            given["weights"] = _absolute(given["weights"], "--weights")
-            if not Path(given["weights"]).is_file():
-                raise UserError(f"--weights {given['weights']}: no such file")
+        for name in ("weights", "reference"):
+            if name in given:
+                given[name] = _absolute(given[name], f"--{name}")
+                if not Path(given[name]).is_file():
+                    raise UserError(f"--{name} {given[name]}: no such file")
         if reads != "images" and given.get("augment", "none") != "none":
             raise UserError(f"--augment {given['augment']}: for images, and {name} has none")
         for option, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
@@ -364,6 +369,9 @@ def differences(options: dict[str, Any], stored: Config) -> list[str]:
     given = {key: value for key, value in options.items() if value is not None}
     if is_place(given.get("data", "digits")):
         given["data"] = _absolute(given["data"])
+    for name in ("weights", "reference"):
+        if name in given:
+            given[name] = _absolute(given[name], f"--{name}")
     return changes(given, stored)
 
 

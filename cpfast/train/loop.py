@@ -29,7 +29,7 @@ from torch.nn import functional as F
 import cpfast
 from cpfast.detection.probe import ModelProbe
 from cpfast.moment import Moment
-from cpfast.pruning import BatchFilter, Draw, LazyPlan, policies
+from cpfast.pruning import BatchFilter, Draw, LazyPlan, Policy, policies
 from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
 from cpfast.recipes.freeze import diffusion
 from cpfast.train import (
@@ -38,18 +38,21 @@ from cpfast.train import (
     batches,
     chance,
     extension,
+    last_layer,
     models,
     optimizers,
     process,
+    references,
     weights,
 )
-from cpfast.train.batches import AUTOCAST, FULL, ImageBatches
+from cpfast.train.batches import AUTOCAST, FULL, ImageBatches, TextBatches
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
 from cpfast.train.data import KINDS, Data, TextData
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError, first_line
 from cpfast.train.metrics import EpochMetrics, Seconds
+from cpfast.train.models.head import WithHead
 from cpfast.train.ranks import Ranks
 from cpfast.train.step import Step
 from cpfast.train.stream import SampleStream
@@ -96,6 +99,9 @@ class Training:
         if config.labels == "random":
             data = data.with_random_labels(config.seed)
         self.data = data
+        self.reference = None
+        if config.reference is not None and isinstance(data, TextData):
+            self.reference = references.load(config.reference, data).to(self.device)
         self.chance = chance.of(data)
         self.batches = batches.of(config, data)
         model = models.build(config.model, data.shape, data.outputs, config.seed)
@@ -134,6 +140,7 @@ class Training:
             device=self.device,
             strict=None,
             labels=None if isinstance(data, TextData) else data.train_labels,
+            reference=self.reference,
         )
         self.recipe = Recipe(config.epochs, [*config.recipe().actions, *actions])
         self.beyond = [f"{type(action).__name__} {vars(action)}" for action in actions]
@@ -169,16 +176,18 @@ class Training:
                 "use --step eager or compile"
             )
         # Each batch size is compiled for itself: kernels for any size would be others.
-        self.forward = (
-            torch.compile(self.model, dynamic=False, fullgraph=True) if compiled else self.model
-        )
+        self.forward = _compiled(self.model) if compiled else self.model
+        self.hidden = None
+        if last_layer.together(config, data, self.model, self.watch.needs):
+            assert isinstance(self.model, WithHead)
+            self.hidden = _compiled(self.model.hidden) if compiled else self.model.hidden
         self._steps: dict[Any, Step] = {}
 
     def step_of(self, settings: EpochSettings, batch_filter: BatchFilter | None) -> Step:
         """The step of an epoch: one for each shape of it, which is compiled and captured once."""
         size = settings.batch * self.config.batch_size // self.ranks.size
         kept = None if batch_filter is None else batch_filter.kept(size)
-        key = (settings.shape, kept)
+        key = (settings.shape, kept, self.pruner.token_filter)
         if key not in self._steps:
             # Held as it is, the method would keep this object, and its memory, alive.
             step = weakref.WeakMethod(self.step)
@@ -215,18 +224,52 @@ class Training:
             weight = weight * self.class_weights[targets]
         inputs, share = self.mixer.mix(shape.mixing, inputs)
         with self.autocast():
-            logits = self.forward(inputs)
-        self.probe.after_forward(logits, targets)
+            outputs = self.forward(inputs) if self.hidden is None else self.hidden(inputs)
+        if self.hidden is None:
+            self.probe.after_forward(outputs, targets)
         # The parts of a replayed graph cannot be timed.
         with nullcontext() if self.captured else self.clock.part("scoring"):
-            loss = self.mixer.loss(
-                self.pruner, logits, targets, index, share, weight=weight,
-                label_smoothing=self.config.label_smoothing,
-            )  # fmt: skip
+            reference = self._reference_of(index, draw, shape)
+            loss = self._loss(outputs, targets, index, share, weight, reference)
         # Batches are of one size, so the mean over all of them is the mean of their means.
         self.scaler.scale(loss / self.config.accumulate).backward()
-        if batch_filter is None:
+        if self.pruner.token_filter is not None:  # the loss of the epoch counts all tokens
+            self.loss_sum += self.pruner.columns["loss"][index].mean()
+        elif batch_filter is None:
             self.loss_sum += loss.detach()
+
+    def _reference_of(self, index: Tensor, draw: Tensor, shape: StepShape) -> Tensor | None:
+        """The reference's losses of shortened sequences; those of whole ones the pruner has."""
+        if self.reference is None or shape.length == 1:
+            return None
+        assert isinstance(self.batches, TextBatches)
+        return self.batches.beside(self.reference[index], index, draw, shape)
+
+    def _loss(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        index: Tensor,
+        share: Tensor | None,
+        weight: Tensor,
+        reference: Tensor | None,
+    ) -> Tensor:
+        """
+        Args:
+            outputs: logits; where the last layer belongs to the loss, what that takes.
+        """
+        smoothing = self.config.label_smoothing
+        options: dict[str, Any] = {} if reference is None else {"reference": reference}
+        if not isinstance(self.model, WithHead) or self.hidden is None:
+            return self.mixer.loss(
+                self.pruner, outputs, targets, index, share, weight=weight,
+                label_smoothing=smoothing, **options,
+            )  # fmt: skip
+        with self.autocast():
+            return self.pruner.linear_loss(
+                outputs, self.model.head.weight, targets, index, weight=weight,
+                bias=self.model.head.bias, label_smoothing=smoothing, **options,
+            )  # fmt: skip
 
     @torch.no_grad()
     def _choose(
@@ -318,6 +361,11 @@ def check(config: Config, data: Data, ranks: Ranks) -> None:
     rule = policies.make(config.policy)
     if rule.needs_labels and isinstance(data, TextData):
         raise UserError(f"--policy {config.policy} looks at classes, and {config.data} has none")
+    if rule.needs_tokens and not isinstance(data, TextData):
+        raise UserError(
+            f"--policy {config.policy} selects among the tokens of text, and {config.data} has none"
+        )
+    _check_reference(config, rule)
     for epoch in range(config.epochs):
         chosen = rule.batch_filter(Moment(epoch, config.epochs), config.keep or rule.keep)
         own = config.batch_size // ranks.size
@@ -326,6 +374,23 @@ def check(config: Config, data: Data, ranks: Ranks) -> None:
                 f"--batch-size {config.batch_size}: too few for --policy {config.policy} to leave "
                 f"any out{f' of the {own} of each process' if ranks.size > 1 else ''}"
             )
+
+
+def _check_reference(config: Config, rule: Policy) -> None:
+    if config.reference is None:
+        return
+    if not rule.needs_tokens:
+        raise UserError(
+            f"--reference goes with a policy that selects among tokens; got --policy "
+            f"{config.policy}"
+        )
+    if config.label_smoothing > 0:
+        raise UserError(
+            f"--reference: its losses are those of the labels; got --label-smoothing "
+            f"{config.label_smoothing:g}"
+        )
+    if config.labels == "random":
+        raise UserError("--reference: its losses are those of the text; got --labels random")
 
 
 def _check_recipe(config: Config, data: Data) -> None:
@@ -566,16 +631,34 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
         for index in own.split(batch):
             inputs, targets = t.batches.test(index)
             with t.autocast():
-                logits = model(inputs)
-            logits, targets = logits.float().flatten(0, -2), targets.flatten()
-            loss += F.cross_entropy(logits, targets, reduction="sum")
-            correct += (logits.argmax(1) == targets).sum()
-            count += len(targets)
+                total, hits = _scored(t, model, inputs, targets)
+            loss += total
+            correct += hits
+            count += targets.numel()
             if progress is not None:
                 progress.step(0.0)  # where Ctrl-C is noticed
     of_all = torch.stack([loss, correct.double(), loss.new_tensor(count)])
     total, hits, samples = t.ranks.sum(of_all).tolist()
     return total / samples, hits / samples
+
+
+def _scored(
+    t: Training, model: nn.Module, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy, and how many outputs are right, of a batch."""
+    if t.hidden is None:
+        logits, targets = model(inputs).float().flatten(0, -2), targets.flatten()
+        hits = (logits.argmax(1) == targets).sum()
+        return F.cross_entropy(logits, targets, reduction="sum"), hits
+    assert isinstance(model, WithHead)
+    scored = cpfast.ops.scored_linear_cross_entropy(
+        model.hidden(inputs), model.head.weight, targets, bias=model.head.bias
+    )
+    return scored.loss.sum(), scored.correct.sum().long()
+
+
+def _compiled(function: Any) -> Any:
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def _check_finite(what: str, value: float, epoch: int) -> None:

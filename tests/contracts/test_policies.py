@@ -37,6 +37,16 @@ def target_of(index):
     return index % 5
 
 
+def batch_of(pruner, index, epoch):
+    """Logits and targets; of a policy that selects among tokens, of sequences of three."""
+    logits, target = losses(index, epoch), target_of(index)
+    if pruner.rule.needs_tokens:
+        shift = torch.arange(3)
+        logits = torch.stack([logits.roll(n, 1) for n in range(3)], 1)
+        target = (target[:, None] + shift) % 5
+    return logits.requires_grad_(), target
+
+
 def train(pruner, epochs, batch=BATCH):
     """The plan and the weights of each epoch."""
     seen = []
@@ -44,10 +54,10 @@ def train(pruner, epochs, batch=BATCH):
         plan = pruner.plan(epoch, repeats=2, period_end=4 if epoch >= 4 else None)
         seen.append((plan.clone(), pruner.weights(plan), pruner.lr))
         for index in plan.split(batch):
-            pruner.loss(losses(index, epoch).requires_grad_(), target_of(index), index)
+            pruner.loss(*batch_of(pruner, index, epoch), index)
         again = pruner.prepare(epoch, repeats=2, period_end=4 if epoch >= 4 else None).rescored
         if len(again):
-            pruner.score(losses(again, epoch), target_of(again), again)
+            pruner.score(*batch_of(pruner, again, epoch), again)
     return seen
 
 
@@ -144,7 +154,7 @@ def test_an_epoch_waits_for_the_device_when_it_is_planned_and_no_more(policy):
         plan = pruner.plan(5, repeats=2)
         with counted() as reads:
             for index in plan.split(batch):
-                pruner.loss(losses(index, 5).requires_grad_(), target_of(index), index)
+                pruner.loss(*batch_of(pruner, index, 5), index)
                 pruner.weights(index)
         return reads
 
@@ -165,6 +175,29 @@ def test_a_batch_filter_keeps_as_many_of_every_batch(policy):
             assert reads == []
             assert len(positions) == chosen.kept(size) == len(positions.unique())
             assert 1 <= len(positions) <= size
+
+
+def test_a_token_filter_chooses_among_what_counts(policy):
+    rule = make(policy).rule
+    g = torch.Generator().manual_seed(0)
+    for epoch in range(EPOCHS):
+        chosen = rule.token_filter(Moment(epoch, EPOCHS), 0.3)
+        assert chosen is None or rule.needs_tokens
+        if chosen is None:
+            continue
+        again = rule.token_filter(Moment(epoch, EPOCHS), 0.3)
+        assert chosen == again and hash(chosen) == hash(again)
+        for length in (1, 2, 7):
+            losses, counts = torch.rand(2, 6, length, generator=g)
+            counts = (counts > 0.4).index_fill_(0, torch.tensor([0]), False)
+            for reference in (None, torch.rand(6, length, generator=g)):
+                with counted() as reads:
+                    tokens = chosen.choose(losses, counts, reference)
+                assert reads == []
+                assert tokens.dtype == torch.bool and not (tokens & ~counts).any()
+                number = tokens.sum(1)
+                assert torch.equal(number > 0, counts.any(1))
+                assert int(number.max()) <= chosen.most(length) <= length
 
 
 def test_the_unbiased_are(policy):

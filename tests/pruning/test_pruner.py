@@ -232,7 +232,7 @@ def test_images_with_a_class_a_pixel(device, policy, kind):
         class_dim=1, z_loss=0.01, **ignored,
     )  # fmt: skip
     loss.backward()
-    other = logits.clone().requires_grad_()
+    other = logits.detach().clone().requires_grad_()
     options = {"weight": weight, "label_smoothing": 0.1, **ignored}
     each = F.cross_entropy(other, target, reduction="none", **options)
     z = 0.01 * other.logsumexp(1) ** 2

@@ -104,9 +104,14 @@ def test_each_arm_and_seed_once(finished):
 
 
 def test_each_policy_has_its_three_arms(monkeypatch):
-    monkeypatch.setattr(arms, "policies", [*pruning.policies, "newest"])
+    monkeypatch.setattr(
+        arms, "policies", {**pruning.policies, "newest": pruning.policies["infobatch"]}
+    )
     names = arms.known(AT)
     assert {"newest", "k1+newest", "detector+newest"} <= set(names)
+    # Text alone has tokens to choose among.
+    of_text = {name for name, arm in names.items() if arm.policy is not None and arm.by_name}
+    assert of_text == {"tokens", "k1+tokens", "detector+tokens"}
     assert "shortened@100" not in arms.known(AT, (100,))  # it is full
 
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import cpfast
 
-SIZE, WIDTH, CLASSES = 16, 8, 37
+SIZE, TOKENS, WIDTH, CLASSES = 16, 5, 8, 37
 
 
 class Model(nn.Module):
@@ -26,13 +26,23 @@ class Model(nn.Module):
 
 
 def train(wrap, rank: int, world: int) -> dict:
+    """Of all rows, and of some tokens of sequences."""
+    plain = trained(wrap, rank, world, cpfast.DataPruner(SIZE, 3, strict=None), (SIZE,))
+    g = torch.Generator().manual_seed(2)
+    pruner = cpfast.DataPruner(
+        SIZE, 3, "tokens", strict=None, reference=torch.rand(SIZE, TOKENS, generator=g)
+    )
+    return {"plain": plain, "tokens": trained(wrap, rank, world, pruner, (SIZE, TOKENS))}
+
+
+def trained(wrap, rank: int, world: int, pruner: cpfast.DataPruner, shape: tuple) -> dict:
     torch.manual_seed(0)
     model = wrap(Model())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    pruner = cpfast.DataPruner(SIZE, 3, strict=None)
     pruner.plan(0)
     g = torch.Generator().manual_seed(1)
-    x, target = torch.randn(SIZE, WIDTH, generator=g), torch.arange(SIZE)
+    x = torch.randn(*shape, WIDTH, generator=g)
+    target = torch.arange(x[..., 0].numel()).view(shape) % CLASSES
     index = torch.arange(SIZE)
     own = slice(rank, None, world)
     for _ in range(3):

@@ -23,7 +23,7 @@ from support.toy_training import (
 from cpfast import ops
 from cpfast.pruning import policies
 from cpfast.recipes import Augment, EpochSettings, StepShape, WeightDecay, Window, recipes
-from cpfast.train import loop, report, run
+from cpfast.train import last_layer, loop, report, run
 from cpfast.train.config import Config
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
@@ -52,6 +52,8 @@ def test_resume_equals_no_stop_to_the_bit(tmp_path, method, stop):
 def test_every_policy_trains_and_resumes_to_the_bit(tmp_path, policy):
     options = {"epochs": 9, "method": "prune", "policy": policy, "repeats": 1, "anneal": 1.0}
     config, data = make_config(**options), toy_data()
+    if policies.make(policy).needs_tokens:
+        config, data = text_config(**options), toy_text()
     whole, parts = (start(tmp_path / name, config) for name in ("whole", "parts"))
     run.train(config, data, whole)
     run.train(config, data, parts, epochs=7)
@@ -67,6 +69,8 @@ def test_every_policy_trains_and_resumes_to_the_bit(tmp_path, policy):
 def test_a_policy_that_does_not_go_with_the_run_is_named_before_it():
     with pytest.raises(UserError, match="^--policy rcap looks at classes, and .* has none$"):
         loop.check(text_config(policy="rcap"), toy_text(), Ranks())
+    with pytest.raises(UserError, match="^--policy tokens selects among the tokens of text, and "):
+        loop.check(make_config(policy="tokens"), toy_data(), Ranks())
     config = make_config(policy="selective_backprop", batch_size=1)
     with pytest.raises(UserError, match="^--batch-size 1: too few for --policy selective_backprop"):
         loop.check(config, toy_data(), Ranks())
@@ -536,6 +540,49 @@ def test_the_loss_of_text_is_that_of_the_next_character(tmp_path):
     loss, accuracy = loop.evaluate(training)
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     assert accuracy == (logits.argmax(-1) == tokens[:, 1:]).double().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("options", "rtol"),
+    [({}, 1e-5), ({"label_smoothing": 0.1, "ema": 0.9, "accumulate": 2}, 1e-5),
+     ({"policy": "el2n", "anneal": 1.0}, 1e-5), ({"policy": "selective_backprop"}, 1e-5),
+     ({"precision": "bf16"}, 0.02)],
+    ids=str,
+)  # fmt: skip
+def test_the_last_layer_with_its_loss_trains_as_whole_logits_do(
+    tmp_path, monkeypatch, options, rtol
+):
+    ends = []
+    for few in (10**6, 1):
+        monkeypatch.setattr(last_layer, "FEW", few)
+        if few > 1:
+            monkeypatch.setattr(last_layer, "computed_in", lambda dtype, device: dtype)
+        folder = start(tmp_path / str(few), text_config(**options))
+        training = run.train(folder.config(), toy_text(), folder)
+        assert (training.hidden is None) == (few > 1)
+        metrics = [(line["train_loss"], line["test_loss"]) for line in folder.metrics()]
+        ends.append((torch.tensor(metrics), training.pruner.scores))
+        if few == 1:
+            parts = start(tmp_path / "parts", folder.config())
+            run.train(folder.config(), toy_text(), parts, epochs=2)
+            run.train(folder.config(), toy_text(), parts)
+            assert_same_checkpoint(folder, parts)
+    for whole, chunks in zip(*ends, strict=True):
+        torch.testing.assert_close(chunks, whole, rtol=rtol, atol=rtol)
+
+
+def test_whole_logits_are_formed_where_they_are_needed_or_cheaper(monkeypatch):
+    def together(**options):
+        return loop.Training(text_config(**options), toy_text()).hidden is not None
+
+    assert not together()  # five different tokens
+    monkeypatch.setattr(last_layer, "FEW", 4)
+    assert together() and not together(watch="accuracy50")
+    assert loop.Training(make_config(), toy_data()).hidden is None  # images
+    assert last_layer.pays(5, torch.float32, torch.device("cpu"))
+    assert not last_layer.pays(4, torch.float32, torch.device("cpu"))
+    monkeypatch.setattr(last_layer, "computed_in", lambda dtype, device: torch.float32)
+    assert last_layer.pays(4, torch.bfloat16, torch.device("cpu"))
 
 
 def test_random_labels_are_those_of_training_alone(tmp_path):

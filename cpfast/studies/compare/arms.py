@@ -17,7 +17,7 @@ p           k repeats, pruned from the start (rs2 as above)
 k1+p        one repeat, pruned from the start
 detector+p  forked from full at the period's end; one repeat and pruning from then on
 
-and, by their names alone (they are not among "all")
+and, by their names alone (they are not among "all"), those of policies that need tokens, and
 
 r            a recipe that is none of the arms above, such as early-decay
 k1+r         the same, with one repeat
@@ -109,8 +109,9 @@ def known(at: int, budgets: Sequence[int] = ()) -> dict[str, Arm]:
         Arm("shortened", "k = {k}, fewer epochs, detector's samples", _shortened_matched,
             needs="detector", repeated=True),
     ]  # fmt: skip
-    for policy in policies:
+    for policy, entry in policies.items():
         name = NAMES.get(policy, policy)
+        by_name = getattr(entry.factory, "needs_tokens", False)  # goes with text alone
         if policy == "random":
             arms.append(
                 Arm(name, "k = {k} of random subsets, detector's samples", _subsets_matched,
@@ -118,14 +119,15 @@ def known(at: int, budgets: Sequence[int] = ()) -> dict[str, Arm]:
             )  # fmt: skip
         else:
             arms.append(
-                Arm(name, "k = {k}, pruned", partial(_pruned, policy=policy), policy=policy)
-            )
+                Arm(name, "k = {k}, pruned", partial(_pruned, policy=policy), policy=policy,
+                    by_name=by_name)
+            )  # fmt: skip
         arms += [
             Arm(f"k1+{name}", "k = 1, pruned", partial(_pruned, policy=policy, repeats=1),
-                repeated=True, base="k1", policy=policy),
+                repeated=True, base="k1", policy=policy, by_name=by_name),
             Arm(f"detector+{name}", "k = {k}, then 1 and pruned",
                 partial(_detected_pruned, policy=policy), needs="full", fork=_ends, watches=True,
-                base="detector", policy=policy),
+                base="detector", policy=policy, by_name=by_name),
         ]  # fmt: skip
     for recipe in [name for name in recipes if name not in _ARMS_OF_THEIR_OWN]:
         arms += [

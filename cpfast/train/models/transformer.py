@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from cpfast.train.models import Model, models
 from cpfast.train.models.attention import Block, init_transformer
+from cpfast.train.models.head import WithHead
 
 WIDTH, DEPTH, HEADS = 192, 4, 3
 
 
-class Transformer(nn.Module):
+class Transformer(WithHead):
     """Tokens int64 [N, T] -> logits [N, T, vocabulary]: about 1.9 million parameters.
 
     The head is not tied to the embedding: with the characters of a language or the 256 bytes
@@ -33,9 +34,9 @@ class Transformer(nn.Module):
         init_transformer(self, DEPTH)
         nn.init.normal_(self.positions, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def hidden(self, x: Tensor) -> Tensor:
         x = self.tokens(x) + self.positions[: x.shape[1]]
-        return self.head(self.norm(self.blocks(x)))
+        return self.norm(self.blocks(x))
 
 
 @models.register("transformer", source="openai/gpt-2")
