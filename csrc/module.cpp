@@ -35,11 +35,13 @@ STABLE_TORCH_LIBRARY(cpfast, m) {
       "scored_cross_entropy(Tensor input, Tensor target, Tensor? weight=None, "
       "float label_smoothing=0.0, int ignore_index=-100, int reduction=0, Tensor(a!)? grad=None, "
       "Tensor(b!)? table=None, Tensor? index=None, int score=0, Tensor? class_weight=None, "
-      "float z_loss=0.0) -> (Tensor loss, Tensor scores, Tensor softmax_stats)");
+      "float z_loss=0.0, Tensor? weight_table=None) "
+      "-> (Tensor loss, Tensor scores, Tensor softmax_stats)");
   m.def(
       "scored_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, "
       "Tensor softmax_stats, Tensor? weight, float label_smoothing, int ignore_index, "
-      "int reduction, Tensor? class_weight=None, float z_loss=0.0) -> Tensor");
+      "int reduction, Tensor? class_weight=None, float z_loss=0.0, Tensor? weight_table=None, "
+      "Tensor? index=None) -> Tensor");
   m.def("rescale_gradient(Tensor(a!) grad, Tensor factor) -> ()");
   m.def(
       "select_samples(Tensor scores, float keep, int seed, int epoch, int stream=0, "

@@ -1,8 +1,9 @@
 // scored_cross_entropy(input, target, weight, label_smoothing, ignore_index, reduction,
-//                      Tensor(a!)? grad, Tensor(b!)? table, index, score, class_weight, z_loss)
+//                      Tensor(a!)? grad, Tensor(b!)? table, index, score, class_weight, z_loss,
+//                      weight_table)
 //     -> loss [N] or [], scores [3, N], softmax_stats [N + 1, 2]
 // scored_cross_entropy_backward(grad_loss, input, target, softmax_stats, weight, label_smoothing,
-//                               ignore_index, reduction, class_weight, z_loss)
+//                               ignore_index, reduction, class_weight, z_loss, weight_table, index)
 //     -> grad_input, as input
 // rescale_gradient(Tensor(a!) grad, factor) -> ()
 //
@@ -13,6 +14,7 @@
 //                that no target is ignored, and saves CUDA from counting them. Or a distribution
 //                over the classes, shaped as input: then no row is ignored
 // weight         optional, one a row: multiplies its loss
+// weight_table   optional [M] float32, in place of weight: that of a sample is weight_table[index]
 // class_weight   optional [C]: multiplies each class's term of the cross-entropy
 // z_loss         what is added, times the square of the row's log-sum-exp
 // reduction      0: none, 1: the sum over the number of rows that are not ignored, or over the sum
@@ -112,6 +114,8 @@ struct Rows {
   const Real<T>* distributions;  // [count, classes], or null
   const Real<T>* weight;         // null where every weight is 1
   const Real<T>* class_weight;   // the same
+  const float* weight_table;     // the same; else a row's is weight_table[index[its sample]]
+  const int64_t* index;
   int64_t count, classes, ignore_index;
   double smoothing, z_loss;
   Real<T>* loss;    // [count], times weight; null in the backward pass
@@ -134,8 +138,10 @@ struct Rows {
     return class_weight ? class_weight[target[row]] : Real<T>(1);
   }
   CPFAST_HOST_DEVICE Real<T> weight_of_row(int64_t row) const {
+    if (weight_table) return weight_table[index[at.tokens == 1 ? row : row / at.tokens]];
     return weight ? weight[row] : Real<T>(1);
   }
+  CPFAST_HOST_DEVICE bool is_weighted() const { return weight || weight_table; }
 };
 
 inline bool has_unit_column_stride(const Tensor& input) {
@@ -260,20 +266,35 @@ inline void check_soft_grad(const char* op, const std::optional<Tensor>& grad, b
 }
 
 inline void check_table(const char* op, const std::optional<Tensor>& table,
-                        const std::optional<Tensor>& index, int64_t score, const Tensor& input) {
-  check(table.has_value() == index.has_value(), op, table ? "index" : "table",
-        ": expected one, as ", table ? "table" : "index", " is given");
+                        const std::optional<Tensor>& weight_table,
+                        const std::optional<Tensor>& weight, const std::optional<Tensor>& index,
+                        int64_t score, const Tensor& input) {
+  check((table || weight_table) == index.has_value(), op, index ? "table" : "index",
+        ": expected one, as ", index ? "index" : "table", " is given");
+  check(!weight || !weight_table, op, "weight_table: expected none, as weight is given");
   check(score >= 0 && score <= 3, op, "score: expected 0, 1, 2 or 3, got ", score);
-  if (!table) return;
-  check(table->dim() == 1, op, "table: expected shape [M], got ", shape_of(*table));
-  check_vector(op, "table", *table, table->size(0), ScalarType::Float, input);
-  check_vector(op, "index", *index, input.size(0), ScalarType::Long, input);
+  for (const auto& [name, of_samples] :
+       {std::pair{"table", &table}, std::pair{"weight_table", &weight_table}}) {
+    if (!*of_samples) continue;
+    const Tensor& values = **of_samples;
+    check(values.dim() == 1, op, name, ": expected shape [M], got ", shape_of(values));
+    check_vector(op, name, values, values.size(0), ScalarType::Float, input);
+  }
+  if (index) check_vector(op, "index", *index, input.size(0), ScalarType::Long, input);
+}
+
+// How many samples an index may point to: as many as each table has.
+inline int64_t sample_count(const std::optional<Tensor>& table,
+                            const std::optional<Tensor>& weight_table) {
+  if (!table) return weight_table->size(0);
+  return weight_table ? std::min(table->size(0), weight_table->size(0)) : table->size(0);
 }
 
 // What is written lies apart from what is read, but for a gradient over its logits.
 inline void check_written(const char* op, const Tensor& input, const Tensor& target,
                           const std::optional<Tensor>& weight,
                           const std::optional<Tensor>& class_weight,
+                          const std::optional<Tensor>& weight_table,
                           const std::optional<Tensor>& grad, const std::optional<Tensor>& table,
                           const std::optional<Tensor>& index) {
   for (const auto& [name, written] : {std::pair{"table", &table}, std::pair{"grad", &grad}}) {
@@ -284,6 +305,7 @@ inline void check_written(const char* op, const Tensor& input, const Tensor& tar
     check_apart(op, "target", target, name, **written);
     if (weight) check_apart(op, "weight", *weight, name, **written);
     if (class_weight) check_apart(op, "class_weight", *class_weight, name, **written);
+    if (weight_table) check_apart(op, "weight_table", *weight_table, name, **written);
     if (index) check_apart(op, "index", *index, name, **written);
   }
   if (grad && table) check_apart(op, "grad", *grad, "table", *table);

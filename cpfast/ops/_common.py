@@ -45,6 +45,8 @@ def whole(op: str, name: str, value: Any) -> int:
         TypeError: for another type.
         RuntimeError: for one out of range.
     """
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
     try:
         number = operator.index(value)
     except TypeError:
@@ -60,6 +62,8 @@ def real(op: str, name: str, value: Any) -> float:
     Raises:
         TypeError: for another type.
     """
+    if type(value) is float:
+        return value
     try:
         return float(value if not isinstance(value, (str, bytes)) else ())  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):

@@ -17,6 +17,7 @@ __all__ = ["scored_cross_entropy"]
 # As the compiled op counts them.
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 SCORES = {"loss": 0, "el2n": 1, "margin": 2, "correct": 3}
+_REDUCTIONS, _SCORES = tuple(REDUCTIONS), tuple(SCORES)
 _GRADIENTS = ("backward", "forward", "inplace")
 CLASSES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -104,7 +105,7 @@ def scored_cross_entropy(
                 "class, as torch has it, with as many samples as classes; that is class_weight; "
                 f"one per sample is weight[:, None], of shape [{samples}, 1]"
             )
-    return scored_rows(
+    loss, scores = scored_rows(
         input,
         target,
         weight=weight,
@@ -119,6 +120,7 @@ def scored_cross_entropy(
         index=index,
         score=score,
     )
+    return ScoredLoss(loss, *scores.unbind())
 
 
 def scored_rows(
@@ -126,6 +128,7 @@ def scored_rows(
     target: Tensor,
     *,
     weight: Tensor | None = None,
+    weight_table: Tensor | None = None,
     class_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -136,73 +139,82 @@ def scored_rows(
     table: Tensor | None = None,
     index: Tensor | None = None,
     score: str = "loss",
-) -> ScoredLoss:
-    """:func:`scored_cross_entropy` whose weight is one a sample or row, whatever its length."""
-    if reduction not in tuple(REDUCTIONS):
+) -> tuple[Tensor, Tensor]:
+    """:func:`scored_cross_entropy` whose weight is one a sample or row, whatever its length.
+
+    Of a small batch this is most of the time: nothing is looked at twice.
+
+    Args:
+        weight_table: [M] float32: in place of ``weight``, that of a sample is
+            ``weight_table[index]``.
+
+    Returns:
+        The loss, and [3, ...]: EL2N, margin and correct.
+    """
+    op = "scored_cross_entropy"
+    if reduction not in _REDUCTIONS:
         _refuse("reduction", REDUCTIONS, reduction)
-    if score not in tuple(SCORES):
+    if score not in _SCORES:
         _refuse("score", SCORES, score)
     if gradient not in _GRADIENTS:
         _refuse("gradient", _GRADIENTS, gradient)
-    op = "scored_cross_entropy"
-    check_tensors(op, input=input, target=target)
-    if weight is not None:
-        check_tensors(op, weight=weight)
-    if class_weight is not None:
-        check_tensors(op, class_weight=class_weight)
-    if (table is None) != (index is None):
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        check_tensors(op, input=input, target=target)
+    if (table is None and weight_table is None) != (index is None):
         missing, given = ("index", "table") if index is None else ("table", "index")
         raise RuntimeError(f"cpfast::{op}: {missing}: expected one, as {given} is given; got None")
-    if table is not None:
-        check_tensors(op, table=table, index=index)
+    if index is not None:
+        if table is not None:
+            check_tensors(op, table=table)
+        check_tensors(op, index=index)
+        index = index.contiguous() if index.dtype != torch.int32 else index.long()
     label_smoothing = real(op, "label_smoothing", label_smoothing)
     z_loss = real(op, "z_loss", z_loss)
     ignore_index = whole(op, "ignore_index", ignore_index)
     class_dim = whole(op, "class_dim", class_dim)
-    if forward_ad.unpack_dual(input).tangent is not None:
-        raise RuntimeError(
-            "cpfast::scored_cross_entropy: input: forward-mode derivatives are not implemented"
-        )
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(input).tangent is not None:
+        raise RuntimeError(f"cpfast::{op}: input: forward-mode derivatives are not implemented")
     is_compiling = torch.compiler.is_compiling()
     if not is_compiling and torch._C._functorch.peek_interpreter_stack() is not None:
         raise RuntimeError(
-            "cpfast::scored_cross_entropy: input: torch.func's transforms are not implemented for "
-            "it; within them use torch.nn.functional.cross_entropy, and record_scores outside"
+            f"cpfast::{op}: input: torch.func's transforms are not implemented for it; within them "
+            "use torch.nn.functional.cross_entropy, and record_scores outside"
         )
-    if torch.is_grad_enabled():
-        for name, other in (("weight", weight), ("class_weight", class_weight), ("target", target)):
-            if other is not None and other.requires_grad:
-                raise RuntimeError(
-                    f"cpfast::scored_cross_entropy: {name}: requires a gradient, but none is "
-                    f"computed for it; pass {name}.detach()"
-                )
-    if input.dim() == 0:
-        raise RuntimeError(f"cpfast::{op}: input: expected at least one dimension, of C logits")
     has_classes = not target.is_floating_point()
-    if has_classes and target.dtype not in CLASSES:
+    if has_classes:
+        if target.dtype != torch.int64:
+            target = _as_int64(target)
+    elif ignore_index >= 0:
         raise RuntimeError(
-            f"cpfast::{op}: target: expected classes of an integer dtype, or distributions over "
-            f"them, got {str(target.dtype).removeprefix('torch.')}"
+            f"cpfast::{op}: ignore_index: expected none for distributions, of which no row is "
+            f"ignored; got {ignore_index}"
         )
-    if input.dim() not in (2, 3) or class_dim != -1:
-        input, target, shape = _as_rows(input, target, class_dim)
-        if weight is not None:
-            weight = as_rows(weight, shape)
-            if weight.shape != shape:
-                raise RuntimeError(
-                    f"cpfast::scored_cross_entropy: weight: expected shape {list(shape)}, or one a "
-                    f"sample, got {list(weight.shape)}"
-                )
-            weight = weight.reshape(input.shape[:-1])
+    differentiates = torch.is_grad_enabled()
+    dim = input.dim()
+    if dim == 2 and class_dim == -1:
+        shape = input.shape[:1]
+    elif dim == 3 and class_dim == -1:
+        shape = input.shape[:2]
+        if has_classes:
+            _refuse_classes_within(input, target)
     else:
-        shape = input.shape[:-1]
-        weight = None if weight is None else as_rows(weight, shape)
-    if not has_classes and target.shape != input.shape:
-        _refuse_distributions(input.shape, target)
-    if has_classes and input.dim() == 3:
-        _refuse_classes_within(input, target)
+        _check_gradient("target", target)
+        input, target, shape = _as_rows(input, target, class_dim)
+    if weight is not None:
+        weight = _weight_of_rows(weight, input, shape)
+    if class_weight is not None:
+        check_tensors(op, class_weight=class_weight)
+        _check_gradient("class_weight", class_weight)
+        class_weight = class_weight.to(_compute_dtype(input)).contiguous()
+    if not has_classes:
+        _check_gradient("target", target)
+        if target.shape != input.shape:
+            _refuse_distributions(input.shape, target)
+        target = target.to(_compute_dtype(input))
     if REFERENCE:
-        result = reference.scored_cross_entropy(
+        if weight_table is not None and index is not None:
+            weight = as_rows(weight_table.index_select(0, index), input.shape[:-1])
+        loss, *scores = reference.scored_cross_entropy(
             input,
             target,
             weight=weight,
@@ -212,54 +224,34 @@ def scored_rows(
             ignore_index=ignore_index,
             reduction=reduction,
             table=table,
-            index=index,
+            index=None if table is None else index,
             score=score,
         )
-        return ScoredLoss(*(x if x.dim() == 0 else x.view(shape) for x in result))
-    _backend.require_kernels("scored_cross_entropy", "input", input.device)
-    if weight is not None:
-        weight = weight.to(_compute_dtype(input)).contiguous()
-    if class_weight is not None:
-        class_weight = class_weight.to(_compute_dtype(input)).contiguous()
-    if has_classes:
-        target = target.long()
-    else:
-        target = target.to(_compute_dtype(input))
-        if ignore_index >= 0:
-            raise RuntimeError(
-                "cpfast::scored_cross_entropy: ignore_index: expected none for distributions, of "
-                f"which no row is ignored; got {ignore_index}"
-            )
-    if index is not None:
-        index = index.contiguous() if index.dtype != torch.int32 else index.long()
-    if not (input.requires_grad and torch.is_grad_enabled()):
+        return (
+            loss if reduction != "none" else loss.view(shape),
+            torch.stack([x.view(shape) for x in scores]),
+        )
+    _backend.require_kernels(op, "input", input.device)
+    if not (differentiates and input.requires_grad):
         gradient = "backward"  # which never comes
-    elif gradient != "backward" and input.dtype == torch.float16:
-        raise RuntimeError(
-            f"cpfast::scored_cross_entropy: gradient: {gradient!r} is refused for float16 logits: "
-            "a loss scale would come too late; use 'backward', or logits.float()"
-        )
-    elif gradient == "inplace" and (is_compiling or input.numel() == 0):
-        gradient = "forward"
-    elif gradient == "inplace" and input.stride(-1) != 1 and (not has_classes or label_smoothing):
-        gradient = "forward"  # soft rows that are copied
-    elif gradient == "inplace" and input.is_leaf:
-        raise RuntimeError(
-            "cpfast::scored_cross_entropy: gradient: 'inplace' is refused for logits that are a "
-            "leaf: their gradient would share their memory; use 'forward'"
-        )
-    options = (label_smoothing, ignore_index, REDUCTIONS[reduction])
+    elif gradient != "backward":
+        gradient = _gradient_in_forward(gradient, input, has_classes, label_smoothing, is_compiling)
     loss, scores = _ScoredCrossEntropy.apply(
         input,
-        target.contiguous(),
-        weight,
-        table,
-        index,
-        options,
+        (
+            target.contiguous(),
+            weight,
+            label_smoothing,
+            ignore_index,
+            REDUCTIONS[reduction],
+            table,
+            index,
+            SCORES[score],
+            class_weight,
+            z_loss,
+            weight_table,
+        ),
         gradient,
-        SCORES[score],
-        class_weight,
-        z_loss,
     )
     if table is not None:
         torch.autograd.graph.increment_version(table)
@@ -267,7 +259,58 @@ def scored_rows(
         scores = scores.view(3, *shape)
         if reduction == "none":
             loss = loss.view(shape)
-    return ScoredLoss(loss, *scores.unbind())
+    return loss, scores
+
+
+def _as_int64(target: Tensor) -> Tensor:
+    if target.dtype not in CLASSES:
+        raise RuntimeError(
+            "cpfast::scored_cross_entropy: target: expected classes of an integer dtype, or "
+            f"distributions over them, got {str(target.dtype).removeprefix('torch.')}"
+        )
+    return target.long()
+
+
+def _check_gradient(name: str, given: Tensor) -> None:
+    if given.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"cpfast::scored_cross_entropy: {name}: requires a gradient, but none is computed for "
+            f"it; pass {name}.detach()"
+        )
+
+
+def _weight_of_rows(weight: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
+    """One a row of the input, contiguous, in the losses' dtype."""
+    check_tensors("scored_cross_entropy", weight=weight)
+    _check_gradient("weight", weight)
+    weight = as_rows(weight, shape)
+    if weight.shape != shape:
+        raise RuntimeError(
+            f"cpfast::scored_cross_entropy: weight: expected shape {list(shape)}, or one a sample, "
+            f"got {list(weight.shape)}"
+        )
+    return weight.reshape(input.shape[:-1]).to(_compute_dtype(input)).contiguous()
+
+
+def _gradient_in_forward(
+    gradient: str, input: Tensor, has_classes: bool, label_smoothing: float, is_compiling: bool
+) -> str:
+    """Where it can be had: "forward" or "inplace"."""
+    if input.dtype == torch.float16:
+        raise RuntimeError(
+            f"cpfast::scored_cross_entropy: gradient: {gradient!r} is refused for float16 logits: "
+            "a loss scale would come too late; use 'backward', or logits.float()"
+        )
+    if gradient == "forward" or is_compiling or input.numel() == 0:
+        return "forward"
+    if input.stride(-1) != 1 and (not has_classes or label_smoothing > 0):
+        return "forward"  # of soft rows, which are copied
+    if input.is_leaf:
+        raise RuntimeError(
+            "cpfast::scored_cross_entropy: gradient: 'inplace' is refused for logits that are a "
+            "leaf: their gradient would share their memory; use 'forward'"
+        )
+    return gradient
 
 
 def as_rows(weight: Tensor, shape: torch.Size) -> Tensor:
@@ -283,6 +326,8 @@ def as_rows(weight: Tensor, shape: torch.Size) -> Tensor:
 def _as_rows(input: Tensor, target: Tensor, class_dim: int) -> tuple[Tensor, Tensor, torch.Size]:
     """[N, C] or [B, T, C] with targets beside it, and the shape of what is returned."""
     op = "cpfast::scored_cross_entropy"
+    if input.dim() == 0:
+        raise RuntimeError(f"{op}: input: expected at least one dimension, of C logits")
     if not -input.dim() <= class_dim < input.dim():
         raise RuntimeError(
             f"{op}: class_dim: expected a dimension of input, of shape {list(input.shape)}, got "
@@ -336,58 +381,53 @@ class _ScoredCrossEntropy(torch.autograd.Function):
     # Not torch.library.register_autograd, which allows no op that writes to its arguments, and
     # costs 20 us more a call.
 
+    # One tuple, for each argument of apply costs half a microsecond.
+
     @staticmethod
     def forward(
-        ctx: Any,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        table: Tensor | None,
-        index: Tensor | None,
-        options: tuple[float, int, int],
-        gradient: str,
-        score: int,
-        class_weight: Tensor | None,
-        z_loss: float,
+        ctx: Any, input: Tensor, call: tuple[Any, ...], gradient: str
     ) -> tuple[Tensor, Tensor]:
+        target, weight, smoothing, ignored, reduction, table, index, score, *by = call
+        class_weight, z_loss, weight_table = by
         grad = None
         if gradient == "forward":
-            grad = _empty_beside(input, _is_soft(target, class_weight, options))
+            grad = _empty_beside(input, _is_soft(target, class_weight, smoothing))
         elif gradient == "inplace":
             grad = input
         loss, scores, softmax_stats = OPS.scored_cross_entropy.default(
-            input, target, weight, *options, grad, table, index, score, class_weight, z_loss
+            input, target, weight, smoothing, ignored, reduction, grad, table, index, score, *by
         )
         ctx.mark_non_differentiable(scores)
         ctx.set_materialize_grads(False)
         ctx.in_forward = grad is not None
         if grad is None:
-            ctx.save_for_backward(input, target, softmax_stats, weight, class_weight)
-            ctx.options, ctx.z_loss = options, z_loss
+            of_samples = (weight_table, None if weight_table is None else index)
+            ctx.save_for_backward(input, target, softmax_stats, weight, class_weight, *of_samples)
+            ctx.options, ctx.z_loss = (smoothing, ignored, reduction), z_loss
         else:
             if gradient == "inplace":
                 torch.autograd.graph.increment_version(input)
-            ctx.save_for_backward(grad.detach())
+                grad = grad.detach()
+            ctx.save_for_backward(grad)
         return loss, scores
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        unused = (None,) * 9
         if grad_loss is None:
-            return None, *unused
+            return None, None, None
         if ctx.in_forward:
-            return _rescaled(ctx, grad_loss), *unused
-        input, target, softmax_stats, weight, class_weight = ctx.saved_tensors
+            return _rescaled(ctx, grad_loss), None, None
+        input, target, softmax_stats, weight, class_weight, *of_samples = ctx.saved_tensors
         grad = OPS.scored_cross_entropy_backward(
             grad_loss.contiguous(), input, target, softmax_stats, weight, *ctx.options,
-            class_weight, ctx.z_loss,
+            class_weight, ctx.z_loss, *of_samples,
         )  # fmt: skip
-        return grad, *unused
+        return grad, None, None
 
 
-def _is_soft(target: Tensor, class_weight: Tensor | None, options: tuple[float, int, int]) -> bool:
+def _is_soft(target: Tensor, class_weight: Tensor | None, label_smoothing: float) -> bool:
     """As the compiled op has it: must each class's own share of the target be looked at?"""
-    return target.is_floating_point() or (class_weight is not None and options[0] > 0)
+    return target.is_floating_point() or (class_weight is not None and label_smoothing > 0)
 
 
 def _empty_beside(input: Tensor, soft: bool) -> Tensor:
@@ -429,6 +469,7 @@ if not REFERENCE:
         score: int = 0,
         class_weight: Tensor | None = None,
         z_loss: float = 0.0,
+        weight_table: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         check_devices(
             "scored_cross_entropy",
@@ -438,6 +479,7 @@ if not REFERENCE:
             table=table,
             index=index,
             class_weight=class_weight,
+            weight_table=weight_table,
         )
         real = _compute_dtype(input)
         rows = input[..., 0].numel()
@@ -459,9 +501,10 @@ if not REFERENCE:
         reduction: int,
         class_weight: Tensor | None = None,
         z_loss: float = 0.0,
+        weight_table: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
-        options = (label_smoothing, ignore_index, reduction)
-        return _empty_beside(input, _is_soft(target, class_weight, options))
+        return _empty_beside(input, _is_soft(target, class_weight, label_smoothing))
 
     @torch.library.register_fake("cpfast::rescale_gradient")
     def _(grad: Tensor, factor: Tensor) -> None:

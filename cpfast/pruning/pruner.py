@@ -200,7 +200,7 @@ class DataPruner(Recorder):
         self._plan: Tensor | None = None
         # Samples recorded in the current epoch: here since the last sync, and before it by all.
         self._recorded = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._recorded_by_all = 0
+        self._recorded_here = self._recorded_by_all = 0
         self._earlier = {"planned": 0, "seen": 0, "full": 0}  # in all epochs before it
         self._has_warned = False
         self.bias: float | None = None
@@ -268,13 +268,13 @@ class DataPruner(Recorder):
     def samples_seen(self) -> int:
         """Samples whose losses were recorded in training, over all ranks where :meth:`sync` has
         told. Synchronises."""
-        return self._earlier["seen"] + self._recorded_by_all + int(self._recorded)
+        return self._earlier["seen"] + self._recorded_at_all()
 
     @property
     def remaining(self) -> int:
         """Samples of the current plan of which no loss was recorded in training yet, over all ranks
         where :meth:`sync` has told. Synchronises."""
-        return max(self._current_length() - self._recorded_by_all - int(self._recorded), 0)
+        return max(self._current_length() - self._recorded_at_all(), 0)
 
     @property
     def samples_saved(self) -> int:
@@ -419,7 +419,7 @@ class DataPruner(Recorder):
             self._earlier["seen"] += recorded
             self._earlier["full"] += last.repeats * self.num_samples
             self._recorded.zero_()
-            self._recorded_by_all = 0
+            self._recorded_here = self._recorded_by_all = 0
         self._columns_then, self._state = dict(samples.columns), dict(samples.state)
         self._weights, self._lazy_plan, self._plan = weights, plan, None
         self._planned, self.bias = asked, bias
@@ -488,7 +488,8 @@ class DataPruner(Recorder):
         ]
         plan = LazyPlan(shuffled, torch.cat(rescored).unique() if again else rescored[0])
         bias = sum(counts_again) / len(biases) / _BIAS_UNITS if biases else None
-        return _Selected(plan, weights, bias, recorded + self._recorded_by_all)
+        recorded += self._recorded_here + self._recorded_by_all
+        return _Selected(plan, weights, bias, recorded)
 
     def _compare(self, last: _Planned, planned: int, recorded: int) -> None:
         """What the last epoch delivered with what was planned for it."""
@@ -562,7 +563,7 @@ class DataPruner(Recorder):
                 **planned._asdict(),
                 "period_end": -1 if planned.period_end is None else planned.period_end,
             },
-            "recorded": self._recorded_by_all + int(self._recorded),
+            "recorded": self._recorded_at_all(),
             "earlier": dict(self._earlier),
             **({} if self._reference_sum is None else {"reference": self._reference_sum}),
         }

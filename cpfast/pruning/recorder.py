@@ -35,7 +35,9 @@ class Recorder:
     _reference: Tensor | None
     _columns: dict[str, Tensor]
     _weights: Tensor
+    # Samples trained on since the plan: on the device, on the host, and by all ranks until a sync.
     _recorded: Tensor
+    _recorded_here: int
     _recorded_by_all: int
     # Only under torch.distributed: which scores this rank has written since the last sync.
     _touched: Tensor | None
@@ -129,50 +131,55 @@ class Recorder:
                 labels are smoothed.
             RuntimeError: for such a selection before an epoch was planned.
         """
-        check_tensors(logits=logits, target=target, index=index)
-        num_tokens = _number_of_tokens(num_tokens, reduction)
+        if not (
+            isinstance(logits, Tensor) and isinstance(target, Tensor) and isinstance(index, Tensor)
+        ):
+            check_tensors(logits=logits, target=target, index=index)
+        if num_tokens is not None:
+            num_tokens = _number_of_tokens(num_tokens, reduction)
         ignore_index = whole("ignore_index", ignore_index)
         trains = self._trains(training, target, index)
         chosen = self._selection(trains, target, reference, label_smoothing, class_weight)
         if gradient is None:
             late = logits.dtype == torch.float16 or reduction == "none" or not trains
             gradient = "backward" if late else "forward"
-        if trains:
-            index, weight = self._weighting(logits.device, index, weight)
         if weight is not None:
             check_tensors(weight=weight)
         ignored = _NONE_IGNORED if _is_one_row_each(logits, target) else ignore_index
-
-        def scored(weight: Tensor | None, reduction: str, **table: Any) -> ScoredLoss:
-            return scored_rows(
-                logits,
-                target,
-                weight=weight,
-                class_weight=class_weight,
-                label_smoothing=label_smoothing,
-                z_loss=z_loss if reduction != "none" or chosen is None else 0.0,
-                ignore_index=ignored,
-                class_dim=class_dim,
-                reduction=reduction,
-                gradient=gradient,
-                **table,
-            )
-
+        options: dict[str, Any] = {
+            "class_weight": class_weight,
+            "label_smoothing": label_smoothing,
+            "z_loss": z_loss,
+            "ignore_index": ignored,
+            "class_dim": class_dim,
+            "reduction": "sum" if num_tokens is not None else reduction,
+            "gradient": gradient,
+        }
+        if not trains:
+            loss, _ = scored_rows(logits, target, weight=weight, **options)
+            return loss if num_tokens is None else loss / num_tokens
+        index = self._placed(logits.device, index)
+        recorded: dict[str, Any] = {
+            "table": self.scores,
+            "index": index,
+            "score": self._first_column,
+        }
         if chosen is not None:
             with torch.no_grad():
-                losses = self._recording(
-                    lambda **table: scored(None, "none", **table), index, target, ignored
-                )
+                alone = {**options, "reduction": "none", "gradient": "backward", "z_loss": 0.0}
+                losses, scores = scored_rows(logits, target, **alone, **recorded)
+            self._record_others(index, losses, scores, target, ignored)
             tokens = self._token_weights(chosen, losses, target != ignored, index, reference)
-            weight = tokens if weight is None else as_rows(weight, target.shape) * tokens
-        loss = self._recording(
-            lambda **table: scored(weight, "sum" if num_tokens is not None else reduction, **table),
-            index if trains and chosen is None else None,
-            target,
-            ignored,
-        )
-        if trains:
-            self._recorded += len(index)
+            weight = self._weights.index_select(0, index) if weight is None else weight
+            weight = as_rows(weight, target.shape) * tokens
+            loss, _ = scored_rows(logits, target, weight=weight, **options)
+        else:
+            table = self._weights if weight is None else None
+            loss, scores = scored_rows(
+                logits, target, weight=weight, weight_table=table, **options, **recorded
+            )
+            self._record_others(index, loss, scores, target, ignored)
+        self._count(index)
         return loss if num_tokens is None else loss / num_tokens
 
     def linear_loss(
@@ -226,7 +233,8 @@ class Recorder:
             options.get("class_weight"),
         )
         if trains:
-            index, weight = self._weighting(hidden.device, index, weight)
+            index = self._placed(hidden.device, index)
+            weight = self._weights.index_select(0, index) if weight is None else weight
         ignored = ignore_index if hidden.dim() == 3 else _NONE_IGNORED
 
         def scored(target: Tensor, weight: Tensor | None, **given: Any) -> ScoredLoss:
@@ -262,7 +270,7 @@ class Recorder:
             ignored,
         )
         if trains:
-            self._recorded += len(index)
+            self._count(index)
         loss = loss if count is None else loss / count
         return loss if num_tokens is None else loss / num_tokens
 
@@ -344,12 +352,24 @@ class Recorder:
             )
         return trains
 
-    def _weighting(
-        self, device: torch.device, index: Tensor, weight: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        self._move_to(device)
-        index = index.to(self.device, non_blocking=True)
-        return index, self.weights(index) if weight is None else weight
+    def _placed(self, device: torch.device, index: Tensor) -> Tensor:
+        """The index beside the columns, which are where the logits are, and the plan's weights."""
+        own = self.device
+        if device != own:
+            self._move_to(device)
+            own = self.device
+        self._restore_plan()
+        return index if index.device == own else index.to(own, non_blocking=True)
+
+    def _count(self, index: Tensor) -> None:
+        # What is compiled or captured is run again without this line.
+        if index.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._recorded_here += index.shape[0]
+        else:
+            self._recorded += index.shape[0]
+
+    def _recorded_at_all(self) -> int:
+        return self._recorded_by_all + self._recorded_here + int(self._recorded)
 
     def score(
         self,
@@ -369,14 +389,12 @@ class Recorder:
         self._move_to(logits.device)
         with torch.no_grad():
             ignored = _NONE_IGNORED if _is_one_row_each(logits, target) else ignore_index
-            self._recording(
-                lambda **table: ops.scored_cross_entropy(
-                    logits, target, ignore_index=ignored, class_dim=class_dim, **table
-                ),
-                index.to(self.device, non_blocking=True),
-                target,
-                ignored,
-            )
+            index = index.to(self.device, non_blocking=True)
+            loss, scores = scored_rows(
+                logits, target, ignore_index=ignored, class_dim=class_dim,
+                table=self.scores, index=index, score=self._first_column,
+            )  # fmt: skip
+            self._record_others(index, loss, scores, target, ignored)
 
     def _recording(
         self, scored: Callable[..., ScoredLoss], index: Tensor | None, target: Tensor, ignored: int
@@ -387,20 +405,31 @@ class Recorder:
             scored: takes table, index and score of ops.scored_cross_entropy.
             ignored: the target of tokens that do not count.
         """
-        first, *others = self._columns
         if index is None:
             return scored().loss
-        result = scored(table=self._columns[first], index=index, score=first)
-        for name in others:
-            values = getattr(result, name)
-            if values.dim() > 1:
-                counts = (
-                    torch.ones_like(values) if target.is_floating_point() else (target != ignored)
-                )
-                values = _mean_over_tokens(values, counts)
-            ops.record_scores(self._columns[name], index, values)
-        self._touch(index)
+        result = scored(table=self.scores, index=index, score=self._first_column)
+        self._record_others(index, result.loss, result[1:], target, ignored)
         return result.loss
+
+    @property
+    def _first_column(self) -> str:
+        return next(iter(self._columns))
+
+    def _record_others(
+        self, index: Tensor, loss: Tensor, scores: Any, target: Tensor, ignored: int
+    ) -> None:
+        """The columns but the first, which the loss's own pass has recorded."""
+        if len(self._columns) > 1:
+            named = dict(zip(ScoredLoss._fields, (loss, *scores), strict=True))
+            for name, column in list(self._columns.items())[1:]:
+                values = named[name]
+                if values.dim() > 1:
+                    counts = torch.ones_like(values)
+                    if not target.is_floating_point():
+                        counts = target != ignored
+                    values = _mean_over_tokens(values, counts)
+                ops.record_scores(column, index, values)
+        self._touch(index)
 
     def weighted(self, losses: Tensor, index: Tensor) -> Tensor:
         """The weighted mean of losses of any kind; records them.
@@ -461,7 +490,7 @@ class Recorder:
         index = index.to(self.device, non_blocking=True)
         for name, value in ((first, score), *columns.items()):
             ops.record_scores(self._columns[name], index, value.to(self.device))
-        self._recorded += len(index)
+        self._count(index)
         self._touch(index)
 
     def _touch(self, index: Tensor) -> None:
@@ -487,7 +516,8 @@ class Recorder:
             if self._touched is None:
                 self._touched = torch.zeros_like(self.scores, dtype=torch.bool)
             # As two floats, which hold more than one does exactly.
-            count = torch.stack([self._recorded >> 20, self._recorded & 0xFFFFF]).float()
+            recorded = self._recorded + self._recorded_here
+            count = torch.stack([recorded >> 20, recorded & 0xFFFFF]).float()
             merged = torch.cat(
                 [
                     *(torch.where(self._touched, c, 0.0) for c in self._columns.values()),
@@ -505,6 +535,7 @@ class Recorder:
             high, low = merged[-2:].tolist()
             self._recorded_by_all += (int(high) << 20) + int(low)
             self._recorded.zero_()
+            self._recorded_here = 0
             self._touched.zero_()
         self._unsynced = False
         return given

@@ -1,5 +1,6 @@
 #include "../scored_cross_entropy.h"
 
+#include "../empty.h"
 #include "isa.h"
 
 #include <limits>
@@ -86,31 +87,29 @@ void record(const Rows<T>& rows, int64_t sequences, const int64_t* index, float*
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> forward_cpu(Tensor input, Tensor target,
-                                               std::optional<Tensor> weight, double label_smoothing,
-                                               int64_t ignore_index, int64_t reduction,
-                                               std::optional<Tensor> grad,
-                                               std::optional<Tensor> table,
-                                               std::optional<Tensor> index, int64_t score,
-                                               std::optional<Tensor> class_weight, double z_loss) {
+std::tuple<Tensor, Tensor, Tensor> forward_cpu(
+    Tensor input, Tensor target, std::optional<Tensor> weight, double label_smoothing,
+    int64_t ignore_index, int64_t reduction, std::optional<Tensor> grad,
+    std::optional<Tensor> table, std::optional<Tensor> index, int64_t score,
+    std::optional<Tensor> class_weight, double z_loss, std::optional<Tensor> weight_table) {
   const char* op = "scored_cross_entropy";
   check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   if (grad) check_grad(op, *grad, input);
-  check_table(op, table, index, score, input);
-  check_written(op, input, target, weight, class_weight, grad, table, index);
+  check_table(op, table, weight_table, weight, index, score, input);
+  check_written(op, input, target, weight, class_weight, weight_table, grad, table, index);
   const bool soft = is_soft(target, class_weight, label_smoothing);
   check_soft_grad(op, grad, soft);
   input = with_known_strides(input, soft);
   const int64_t rows = row_count(input), classes = class_count(input);
-  if (table) check_index(op, *index, table->size(0));
+  if (index) check_index(op, *index, sample_count(table, weight_table));
 
   const ScalarType real = compute_dtype(input);
   const bool reduces = reduction != 0;
-  Tensor loss = reduces  ? torch::stable::new_empty(input, {}, real)
-      : input.dim() == 2 ? torch::stable::new_empty(input, {input.size(0)}, real)
-                         : torch::stable::new_empty(input, {input.size(0), input.size(1)}, real);
-  Tensor scores = torch::stable::new_empty(input, {3, rows}, ScalarType::Float);
-  Tensor stats = torch::stable::new_empty(input, {grad ? 0 : rows + 1, 2}, real);
+  Tensor loss = reduces  ? empty(input, {}, real)
+      : input.dim() == 2 ? empty(input, {input.size(0)}, real)
+                         : empty(input, {input.size(0), input.size(1)}, real);
+  Tensor scores = empty(input, {3, rows}, ScalarType::Float);
+  Tensor stats = empty(input, {grad ? 0 : rows + 1, 2}, real);
   std::vector<float> recorded(table ? rows : 0);
 
   for_floating(input.scalar_type(), [&]<typename T>(T) {
@@ -124,6 +123,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(Tensor input, Tensor target,
                     .distributions = distributions_of<R>(target),
                     .weight = weight ? weight->const_data_ptr<R>() : nullptr,
                     .class_weight = class_weights,
+                    .weight_table = weight_table ? weight_table->const_data_ptr<float>() : nullptr,
+                    .index = index ? index->const_data_ptr<int64_t>() : nullptr,
                     .count = rows,
                     .classes = classes,
                     .ignore_index = ignore_index,
@@ -151,10 +152,13 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(Tensor input, Tensor target,
 
 Tensor backward_cpu(Tensor grad_loss, Tensor input, Tensor target, Tensor softmax_stats,
                     std::optional<Tensor> weight, double label_smoothing, int64_t ignore_index,
-                    int64_t reduction, std::optional<Tensor> class_weight, double z_loss) {
+                    int64_t reduction, std::optional<Tensor> class_weight, double z_loss,
+                    std::optional<Tensor> weight_table, std::optional<Tensor> index) {
   const char* op = "scored_cross_entropy_backward";
   check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   check_backward_arguments(op, grad_loss, input, softmax_stats, reduction);
+  check_table(op, std::nullopt, weight_table, weight, index, 0, input);
+  if (index) check_index(op, *index, weight_table->size(0));
   // The targets may have changed since.
   count_targets<float>(op, target, row_count(input), class_count(input), ignore_index, nullptr);
   input = with_known_strides(input, is_soft(target, class_weight, label_smoothing));
@@ -169,6 +173,8 @@ Tensor backward_cpu(Tensor grad_loss, Tensor input, Tensor target, Tensor softma
                  .distributions = distributions_of<R>(target),
                  .weight = weight ? weight->const_data_ptr<R>() : nullptr,
                  .class_weight = class_weight ? class_weight->const_data_ptr<R>() : nullptr,
+                 .weight_table = weight_table ? weight_table->const_data_ptr<float>() : nullptr,
+                 .index = index ? index->const_data_ptr<int64_t>() : nullptr,
                  .count = row_count(input),
                  .classes = class_count(input),
                  .ignore_index = ignore_index,

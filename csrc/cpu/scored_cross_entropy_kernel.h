@@ -95,7 +95,7 @@ inline void finish(const Rows<T>& f, int64_t first, int rows, const Sums<Compute
     const float scores[4] = {static_cast<float>(plain),
                              static_cast<float>(p[r] * std::sqrt(ratio[r])),
                              static_cast<float>(margin[r]), static_cast<float>(correct)};
-    f.loss[row] = counts ? (f.weight ? f.weight[row] * total : total) : R(0);
+    f.loss[row] = counts ? (f.is_weighted() ? f.weight_of_row(row) * total : total) : R(0);
     for (int s = 1; s < 4; ++s) f.scores[(s - 1) * f.count + row] = counts ? scores[s] : 0.0f;
     if (f.recorded) f.recorded[row] = counts ? scores[static_cast<int>(f.score)] : 0.0f;
     if (f.stats) {
@@ -580,7 +580,7 @@ inline void forward_soft(const Rows<T>& f, int64_t begin, int64_t end, Compute<T
         is_nan ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(margin),
         static_cast<float>(y == best && !is_nan)};
     const double loss = plain + (f.z_loss > 0 ? f.z_loss * lse * lse : 0);
-    f.loss[row] = static_cast<R>(f.weight ? f.weight[row] * loss : loss);
+    f.loss[row] = static_cast<R>(f.is_weighted() ? f.weight_of_row(row) * loss : loss);
     for (int k = 1; k < 4; ++k) f.scores[(k - 1) * f.count + row] = scores[k];
     if (f.recorded) f.recorded[row] = scores[static_cast<int>(f.score)];
     if (f.stats) {

@@ -100,7 +100,7 @@ __device__ Real<T> write_sums(const Rows<T>& f, int64_t row, Real<T> x_y,
   }
   // sqrt(s2 + s1^2) with s1 taken out, so that s2 of a confident row does not underflow.
   const R ratio = static_cast<R>(others.s2) / static_cast<R>(others.s1) / static_cast<R>(others.s1);
-  const R p = s1 / z, loss = static_cast<R>(f.weight ? f.weight[row] * total : total);
+  const R p = s1 / z, loss = static_cast<R>(f.is_weighted() ? f.weight_of_row(row) * total : total);
   write_row(f, row, loss, static_cast<float>(value),
             static_cast<float>(others.s1 > 0 ? p * sqrt(1 + ratio) : p),
             is_nan ? kNaN<float> : static_cast<float>(x_y - others.max),

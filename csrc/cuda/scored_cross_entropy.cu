@@ -527,18 +527,16 @@ void launch_forward(const Launcher& launch, Forward<T>& f, const Tensor& like) {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> forward_cuda(Tensor input, Tensor target,
-                                                std::optional<Tensor> weight,
-                                                double label_smoothing, int64_t ignore_index,
-                                                int64_t reduction, std::optional<Tensor> grad,
-                                                std::optional<Tensor> table,
-                                                std::optional<Tensor> index, int64_t score,
-                                                std::optional<Tensor> class_weight, double z_loss) {
+std::tuple<Tensor, Tensor, Tensor> forward_cuda(
+    Tensor input, Tensor target, std::optional<Tensor> weight, double label_smoothing,
+    int64_t ignore_index, int64_t reduction, std::optional<Tensor> grad,
+    std::optional<Tensor> table, std::optional<Tensor> index, int64_t score,
+    std::optional<Tensor> class_weight, double z_loss, std::optional<Tensor> weight_table) {
   const char* op = "scored_cross_entropy";
   check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   if (grad) check_grad(op, *grad, input);
-  check_table(op, table, index, score, input);
-  check_written(op, input, target, weight, class_weight, grad, table, index);
+  check_table(op, table, weight_table, weight, index, score, input);
+  check_written(op, input, target, weight, class_weight, weight_table, grad, table, index);
   const bool soft = is_soft(target, class_weight, label_smoothing);
   check_soft_grad(op, grad, soft);
   input = with_known_strides(input, soft);
@@ -568,6 +566,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(Tensor input, Tensor target,
                   .distributions = distributions_of<R>(target),
                   .weight = weight ? weight->const_data_ptr<R>() : nullptr,
                   .class_weight = class_weight ? class_weight->const_data_ptr<R>() : nullptr,
+                  .weight_table = weight_table ? weight_table->const_data_ptr<float>() : nullptr,
+                  .index = index ? index->const_data_ptr<int64_t>() : nullptr,
                   .count = rows,
                   .classes = classes,
                   .ignore_index = ignore_index,
@@ -583,8 +583,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(Tensor input, Tensor target,
                   .loss = loss.mutable_data_ptr<R>(),
                   .factor = is_mean && !grad ? stats.mutable_data_ptr<R>() + 2 * rows : nullptr,
                   .table = table ? table->mutable_data_ptr<float>() : nullptr,
-                  .index = table ? index->const_data_ptr<int64_t>() : nullptr,
-                  .samples = table ? table->size(0) : 0,
+                  .index = index ? index->const_data_ptr<int64_t>() : nullptr,
+                  .samples = index ? sample_count(table, weight_table) : 0,
                   .sequences = input.size(0)}};
     launch_forward(launch, f, input);
   });

@@ -88,32 +88,37 @@ __global__ void __launch_bounds__(kStridedThreads, 1)
 
 Tensor backward_cuda(Tensor grad_loss, Tensor input, Tensor target, Tensor softmax_stats,
                      std::optional<Tensor> weight, double label_smoothing, int64_t ignore_index,
-                     int64_t reduction, std::optional<Tensor> class_weight, double z_loss) {
+                     int64_t reduction, std::optional<Tensor> class_weight, double z_loss,
+                     std::optional<Tensor> weight_table, std::optional<Tensor> index) {
   const char* op = "scored_cross_entropy_backward";
   check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   check_backward_arguments(op, grad_loss, input, softmax_stats, reduction);
+  check_table(op, std::nullopt, weight_table, weight, index, 0, input);
   input = with_known_strides(input, is_soft(target, class_weight, label_smoothing));
   Tensor grad_input = empty_beside(input);
 
   const Launcher launch(input);
   for_floating(input.scalar_type(), [&]<typename T>(T) {
     using R = Real<T>;
-    const Backward<T> b{{.input = input.const_data_ptr<T>(),
-                         .at = Layout(input),
-                         .target = classes_of(target),
-                         .distributions = distributions_of<R>(target),
-                         .weight = weight ? weight->const_data_ptr<R>() : nullptr,
-                         .class_weight = class_weight ? class_weight->const_data_ptr<R>() : nullptr,
-                         .count = row_count(input),
-                         .classes = class_count(input),
-                         .ignore_index = ignore_index,
-                         .smoothing = label_smoothing,
-                         .z_loss = z_loss,
-                         .stats = const_cast<R*>(softmax_stats.const_data_ptr<R>()),
-                         .grad = grad_input.mutable_data_ptr<T>(),
-                         .grad_at = Layout(grad_input)},
-                        grad_loss.const_data_ptr<R>(),
-                        static_cast<Reduction>(reduction)};
+    const Backward<T> b{
+        {.input = input.const_data_ptr<T>(),
+         .at = Layout(input),
+         .target = classes_of(target),
+         .distributions = distributions_of<R>(target),
+         .weight = weight ? weight->const_data_ptr<R>() : nullptr,
+         .class_weight = class_weight ? class_weight->const_data_ptr<R>() : nullptr,
+         .weight_table = weight_table ? weight_table->const_data_ptr<float>() : nullptr,
+         .index = index ? index->const_data_ptr<int64_t>() : nullptr,
+         .count = row_count(input),
+         .classes = class_count(input),
+         .ignore_index = ignore_index,
+         .smoothing = label_smoothing,
+         .z_loss = z_loss,
+         .stats = const_cast<R*>(softmax_stats.const_data_ptr<R>()),
+         .grad = grad_input.mutable_data_ptr<T>(),
+         .grad_at = Layout(grad_input)},
+        grad_loss.const_data_ptr<R>(),
+        static_cast<Reduction>(reduction)};
     if (b.is_soft())
       return for_soft_lanes(b.classes, [&](auto lanes) {
         launch(backward_soft<T, lanes()>, soft_blocks<lanes()>(b.count), kSoftThreads, b);

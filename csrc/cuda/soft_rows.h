@@ -191,7 +191,7 @@ __device__ double soft_row(const Forward<T>& f, int64_t row, int lane, Real<T> s
   const double plain = loss + (shares + best_share) * rest;
   const double total = f.z_loss > 0 ? fma(f.z_loss * lse, lse, plain) : plain;
   const bool is_nan = plain != plain;
-  const R weighted = static_cast<R>(f.weight ? f.weight[row] * total : total);
+  const R weighted = static_cast<R>(f.is_weighted() ? f.weight_of_row(row) * total : total);
   write_row(f, row, weighted, static_cast<float>(plain), static_cast<float>(sqrt(squares)),
             is_nan
                 ? kNaN<float>
