@@ -40,30 +40,18 @@
 // rows that are not ignored.
 #pragma once
 
-#include "checks.h"
 #include "dispatch.h"
+#include "scored_loss.h"
 
 #include <algorithm>
 #include <string>
-#include <type_traits>
 #include <utility>
 
 namespace cpfast::scored_cross_entropy {
 
-enum class Reduction : int64_t { kNone, kMean, kSum };
-enum class Score : int64_t { kLoss, kEl2n, kMargin, kCorrect };
-
-// What logits of T are computed in.
-template <typename T>
-using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // Differences of logits are added in shares, lest their sum leave the range that their mean keeps.
 // A power of two costs no digits.
 inline constexpr double kShare = 0x1p-16;
-
-inline ScalarType compute_dtype(const Tensor& input) {
-  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 inline int64_t row_count(const Tensor& input) {
   return input.dim() == 2 ? input.size(0) : input.size(0) * input.size(1);
@@ -162,17 +150,6 @@ inline void check_grad(const char* op, const Tensor& grad, const Tensor& input) 
         "grad: expected rows side by side that do not overlap, got strides [", grad.stride(0), ", ",
         grad.stride(1), grad.dim() == 3 ? ", " : "",
         grad.dim() == 3 ? std::to_string(grad.stride(2)) : "", "]");
-}
-
-inline void check_table(const char* op, const std::optional<Tensor>& table,
-                        const std::optional<Tensor>& index, int64_t score, const Tensor& input) {
-  check(table.has_value() == index.has_value(), op, table ? "index" : "table",
-        ": expected one, as ", table ? "table" : "index", " is given");
-  check(score >= 0 && score <= 3, op, "score: expected 0, 1, 2 or 3, got ", score);
-  if (!table) return;
-  check(table->dim() == 1, op, "table: expected shape [M], got ", shape_of(*table));
-  check_vector(op, "table", *table, table->size(0), ScalarType::Float, input);
-  check_vector(op, "index", *index, input.size(0), ScalarType::Long, input);
 }
 
 // What is written lies apart from what is read, but for a gradient over its logits.

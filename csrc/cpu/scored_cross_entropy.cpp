@@ -1,6 +1,7 @@
 #include "../scored_cross_entropy.h"
 
 #include "isa.h"
+#include "samples.h"
 
 #include <limits>
 #include <tuple>
@@ -49,22 +50,6 @@ int64_t count_targets(const char* op, const Tensor& target, int64_t classes, int
     counted += counts;
   }
   return counted;
-}
-
-// In eight lanes, so that a million rows do not wait for each other.
-template <typename R>
-double sum_of(const R* values, int64_t n) {
-  double lanes[8] = {}, sum = 0;
-  for (int64_t i = 0; i < n; ++i) lanes[i % 8] += values[i];
-  for (const double lane : lanes) sum += lane;
-  return sum;
-}
-
-void check_index(const char* op, const Tensor& index, int64_t samples) {
-  const int64_t* at = index.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < index.size(0); ++i)
-    check(at[i] >= 0 && at[i] < samples, op, "index[", i, "]: expected a sample in [0, ", samples,
-          "), got ", at[i]);
 }
 
 template <typename T>
