@@ -88,11 +88,10 @@ struct Rows {
   }
 };
 
-// The sums over the elements of a row, or of a part of it. Without those that its loss has no use
-// for.
+// Over the elements of a row, or of a part of it.
 template <typename R>
 struct Sums {
-  double loss, squares;  // squares of multiples
+  double loss, squares;  // squares of residuals' multiples
   R least;               // margin
   int wrong;             // is an element on the wrong side?
 };

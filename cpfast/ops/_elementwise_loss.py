@@ -52,13 +52,13 @@ def check_arguments(
         check_tensors(op, table=table, index=index)
     if forward_ad.unpack_dual(input).tangent is not None:
         _fail(op, "input: forward-mode derivatives are not implemented")
-    if not torch.compiler.is_compiling():
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            _fail(
-                op,
-                "input: torch.func's transforms are not implemented for it; within them use "
-                f"{instead}, and record_scores outside",
-            )
+    is_compiling = torch.compiler.is_compiling()
+    if not is_compiling and torch._C._functorch.peek_interpreter_stack() is not None:
+        _fail(
+            op,
+            "input: torch.func's transforms are not implemented for it; within them use "
+            f"{instead}, and record_scores outside",
+        )
     constants = {"target": target, "weight": weight, "pos_weight": pos_weight}
     for name, tensor in constants.items():
         if tensor is None:
@@ -190,7 +190,8 @@ def _rescaled(ctx: Any, factor: Tensor) -> Tensor:
             "used; use gradient='backward'",
         )
     ctx.spent = True
-    OPS.rescale_gradient(grad.view(len(grad), -1), factor.contiguous())
+    rows = grad[:, None] if grad.dim() == 1 else grad.flatten(1)
+    OPS.rescale_gradient(rows, factor.contiguous())
     return grad
 
 

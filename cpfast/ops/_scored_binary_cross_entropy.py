@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from cpfast import reference
@@ -70,7 +72,7 @@ def scored_binary_cross_entropy(
 
     Sources: EL2N and margin as in :func:`scored_cross_entropy`, over labels instead of classes.
     """
-    options = {
+    options: dict[str, Any] = {
         "weight": weight, "reduction": reduction, "gradient": gradient, "table": table,
         "index": index, "score": score,
     }  # fmt: skip

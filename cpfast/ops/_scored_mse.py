@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from cpfast import reference
@@ -62,7 +64,7 @@ def scored_mse(
 
     Sources: EL2N, Paul et al. (arXiv 2107.07075), whose error is that of probabilities.
     """
-    options = {
+    options: dict[str, Any] = {
         "weight": weight, "reduction": reduction, "gradient": gradient, "table": table,
         "index": index, "score": score,
     }  # fmt: skip

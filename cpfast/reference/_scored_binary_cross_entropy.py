@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cpfast.reference._checks import check_elements
-from cpfast.reference._scored_mse import recorded, reduced
+from cpfast.reference._scored_mse import recorded, reduced, rows_of
 from cpfast.results import ScoredLoss
 
 
@@ -27,7 +27,7 @@ def scored_binary_cross_entropy(
 ) -> ScoredLoss:
     check_elements("scored_binary_cross_entropy", input, target, fractions=True)
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-    x, t = (tensor.to(wide).reshape(len(input), -1) for tensor in (input, target))
+    x, t = rows_of(input, wide), rows_of(target, wide)
     positive = t
     if pos_weight is not None:
         positive = t * pos_weight.to(wide).expand(input.shape[1:]).reshape(-1)

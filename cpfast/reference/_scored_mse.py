@@ -24,12 +24,18 @@ def scored_mse(
 ) -> ScoredRegression:
     check_elements("scored_mse", input, target)
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-    x, t = (tensor.to(wide).reshape(len(input), -1) for tensor in (input, target))
+    x, t = rows_of(input, wide), rows_of(target, wide)
     loss = F.mse_loss(x, t, reduction="none").mean(1)
     with torch.no_grad():
         el2n = torch.linalg.vector_norm(x.detach() - t, dim=1).float()
         recorded(table, index, {"loss": loss, "el2n": el2n}[score])
     return ScoredRegression(reduced(loss, weight, reduction), el2n)
+
+
+def rows_of(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, L]."""
+    tensor = tensor.to(dtype)
+    return tensor[:, None] if tensor.dim() == 1 else tensor.flatten(1)
 
 
 def reduced(loss: Tensor, weight: Tensor | None, reduction: str) -> Tensor:

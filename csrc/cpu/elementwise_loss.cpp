@@ -10,7 +10,7 @@ namespace cpfast::elementwise_loss {
 namespace {
 
 // Up to so many elements the lanes hold rows; above, they hold the elements of one row.
-constexpr int64_t kFewElements = 16;
+constexpr int64_t kFewElements = 32;
 // Longer rows are taken in parts, so that few of them keep all threads busy.
 constexpr int64_t kPart = 1 << 16;
 // A thread is worth waking for so many elements.
@@ -50,7 +50,7 @@ bool run_rows(const Rows<T, U>& f) {
         whole.least = std::min(whole.least, sums[i].least);
         whole.wrong |= sums[i].wrong;
       }
-      CPFAST_DISPATCH(finish<kLoss, T, U>)(f, row, 1, &whole);
+      CPFAST_DISPATCH(finish_row<kLoss, T, U>)(f, row, whole);
     }
   }
   return valid;
