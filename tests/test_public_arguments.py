@@ -320,7 +320,8 @@ GOOD = {
 
 # By ops/test_arguments.py.
 OPS_TRIED = {
-    "augment_batch", "layer_rotation", "layer_statistics", "record_scores", "scored_cross_entropy",
+    "augment_batch", "layer_rotation", "layer_statistics", "record_scores",
+    "scored_binary_cross_entropy", "scored_cross_entropy", "scored_mse",
     "scored_linear_cross_entropy", "select_samples", "shuffled_slice",
 }  # fmt: skip
 # Whatever is given to these is true or false.
