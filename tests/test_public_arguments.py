@@ -447,7 +447,7 @@ def test_every_argument_is_tried():
     passed_over = {
         "Action", "BatchFilter", "Chosen", "Criterion", "Draw", "EpochSettings", "Gradients",
         "LayerStatistics", "LayerSums", "Measured", "Moment", "Paths", "Policy", "Probe",
-        "Samples", "Schedule", "ScoredLoss", "Selection", "StepShape",
+        "Samples", "Schedule", "ScoredLoss", "ScoredRegression", "Selection", "StepShape",
     }  # fmt: skip
     registered = {
         entry.factory
