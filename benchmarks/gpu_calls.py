@@ -81,15 +81,16 @@ class Stage(NamedTuple):
 # --- the plan -------------------------------------------------------------------------------
 
 SOURCES = ("csrc", "setup.py", "cpfast")
-OPS = ("layers", "cross-entropy", "selection", "record", "augment")
+OPS = ("layers", "cross-entropy", "elementwise", "selection", "record", "augment")
 # By worth. Seconds.
 KERNELS = {
-    "scored_cross_entropy": 125,
-    "layer_statistics": 100,
+    "scored_cross_entropy": 115,
+    "layer_statistics": 90,
     "select_samples": 60,
     "augment_batch": 70,
     "record_scores": 25,
     "scored_linear_cross_entropy": 40,
+    "scored_elementwise": 20,
     "policies": 20,
 }
 TRAINING = {"training_loop": 220, "training_step": 80, "step_shapes": 30, "growth": 110}

@@ -58,6 +58,17 @@ def losses(gradient):
     return run
 
 
+def elementwise(op, gradient):
+    def run(x, t, weight, scores, index):
+        x = x.clone().requires_grad_()
+        options = {"weight": weight, "gradient": gradient, "table": scores, "index": index}
+        scored = getattr(ops, op)(x, t, reduction="mean", **options)
+        (grad,) = torch.autograd.grad(scored.loss, x)
+        return scored.loss.detach(), *scored[1:], grad, scores
+
+    return run
+
+
 def selections(scores):
     for options in ({}, {"shuffle": True}, {"subset": "bernoulli"}, {"dtype": torch.int32}):
         selection = ops.select_samples(scores, keep=0.5, seed=1, epoch=2, **options)
@@ -126,6 +137,20 @@ def check_cross_entropy(g):
                 compare(name, losses(gradient), *arguments, **tolerances)
 
 
+def check_elementwise(g):
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in [(300, 1), (33, 10), (7, 3, 30), (5, 1000), (3, 5003), (2, 200_001)]:
+            x, t = (torch.rand(shape, generator=g).to(dtype) for _ in range(2))
+            index = torch.randint(300, shape[:1], generator=g)
+            weight = torch.rand(shape[0], 1, generator=g)
+            for op in ("scored_binary_cross_entropy", "scored_mse"):
+                for gradient in ("backward", "forward"):
+                    name = f"{op} {shape}, {dtype}, gradient in {gradient}"
+                    tolerances = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 1e-4}
+                    arguments = (4 * x - 2, t, weight, torch.zeros(300), index)
+                    compare(name, elementwise(op, gradient), *arguments, **tolerances)
+
+
 def check_selection(g):
     for samples in (1, 1000, 50_001, 200_000):
         compare(f"select {samples}", selections, torch.rand(samples, generator=g), rtol=0, atol=0)
@@ -150,6 +175,7 @@ def check_augment(g):
 OPS = {
     "layers": check_layers,
     "cross-entropy": check_cross_entropy,
+    "elementwise": check_elementwise,
     "selection": check_selection,
     "record": check_record,
     "augment": check_augment,

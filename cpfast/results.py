@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["LayerStatistics", "LayerSums", "ScoredLoss", "Selection"]
+__all__ = ["LayerStatistics", "LayerSums", "ScoredLoss", "ScoredRegression", "Selection"]
 
 
 class LayerSums(NamedTuple):
@@ -43,7 +43,11 @@ class LayerStatistics(NamedTuple):
 
 
 class ScoredLoss(NamedTuple):
-    """Per-sample losses and scores, each [N] float32 (loss: float64 for float64 logits)."""
+    """Per-sample losses and scores, each [N] float32 (loss: float64 for float64 logits).
+
+    Of cross-entropy; of binary cross-entropy :func:`cpfast.ops.scored_binary_cross_entropy` says
+    what each is over a sample's labels.
+    """
 
     loss: Tensor
     """Cross-entropy, unreduced, times the sample's weight; differentiable in the logits."""
@@ -53,6 +57,15 @@ class ScoredLoss(NamedTuple):
     """x_y - max over j != y of x_j, whose mean over epochs is the AUM of arXiv 2001.10528."""
     correct: Tensor
     """1 where the target is the first of the largest logits, else 0."""
+
+
+class ScoredRegression(NamedTuple):
+    """Per-sample losses and scores, each [N] float32 (loss: float64 for a float64 input)."""
+
+    loss: Tensor
+    """Mean squared error, unreduced, times the sample's weight; differentiable in the input."""
+    el2n: Tensor
+    """|x - t|_2 over the sample's elements."""
 
 
 class Selection(NamedTuple):

@@ -44,6 +44,20 @@ STABLE_TORCH_LIBRARY(cpfast, m) {
       "Tensor? index=None) -> Tensor");
   m.def("rescale_gradient(Tensor(a!) grad, Tensor factor) -> ()");
   m.def(
+      "scored_binary_cross_entropy(Tensor input, Tensor target, Tensor? weight=None, "
+      "Tensor? pos_weight=None, int reduction=0, Tensor(a!)? grad=None, Tensor(b!)? table=None, "
+      "Tensor? index=None, int score=0) -> (Tensor loss, Tensor scores)");
+  m.def(
+      "scored_binary_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, "
+      "Tensor? weight, Tensor? pos_weight, int reduction) -> Tensor");
+  m.def(
+      "scored_mse(Tensor input, Tensor target, Tensor? weight=None, int reduction=0, "
+      "Tensor(a!)? grad=None, Tensor(b!)? table=None, Tensor? index=None, int score=0) "
+      "-> (Tensor loss, Tensor scores)");
+  m.def(
+      "scored_mse_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, "
+      "int reduction) -> Tensor");
+  m.def(
       "select_samples(Tensor scores, float keep, int seed, int epoch, int stream=0, "
       "bool shuffle=False, bool exact=True, ScalarType dtype=long) "
       "-> (Tensor indices, Tensor weights, Tensor count)");

@@ -56,32 +56,20 @@
 // exponentials, and p_m - 1 = -s / (1 + s). What backward needs is (m, s) again.
 #pragma once
 
-#include "checks.h"
 #include "dispatch.h"
+#include "scored_loss.h"
 
 #include <algorithm>
 #include <limits>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace cpfast::scored_cross_entropy {
 
-enum class Reduction : int64_t { kNone, kMean, kSum };
-enum class Score : int64_t { kLoss, kEl2n, kMargin, kCorrect };
-
-// What logits of T are computed in.
-template <typename T>
-using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // Differences of logits are added in shares, lest their sum leave the range that their mean keeps.
 // A power of two costs no digits.
 inline constexpr double kShare = 0x1p-16;
-
-inline ScalarType compute_dtype(const Tensor& input) {
-  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 inline int64_t row_count(const Tensor& input) {
   return input.dim() == 2 ? input.size(0) : input.size(0) * input.size(1);
@@ -265,10 +253,10 @@ inline void check_soft_grad(const char* op, const std::optional<Tensor>& grad, b
         "that are smoothed");
 }
 
-inline void check_table(const char* op, const std::optional<Tensor>& table,
-                        const std::optional<Tensor>& weight_table,
-                        const std::optional<Tensor>& weight, const std::optional<Tensor>& index,
-                        int64_t score, const Tensor& input) {
+inline void check_samples(const char* op, const std::optional<Tensor>& table,
+                          const std::optional<Tensor>& weight_table,
+                          const std::optional<Tensor>& weight, const std::optional<Tensor>& index,
+                          int64_t score, const Tensor& input) {
   check((table || weight_table) == index.has_value(), op, index ? "table" : "index",
         ": expected one, as ", index ? "index" : "table", " is given");
   check(!weight || !weight_table, op, "weight_table: expected none, as weight is given");

@@ -15,7 +15,11 @@ PRINTED = {
     "data.md": ["(200, 4) (200,) (100, 4) (100,)"],
     "distributed.md": ["loaded ['detector', 'pruner', 'rotation']"],
     "layca.md": ["0.weight turned by 0.020 in one step, its norm is what it was: True"],
-    "loss.md": ["8 sequences scored: True", "64 of 256 tokens"],
+    "loss.md": [
+        "8 sequences scored: True",
+        "64 of 256 tokens",
+        "64 samples scored, 64 margins",
+    ],
     "lightning.md": ["8 epochs measured, some samples left out: True"],
     "recipes.md": ["3 0.0\n1 0.1\n1 0.2"],
     "criteria.md": ["5 epochs, 32 samples each"],

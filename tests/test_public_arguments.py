@@ -322,7 +322,8 @@ GOOD = {
 
 # By ops/test_arguments.py.
 OPS_TRIED = {
-    "augment_batch", "layer_rotation", "layer_statistics", "record_scores", "scored_cross_entropy",
+    "augment_batch", "layer_rotation", "layer_statistics", "record_scores",
+    "scored_binary_cross_entropy", "scored_cross_entropy", "scored_mse",
     "scored_linear_cross_entropy", "select_samples", "shuffled_slice",
 }  # fmt: skip
 # Whatever is given to these is true or false.
@@ -448,7 +449,8 @@ def test_every_argument_is_tried():
     passed_over = {
         "Action", "BatchFilter", "Chosen", "Criterion", "Draw", "EpochSettings", "Gradients",
         "LayerStatistics", "LayerSums", "Measured", "Moment", "Paths", "Policy", "Probe",
-        "Samples", "Schedule", "ScoredLoss", "Selection", "StepShape", "TokenFilter",
+        "Samples", "Schedule", "ScoredLoss", "ScoredRegression", "Selection", "StepShape",
+        "TokenFilter",
     }  # fmt: skip
     registered = {
         entry.factory

@@ -16,7 +16,9 @@ from cpfast.reference._layer_statistics import (
     statistics_of_sums,
 )
 from cpfast.reference._record_scores import record_scores
+from cpfast.reference._scored_binary_cross_entropy import scored_binary_cross_entropy
 from cpfast.reference._scored_cross_entropy import scored_cross_entropy
+from cpfast.reference._scored_mse import scored_mse
 from cpfast.reference._select_samples import is_exact, select_samples
 from cpfast.reference._shuffled_slice import shuffled_slice
 
@@ -35,7 +37,9 @@ __all__ = [
     "record_layer_rotation",
     "record_scores",
     "rotation_of_sums",
+    "scored_binary_cross_entropy",
     "scored_cross_entropy",
+    "scored_mse",
     "select_samples",
     "shuffled_slice",
     "statistics_of_sums",

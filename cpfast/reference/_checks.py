@@ -28,6 +28,36 @@ def check_range(
         raise RuntimeError(f"cpfast::{op}: {name}[{at}]: expected {expected}, got {flat[first]}")
 
 
+def check_elements(op: str, input: Tensor, target: Tensor, *, fractions: bool = False) -> None:
+    """Whether input and target are floating, or the target fractions, and samples have elements.
+
+    Raises:
+        RuntimeError: naming the argument, and the first that is no fraction.
+    """
+    if input.dtype not in _FLOATS:
+        raise RuntimeError(
+            f"cpfast::{op}: input: expected float32, float64, float16 or bfloat16, "
+            f"got {_name(input.dtype)}"
+        )
+    if 0 in input.shape[1:]:
+        raise RuntimeError(
+            f"cpfast::{op}: input: expected at least one element a sample, got shape "
+            f"{list(input.shape)}"
+        )
+    if target.dtype not in _FLOATS and (not fractions or target.is_complex()):
+        raise RuntimeError(
+            f"cpfast::{op}: target: expected dtype {_name(input.dtype)}, got {_name(target.dtype)}"
+        )
+    if fractions:
+        wrong = ~((target >= 0) & (target <= 1))
+        if wrong.any():
+            first = tuple(wrong.nonzero()[0].tolist())
+            raise RuntimeError(
+                f"cpfast::{op}: target[{', '.join(map(str, first))}]: expected a number in [0, 1], "
+                f"got {target[first].item():g}"
+            )
+
+
 def check_layers(
     op: str, params: Sequence[Tensor], refs: Sequence[Tensor], norms: Tensor | None
 ) -> None:

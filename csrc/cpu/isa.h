@@ -16,12 +16,13 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #include <immintrin.h>
 #define CPFAST_X86_CLONES
-#define CPFAST_DISPATCH(function)                            \
-  (::cpfast::kIsa == ::cpfast::Isa::kV4       ? v4::function \
-       : ::cpfast::kIsa == ::cpfast::Isa::kV3 ? v3::function \
-                                              : baseline::function)
+// Of a function's name with its template arguments, which have commas.
+#define CPFAST_DISPATCH(...)                                    \
+  (::cpfast::kIsa == ::cpfast::Isa::kV4       ? v4::__VA_ARGS__ \
+       : ::cpfast::kIsa == ::cpfast::Isa::kV3 ? v3::__VA_ARGS__ \
+                                              : baseline::__VA_ARGS__)
 #else
-#define CPFAST_DISPATCH(function) baseline::function
+#define CPFAST_DISPATCH(...) baseline::__VA_ARGS__
 #endif
 
 namespace cpfast {

@@ -2,6 +2,7 @@
 
 #include "../empty.h"
 #include "isa.h"
+#include "samples.h"
 
 #include <limits>
 #include <tuple>
@@ -55,22 +56,6 @@ double count_targets(const char* op, const Tensor& target, int64_t rows, int64_t
   return counted;
 }
 
-// In eight lanes, so that a million rows do not wait for each other.
-template <typename R>
-double sum_of(const R* values, int64_t n) {
-  double lanes[8] = {}, sum = 0;
-  for (int64_t i = 0; i < n; ++i) lanes[i % 8] += values[i];
-  for (const double lane : lanes) sum += lane;
-  return sum;
-}
-
-void check_index(const char* op, const Tensor& index, int64_t samples) {
-  const int64_t* at = index.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < index.size(0); ++i)
-    check(at[i] >= 0 && at[i] < samples, op, "index[", i, "]: expected a sample in [0, ", samples,
-          "), got ", at[i]);
-}
-
 template <typename T>
 void record(const Rows<T>& rows, int64_t sequences, const int64_t* index, float* table) {
   const int64_t tokens = rows.at.tokens;
@@ -95,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(
   const char* op = "scored_cross_entropy";
   check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   if (grad) check_grad(op, *grad, input);
-  check_table(op, table, weight_table, weight, index, score, input);
+  check_samples(op, table, weight_table, weight, index, score, input);
   check_written(op, input, target, weight, class_weight, weight_table, grad, table, index);
   const bool soft = is_soft(target, class_weight, label_smoothing);
   check_soft_grad(op, grad, soft);
@@ -157,7 +142,7 @@ Tensor backward_cpu(Tensor grad_loss, Tensor input, Tensor target, Tensor softma
   const char* op = "scored_cross_entropy_backward";
   check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   check_backward_arguments(op, grad_loss, input, softmax_stats, reduction);
-  check_table(op, std::nullopt, weight_table, weight, index, 0, input);
+  check_samples(op, std::nullopt, weight_table, weight, index, 0, input);
   if (index) check_index(op, *index, weight_table->size(0));
   // The targets may have changed since.
   count_targets<float>(op, target, row_count(input), class_count(input), ignore_index, nullptr);

@@ -4,23 +4,6 @@
 inline constexpr int64_t kFewClasses = 64;
 
 template <typename R>
-inline Int<R> lane_numbers() {
-  Int<R> lanes = {};
-  for (int i = 0; i < kLanes<R>; ++i) lanes[i] = i;
-  return lanes;
-}
-
-// Halves upon halves: the lanes one after the other would be a sixth of the time of 1,000 classes.
-template <typename R>
-inline double halved_sum(Vec<R> values) {
-  double sums[kLanes<R>];
-  for (int i = 0; i < kLanes<R>; ++i) sums[i] = values[i];
-  for (int half = kLanes<R> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) sums[i] += sums[i + half];
-  return sums[0];
-}
-
-template <typename R>
 inline R halved_max(Vec<R> values) {
   R largest[kLanes<R>];
   std::memcpy(largest, &values, sizeof(values));

@@ -9,9 +9,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 namespace cpfast {
+
+template <typename Real>
+constexpr Real kLowest = -std::numeric_limits<Real>::infinity();
+template <typename Real>
+constexpr Real kNaN = std::numeric_limits<Real>::quiet_NaN();
 
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -117,6 +123,30 @@ __device__ inline Number sum_of_warps(Number value, Number& before) {
     if (i == warp) before = sum;
     sum += values[i];
   }
+  return sum;
+}
+
+// Is this the last block of the grid to come here? Then it sees what the others have written.
+__device__ inline bool is_last_block(unsigned* ticket) {
+  __shared__ bool last;
+  if (gridDim.x == 1) {
+    __syncthreads();
+    return true;
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == gridDim.x - 1;
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+// The sum over a block's threads in a fixed order, known to all of them.
+template <int kThreads, typename Number>
+__device__ Number block_sum(Number value) {
+  Number before;
+  const Number sum = sum_of_warps<kThreads>(warp_sum(value), before);
+  __syncthreads();  // before its shared memory is written again
   return sum;
 }
 

@@ -23,30 +23,6 @@ struct Batch {
   unsigned* ticket;  // zero, of more than one block; null where there is nothing to do
 };
 
-// Is this the last block of the grid to come here? Then it sees what the others have written.
-__device__ inline bool is_last_block(unsigned* ticket) {
-  __shared__ bool last;
-  if (gridDim.x == 1) {
-    __syncthreads();
-    return true;
-  }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == gridDim.x - 1;
-  __syncthreads();
-  __threadfence();
-  return last;
-}
-
-// The sum over a block's threads in a fixed order, known to all of them.
-template <int kThreads, typename Number>
-__device__ Number block_sum(Number value) {
-  Number before;
-  const Number sum = sum_of_warps<kThreads>(warp_sum(value), before);
-  __syncthreads();  // before its shared memory is written again
-  return sum;
-}
-
 // Where sequences have more than one token, the first two of them take their score, and whether
 // any token counts. Runs in `warps` warps.
 template <typename T>

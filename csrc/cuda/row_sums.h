@@ -5,14 +5,7 @@
 
 #include "device.h"
 
-#include <limits>
-
 namespace cpfast {
-
-template <typename Real>
-constexpr Real kLowest = -std::numeric_limits<Real>::infinity();
-template <typename Real>
-constexpr Real kNaN = std::numeric_limits<Real>::quiet_NaN();
 
 // exp of a difference to a larger logit, by the hardware's exponential of 2: within 2 ulp near 0,
 // where it counts. (One multiply-add, from which log2(e) times the larger logit is subtracted,

@@ -535,7 +535,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_cuda(
   const char* op = "scored_cross_entropy";
   check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   if (grad) check_grad(op, *grad, input);
-  check_table(op, table, weight_table, weight, index, score, input);
+  check_samples(op, table, weight_table, weight, index, score, input);
   check_written(op, input, target, weight, class_weight, weight_table, grad, table, index);
   const bool soft = is_soft(target, class_weight, label_smoothing);
   check_soft_grad(op, grad, soft);

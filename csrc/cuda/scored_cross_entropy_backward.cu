@@ -93,7 +93,7 @@ Tensor backward_cuda(Tensor grad_loss, Tensor input, Tensor target, Tensor softm
   const char* op = "scored_cross_entropy_backward";
   check_arguments(op, input, target, weight, class_weight, label_smoothing, z_loss, reduction);
   check_backward_arguments(op, grad_loss, input, softmax_stats, reduction);
-  check_table(op, std::nullopt, weight_table, weight, index, 0, input);
+  check_samples(op, std::nullopt, weight_table, weight, index, 0, input);
   input = with_known_strides(input, is_soft(target, class_weight, label_smoothing));
   Tensor grad_input = empty_beside(input);
 

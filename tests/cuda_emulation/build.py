@@ -73,8 +73,9 @@ def _prepare(csrc: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:
             r"STABLE_TORCH_LIBRARY_IMPL\(cpfast, CUDA, m\)",
             "STABLE_TORCH_LIBRARY_IMPL(cpfast_emulated, CPU, m)",
         )
-        if "new_empty" in kernel.read_text():  # record_scores allocates nothing
-            _replace(kernel, r"torch::stable::new_empty\(", "emulation::new_empty(")
+    for source in folder.glob("cuda/*"):
+        if "stable::new_empty" in source.read_text():  # record_scores allocates nothing
+            _replace(source, r"torch::stable::new_empty\(", "emulation::new_empty(")
     _replace(
         folder / "module.cpp",
         r".*(STABLE_TORCH_LIBRARY\()cpfast(, m\) \{.*?\n\}\n).*",

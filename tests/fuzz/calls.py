@@ -303,6 +303,100 @@ def check_gradient(r, loss, leaf, grads, counts, factor, smoothing, gradient):
     check("gradient", found, expected, rtol + rounding, np.broadcast_to(atol, expected.shape))
 
 
+def elementwise_loss(r: Draws, name):
+    """A call of a loss that is a mean over the elements of a sample."""
+    is_mse = name == "scored_mse"
+    most = r.one_of([20, 300, 200_000 if r.chance(0.05) else 3000])
+    inner = [max(1, r.size(most))] if r.chance(0.7) else [max(1, r.size(9)), max(1, r.size(40))]
+    shape = [r.size(40), *(inner if r.chance(0.9) else [])]
+    dtype = r.one_of(FLOATS)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    gradient = "backward" if dtype == torch.float16 else r.one_of(["backward", "forward"])
+    x = r.normal(shape, r.one_of([0.0, 1e-3, 1.0, 5.0, 30.0]))
+    t = r.numpy.random(shape) if r.chance(0.5) else np.round(r.numpy.random(shape))
+    if r.chance(0.1):
+        x[r.numpy.random(shape) < 0.1] = np.nan
+    if r.chance(0.1) and not is_mse:
+        infinite = r.numpy.random(shape) < 0.2
+        x[infinite], t = np.inf, np.round(t)
+        x = np.where(infinite & (t == 0), -x, x)
+    leaf = r.tensor(x, dtype, strided=True)
+    target = r.tensor(t, r.one_of([dtype, wide]), strided=True)
+    x, t = exact(leaf), exact(target)
+    leaf.requires_grad_(r.chance(0.8))
+    options = {"reduction": r.one_of(["none", "mean", "sum"]), "gradient": gradient}
+    w = np.ones(shape[0])
+    if r.chance(0.5):
+        one = (shape[0], 1) if len(shape) > 1 or r.chance(0.5) else (shape[0],)
+        options["weight"] = r.tensor(r.numpy.random(one), r.one_of(FLOATS), strided=True)
+        w = exact(options["weight"]).reshape(-1)
+    positive = np.ones(shape[1:])
+    if not is_mse and r.chance(0.5):
+        options["pos_weight"] = r.tensor(3 * r.numpy.random(shape[1:]), r.one_of(FLOATS))
+        positive = exact(options["pos_weight"].to(wide))
+    scores = ["loss", "el2n", *([] if is_mse else ["margin", "correct"])]
+    score, table = r.one_of(scores), None
+    if r.chance(0.5):
+        before = r.normal(1 + r.below(40))
+        table = r.written(before, torch.float32)
+        index = r.tensor(r.numpy.integers(before.size, size=shape[0]), r.one_of(INTEGERS))
+        before = exact(table)
+        options |= {"table": table, "index": index, "score": score}
+    found = getattr(ops, name)(leaf, target, **options)
+
+    flat = (shape[0], max(1, int(np.prod(shape[1:]))))
+    each = references.mse_of if is_mse else references.binary_cross_entropy_of
+    columns, grads, sizes, off = each(x.reshape(flat), t.reshape(flat), positive.reshape(-1))
+    rtol, small = EXPONENTIALS.get(dtype, SUMS), SMALLEST.get(wide, 1e-37)
+    losses = columns[:, 0] * w
+    with np.errstate(all="ignore"):
+        factor = np.float64(1) / shape[0] if options["reduction"] == "mean" else 1.0
+        if options["reduction"] == "none":
+            check("loss", found.loss, losses, rtol, small)
+        else:
+            bound = np.nan_to_num(np.abs(losses).sum() * factor * rtol) + small
+            check("loss", found.loss, losses.sum() * factor, 0.0, bound)
+    # Squares of less than 1e-19 have no digits in float32.
+    least = 1e-20 * flat[1] ** 0.5 if is_mse else 1e-37
+    rtol = max(rtol, 2e-7)
+    atol = {name: np.full(len(w), least) for name in scores}
+    atol["el2n"] += np.nan_to_num(off) * rtol
+    for i, column in enumerate(found[1:], 1):
+        check(scores[i], column, columns[:, i], rtol, atol[scores[i]])
+    if table is not None:
+        expected, limits = before.copy(), np.zeros_like(before)
+        for i, sample in enumerate(index.tolist()):
+            expected[sample] = columns[i, scores.index(score)]
+            limits[sample] = np.nan_to_num(abs(expected[sample])) * rtol + atol[score][i]
+        check("table", table, expected, 1e-7, limits)
+    if leaf.requires_grad:
+        upstream = torch.as_tensor(r.numpy.uniform(-2, 2, found.loss.shape)).to(found.loss.dtype)
+        if r.chance(0.3):
+            upstream = torch.ones_like(upstream)
+        (grad,) = torch.autograd.grad(found.loss, leaf, upstream)
+        scale = (exact(upstream) * w * factor / flat[1]).reshape(-1, 1)
+        expected = (grads * scale).reshape(shape)
+        limits = SMALLEST.get(dtype, 1e-37) + np.nan_to_num(np.abs(sizes * scale)) * rtol
+        rounding = 2 * ROUNDING.get(dtype, 0.0)
+        check("gradient", grad, expected, rtol + rounding, limits.reshape(shape))
+    r.check_kept()
+    if LOOKS_AT_VALUES and not is_mse and x.size and r.chance(0.05):
+        wrong = t.copy()
+        wrong.flat[r.below(t.size)] = r.one_of([-0.5, 1.01, np.nan, np.inf])
+        refused(
+            lambda: ops.scored_binary_cross_entropy(leaf, torch.tensor(wrong)),
+            "cpfast::scored_binary_cross_entropy: target[",
+        )
+
+
+def scored_binary_cross_entropy(r: Draws):
+    elementwise_loss(r, "scored_binary_cross_entropy")
+
+
+def scored_mse(r: Draws):
+    elementwise_loss(r, "scored_mse")
+
+
 def select_samples(r: Draws):
     n = r.size(r.one_of([200, 9000]))
     scores = r.normal(n, r.one_of([1.0, 1e-30, 1e37])).astype(np.float32)
@@ -451,7 +545,9 @@ CALLS = {
         layer_rotation,
         layer_statistics,
         layer_sums,
+        scored_binary_cross_entropy,
         scored_cross_entropy,
+        scored_mse,
         select_samples,
         shuffled_slice,
         record_scores,

@@ -63,6 +63,33 @@ def loss_of(x, y, smoothing):
         return loss, el2n, margin, float(np.argmax(x) == y), grad
 
 
+def binary_cross_entropy_of(x, t, positive):
+    """loss, el2n, margin and correct of each row of [N, L], L times d loss / d x, and the sizes
+    of what that and el2n are of differences of."""
+    with np.errstate(all="ignore"):
+        softplus = [np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))) for z in (x, -x)]
+        parts = [1 - t, positive * t]
+        each = sum(np.where(a == 0, 0.0, a * b) for a, b in zip(parts, softplus, strict=True))
+        each = np.where(np.isnan(x), np.nan, each)
+        p, q = (np.exp(-np.maximum(-z, 0)) / (1 + np.exp(-np.abs(z))) for z in (x, -x))
+        residual = (1 - t) * p - t * q
+        loss, el2n = each.mean(1), np.sqrt(np.sum(residual**2, 1))
+        margin = np.where(t >= 0.5, x, -x).min(1)
+        correct = ((t >= 0.5) == (x > 0)).all(1) & ~np.isnan(loss)
+        terms = parts[0] * p, parts[1] * q
+        off = np.sqrt(np.sum(((1 - t) * p + t * q) ** 2, 1))
+        columns = np.stack([loss, el2n, margin, correct], 1)
+        return columns, terms[0] - terms[1], sum(terms), off
+
+
+def mse_of(x, t, _):
+    """loss and el2n of each row of [N, L], L times d loss / d x, and their sizes."""
+    squares = np.sum((x - t) ** 2, 1)
+    grads = 2 * (x - t)
+    columns = np.stack([squares / x.shape[1], np.sqrt(squares)], 1)
+    return columns, grads, np.abs(grads), columns[:, 1]
+
+
 # ---- random numbers, by their definitions in csrc/permutation.h and csrc/philox.h
 
 

@@ -14,7 +14,7 @@ from cpfast import ops
 from .calls import CALLS
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
-CALLS_EACH = 800  # 45 s on one idle core, a third of them scored_cross_entropy's
+CALLS_EACH = 800  # 60 s on one idle core, a quarter of them scored_cross_entropy's
 
 pytestmark = [
     *emulated_only[:2],

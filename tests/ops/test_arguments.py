@@ -29,6 +29,15 @@ def arguments():
     return {
         "layer_rotation": {"params": [scores], "refs": [scores], "ref_sq_norms": None},
         "layer_statistics": {"params": [scores], "refs": [scores], "ref_sq_norms": None},
+        "scored_binary_cross_entropy": {
+            "input": logits, "target": torch.rand(6, 3), "weight": scores,
+            "pos_weight": torch.ones(3), "reduction": "none", "gradient": "backward",
+            "table": torch.zeros(6), "index": index, "score": "margin",
+        },
+        "scored_mse": {
+            "input": logits, "target": torch.rand(6, 3), "weight": scores, "reduction": "none",
+            "gradient": "backward", "table": torch.zeros(6), "index": index, "score": "el2n",
+        },
         "scored_cross_entropy": {
             "input": logits, "target": target, "weight": scores, "class_weight": torch.ones(3),
             "label_smoothing": 0.1, "z_loss": 0.1, "ignore_index": -100, "class_dim": -1,
@@ -62,7 +71,9 @@ ANY = {"flip", "shuffle"}
 OPTIONAL = {
     "layer_rotation": {"ref_sq_norms"},
     "layer_statistics": {"ref_sq_norms"},
+    "scored_binary_cross_entropy": {"weight", "pos_weight"},
     "scored_cross_entropy": {"weight", "class_weight"},
+    "scored_mse": {"weight"},
     "scored_linear_cross_entropy": {
         "bias", "sample_weight", "class_weight", "gradient", "softcap", "chunk", "max_rows"
     },
