@@ -145,6 +145,20 @@ GOOD = {
         {"hidden": torch.randn(4, 2), "target": torch.tensor([0, 1, 2, 0])},
     ),
     "DataPruner.score": (lambda: pruner().score, {**LOSS, "ignore_index": -100}),
+    "DataPruner.binary_loss": (
+        lambda: pruner().binary_loss,
+        {
+            "logits": torch.rand(4, 3), "target": torch.rand(4, 3), "index": INDEX, "weight": None,
+            "pos_weight": None, "reduction": "mean", "gradient": None,
+        },
+    ),
+    "DataPruner.mse_loss": (
+        lambda: pruner().mse_loss,
+        {
+            "input": torch.rand(4, 3), "target": torch.rand(4, 3), "index": INDEX, "weight": None,
+            "reduction": "mean", "gradient": None,
+        },
+    ),
     "DataPruner.weighted": (
         lambda: pruner().weighted, {"losses": torch.rand(4), "index": INDEX},
     ),

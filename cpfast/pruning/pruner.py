@@ -19,6 +19,7 @@ from cpfast.arguments import (
 )
 from cpfast.forms import Finite, Open, Plain, Table, check, shown
 from cpfast.moment import Moment
+from cpfast.pruning.element_losses import ElementLosses
 from cpfast.pruning.plan import LazyPlan, Shuffled
 from cpfast.pruning.policy import (
     COLUMNS,
@@ -30,7 +31,7 @@ from cpfast.pruning.policy import (
     TokenFilter,
     policies,
 )
-from cpfast.pruning.recorder import Recorder, world_size
+from cpfast.pruning.recorder import world_size
 
 __all__ = ["DataPruner"]
 
@@ -90,7 +91,7 @@ class _Selected(NamedTuple):
     recorded: int
 
 
-class DataPruner(Recorder):
+class DataPruner(ElementLosses):
     """Keeps what the loss says of each sample, and plans each epoch from it.
 
     The policies are in :data:`cpfast.policies`: ``"infobatch"`` (arXiv 2303.04947) leaves out some

@@ -168,7 +168,7 @@ class Recorder:
             with torch.no_grad():
                 alone = {**options, "reduction": "none", "gradient": "backward", "z_loss": 0.0}
                 losses, scores = scored_rows(logits, target, **alone, **recorded)
-            self._record_others(index, losses, scores, target, ignored)
+            self._record_others(index, (losses, scores), target, ignored)
             tokens = self._token_weights(chosen, losses, target != ignored, index, reference)
             weight = self._weights.index_select(0, index) if weight is None else weight
             weight = as_rows(weight, target.shape) * tokens
@@ -178,7 +178,7 @@ class Recorder:
             loss, scores = scored_rows(
                 logits, target, weight=weight, weight_table=table, **options, **recorded
             )
-            self._record_others(index, loss, scores, target, ignored)
+            self._record_others(index, (loss, scores), target, ignored)
         self._count(index)
         return loss if num_tokens is None else loss / num_tokens
 
@@ -394,7 +394,7 @@ class Recorder:
                 logits, target, ignore_index=ignored, class_dim=class_dim,
                 table=self.scores, index=index, score=self._first_column,
             )  # fmt: skip
-            self._record_others(index, loss, scores, target, ignored)
+            self._record_others(index, (loss, scores), target, ignored)
 
     def _recording(
         self, scored: Callable[..., ScoredLoss], index: Tensor | None, target: Tensor, ignored: int
@@ -408,7 +408,7 @@ class Recorder:
         if index is None:
             return scored().loss
         result = scored(table=self.scores, index=index, score=self._first_column)
-        self._record_others(index, result.loss, result[1:], target, ignored)
+        self._record_others(index, result, target, ignored)
         return result.loss
 
     @property
@@ -416,13 +416,17 @@ class Recorder:
         return next(iter(self._columns))
 
     def _record_others(
-        self, index: Tensor, loss: Tensor, scores: Any, target: Tensor, ignored: int
+        self, index: Tensor, result: tuple[Any, ...], target: Tensor, ignored: int
     ) -> None:
-        """The columns but the first, which the loss's own pass has recorded."""
+        """The columns but the first, which the loss's own pass has recorded.
+
+        Args:
+            result: what an op gives, or the two tensors of scored_rows.
+        """
         if len(self._columns) > 1:
-            named = dict(zip(ScoredLoss._fields, (loss, *scores), strict=True))
+            named = result if hasattr(result, "_asdict") else ScoredLoss(result[0], *result[1])
             for name, column in list(self._columns.items())[1:]:
-                values = named[name]
+                values = getattr(named, name)
                 if values.dim() > 1:
                     counts = torch.ones_like(values)
                     if not target.is_floating_point():

@@ -597,6 +597,98 @@ inline void backward_soft(const Backward<T>& b, int64_t begin, int64_t end) {
   }
 }
 
+// The same of few classes, a row a lane. upstream(row) is what comes from above.
+template <typename T, bool kForward, typename Upstream>
+inline void soft_tiles(const Rows<T>& f, int64_t begin, int64_t end, const Upstream& upstream) {
+  using R = Compute<T>;
+  using V = Vec<R>;
+  using I = Int<R>;
+  constexpr int kRows = kLanes<R>;
+  constexpr R kLowest = -std::numeric_limits<R>::infinity();
+  const Share<R> share(f);
+  for (int64_t first = begin; first < end; first += kRows) {
+    const int rows = static_cast<int>(std::min<int64_t>(kRows, end - first));
+    alignas(64) R logits[kFewClasses][kRows], asked[kFewClasses][kRows];
+    transpose(f, first, rows, logits);
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = first + std::min(r, rows - 1);
+      for (int64_t c = 0; c < f.classes; ++c)
+        asked[c][r] =
+            f.distributions ? f.distributions[row * f.classes + c] : R(c == f.target[row]);
+    }
+    // The first of the largest; NaN is passed over, and shows in the sum.
+    V max = splat(kLowest), most = splat(kLowest);
+    I best = {}, y = {};
+    for (int c = 0; c < f.classes; ++c) {
+      const V x = load(logits[c]), t = load(asked[c]);
+      const I larger = x > max, more = t > most;
+      max = larger ? x : max;
+      best = larger ? I{} + c : best;
+      most = more ? t : most;
+      y = more ? I{} + c : y;
+    }
+    V s = max - max, shares = {}, loss = {}, second = splat(kLowest), x_y = {};
+    V asked_of_best = {}, share_of_best = {};
+    for (int c = 0; c < f.classes; ++c) {
+      const V x = load(logits[c]), below = x - max;
+      const V t = share(load(asked[c]), splat(f.class_weight ? f.class_weight[c] : R(1)));
+      const I is_best = best == c;
+      const V e = is_best ? V{} : exp_nonpositive<Digits::kOfTerms>(below);
+      s += e;
+      shares += is_best ? V{} : t;
+      loss += ((is_best == 0) & (t != 0)) ? -t * below : V{};
+      second = ((is_best == 0) & (x > second)) ? x : second;
+      x_y = y == c ? x : x_y;
+      asked_of_best = is_best ? load(asked[c]) : asked_of_best;
+      share_of_best = is_best ? t : share_of_best;
+      store(logits[c], e);
+    }
+    const V z = 1 + s, total = shares + share_of_best, rest = log1p_nonnegative<R>(s);
+    const V lse = max + rest, p_others = s / z;
+    if constexpr (kForward) {
+      V squares = {};
+      for (int c = 0; c < f.classes; ++c) {
+        const V apart =
+            best == c ? (1 - asked_of_best) - p_others : load(logits[c]) / z - load(asked[c]);
+        squares += apart * apart;
+      }
+      const V plain = loss + total * rest;
+      const V with_z = f.z_loss > 0 ? plain + static_cast<R>(f.z_loss) * lse * lse : plain;
+      const I right = (y == best) & (plain == plain);
+      const V margin = plain != plain ? plain : y == best ? max - second : x_y - max;
+      for (int r = 0; r < rows; ++r) {
+        const int64_t row = first + r;
+        const bool counts = !f.ignores(row);
+        const float scores[4] = {static_cast<float>(plain[r]),
+                                 static_cast<float>(std::sqrt(squares[r])),
+                                 static_cast<float>(margin[r]), right[r] ? 1.0f : 0.0f};
+        f.loss[row] =
+            counts ? (f.is_weighted() ? f.weight_of_row(row) * with_z[r] : with_z[r]) : R(0);
+        for (int k = 1; k < 4; ++k) f.scores[(k - 1) * f.count + row] = counts ? scores[k] : 0.0f;
+        if (f.recorded) f.recorded[row] = counts ? scores[static_cast<int>(f.score)] : 0.0f;
+        if (f.stats) {
+          f.stats[2 * row] = counts ? max[r] : R(0);
+          f.stats[2 * row + 1] = counts ? s[r] : R(0);
+        }
+      }
+      if (f.grad == nullptr) continue;
+    }
+    V weight = {}, g_z = {};
+    for (int r = 0; r < rows; ++r) {
+      if (f.ignores(first + r)) continue;
+      weight[r] = f.weight_of_row(first + r) * upstream(first + r);
+      g_z[r] = of_z_loss(f, static_cast<R>(weight[r]), static_cast<R>(lse[r]));
+    }
+    const V factor = (weight * total + g_z) / z;
+    const V own = weight * ((total - share_of_best) - total * p_others) + g_z / z;
+    for (int c = 0; c < f.classes; ++c) {
+      const V t = share(load(asked[c]), splat(f.class_weight ? f.class_weight[c] : R(1)));
+      store(logits[c], best == c ? own : load(logits[c]) * factor - weight * t);
+    }
+    transpose_back(f, first, rows, logits);
+  }
+}
+
 // Runs run(tile) with room for a tile, on the stack where it is small.
 template <typename R, typename Run>
 inline void with_tile(int64_t classes, const Run& run) {
@@ -614,7 +706,9 @@ inline void with_tile(int64_t classes, const Run& run) {
 template <typename T>
 inline void forward_rows(const Rows<T>& f, int64_t begin, int64_t end, Compute<T> scale) {
   using R = Compute<T>;
-  if (f.is_soft())
+  if (f.is_soft() && f.classes <= kFewClasses)
+    soft_tiles<T, true>(f, begin, end, [&](int64_t) { return scale; });
+  else if (f.is_soft())
     forward_soft(f, begin, end, scale);
   else if (f.classes > kFewClasses && f.at.class_stride == 1 && f.grad_at.class_stride == 1)
     forward_many(f, begin, end, scale);
@@ -688,6 +782,8 @@ template <typename T>
 inline void backward_rows(const Backward<T>& b, int64_t begin, int64_t end) {
   using R = Compute<T>;
   const Rows<T>& f = b.rows;
+  if (f.is_soft() && f.classes <= kFewClasses)
+    return soft_tiles<T, false>(f, begin, end, [&](int64_t row) { return b.upstream(row); });
   if (f.is_soft()) return backward_soft(b, begin, end);
   if (f.classes <= kFewClasses || f.at.class_stride != 1 || f.grad_at.class_stride != 1)
     return with_tile<R>(f.classes, [&](Tile<R> tile) { backward_tiles(b, begin, end, tile); });
