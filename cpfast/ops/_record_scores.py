@@ -11,7 +11,6 @@ from cpfast.ops._common import OPS, REFERENCE, check_devices, check_tensors
 __all__ = ["record_scores"]
 
 
-@torch.no_grad()
 def record_scores(scores: Tensor, index: Tensor, values: Tensor) -> None:
     """Writes ``scores[index] = values`` in place; of equal indices the last one wins.
 
@@ -25,13 +24,20 @@ def record_scores(scores: Tensor, index: Tensor, values: Tensor) -> None:
             on CUDA that stops the device, as torch's own indexing does).
         TypeError: for an argument that is no tensor.
     """
-    check_tensors("record_scores", scores=scores, index=index, values=values)
-    values = values.detach().to(torch.float32).contiguous()
+    if not (
+        isinstance(scores, Tensor) and isinstance(index, Tensor) and isinstance(values, Tensor)
+    ):
+        check_tensors("record_scores", scores=scores, index=index, values=values)
+    if values.requires_grad:
+        values = values.detach()
+    if values.dtype != torch.float32:
+        values = values.to(torch.float32)
     if REFERENCE:
-        reference.record_scores(scores, index, values)
+        with torch.no_grad():
+            reference.record_scores(scores, index, values)
         return
     _backend.require_kernels("record_scores", "scores", scores.device)
-    OPS.record_scores(scores, index.contiguous(), values)
+    OPS.record_scores.default(scores, index.contiguous(), values.contiguous())
     torch.autograd.graph.increment_version(scores)
 
 
