@@ -84,13 +84,15 @@ SOURCES = ("csrc", "setup.py", "cpfast")
 OPS = ("layers", "cross-entropy", "elementwise", "selection", "record", "augment")
 # By worth. Seconds.
 KERNELS = {
-    "scored_cross_entropy": 115,
-    "layer_statistics": 90,
+    "scored_cross_entropy": 100,
+    "layer_statistics": 80,
     "select_samples": 60,
     "augment_batch": 70,
     "record_scores": 25,
     "scored_linear_cross_entropy": 40,
     "scored_elementwise": 20,
+    "loss_arguments": 15,
+    "small_calls": 10,
     "policies": 20,
 }
 TRAINING = {"training_loop": 220, "training_step": 80, "step_shapes": 30, "growth": 110}

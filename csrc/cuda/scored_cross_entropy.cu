@@ -40,6 +40,28 @@ __global__ void __launch_bounds__(kRecordThreads, 1)
                   int64_t{gridDim.x} * kWarps);
 }
 
+constexpr int kCountThreads = 1024;
+
+// Few sequences of so many tokens, such as the pixels of images, have a block each.
+constexpr int64_t kLongSequence = 1024;
+
+template <typename T>
+__global__ void __launch_bounds__(kCountThreads, 1)
+    score_long_sequences(const __grid_constant__ Forward<T> f) {
+  const int64_t tokens = f.at.tokens, first = blockIdx.x * tokens;
+  double sum = 0, counted = 0;
+  for (int64_t row = first + threadIdx.x; row < first + tokens; row += kCountThreads) {
+    if (f.ignores(row)) continue;
+    sum += f.recorded[row];
+    counted += 1;
+  }
+  sum = block_sum<kCountThreads>(sum);
+  counted = block_sum<kCountThreads>(counted);
+  if (threadIdx.x != 0) return;
+  f.recorded[first] = static_cast<float>(sum / counted);
+  f.recorded[first + 1] = counted > 0;
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kRecordThreads, 1)
     record_sequences(const __grid_constant__ Forward<T> f, int64_t first, int64_t end, Step step) {
@@ -48,8 +70,6 @@ __global__ void __launch_bounds__(kRecordThreads, 1)
   if (step == Step::kClear) check_index(f.batch, i);
   record(f, f.batch, i, i - first, step);
 }
-
-constexpr int kCountThreads = 1024;
 
 // The factor of the mean, for gradients that are computed before the losses are known.
 template <typename T>
@@ -407,7 +427,10 @@ void launch_record(const Launcher& launch, const Forward<T>& f) {
   const auto blocks = [](int64_t threads) {
     return (threads + kRecordThreads - 1) / kRecordThreads;
   };
-  if (f.at.tokens > 1) launch(score_all_sequences<T>, blocks(32 * sequences), kRecordThreads, f);
+  if (f.at.tokens >= kLongSequence)
+    launch(score_long_sequences<T>, sequences, kCountThreads, f);
+  else if (f.at.tokens > 1)
+    launch(score_all_sequences<T>, blocks(32 * sequences), kRecordThreads, f);
   for (int64_t first = 0; first < sequences; first += kMaxClaims) {
     const int64_t end = std::min(sequences, first + kMaxClaims);
     for (const Step step : {Step::kClear, Step::kClaim, Step::kFill})

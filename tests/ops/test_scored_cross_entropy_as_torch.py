@@ -113,6 +113,38 @@ def test_where_the_classes_are_changes_no_result(device, kind, classes):
         assert table[1].count_nonzero() == 2
 
 
+@pytest.mark.parametrize("size", [31, 36])
+@pytest.mark.parametrize("kind", ["classes", "weighted", "distributions"])
+def test_many_pixels(device, size, kind):
+    """More rows than one block of a GPU counts and records, in long sequences and in short ones."""
+    logits, target, shares, by_class = images(3, shape=(5, size, size))
+    target[1, :, 3:] = -100
+    target[4] = -100
+    goal = shares.float() if kind == "distributions" else target
+    options = {"class_weight": by_class.to(device)} if kind == "weighted" else {}
+    table, index = torch.full((7,), -7.0), torch.tensor([4, 0, 4, 2, 1])
+    own = table.to(device)
+    x = logits.to(device).requires_grad_()
+    loss = ops.scored_cross_entropy(
+        x, goal.to(device), class_dim=1, reduction="mean", gradient="forward", table=own,
+        index=index.to(device), **options,
+    ).loss  # fmt: skip
+    other = logits.detach().clone().requires_grad_()
+    weight = by_class if kind == "weighted" else None
+    expected = F.cross_entropy(other, goal, weight)
+    assert_near(loss, expected, 4e-6)
+    torch.testing.assert_close(
+        gradient(loss, x).cpu(), gradient(expected, other), rtol=1e-4, atol=1e-8
+    )
+    each = F.cross_entropy(logits.detach(), goal, weight, reduction="none").double()
+    counts = torch.ones_like(each) if kind == "distributions" else (target != -100).double()
+    means = (each.flatten(1).sum(1) / counts.flatten(1).sum(1)).float()
+    for sample, place in enumerate(index.tolist()):
+        if means[sample].isfinite():
+            table[place] = means[sample]
+    assert_near(own, table, 4e-6)
+
+
 def test_one_sample_alone(device):
     logits, target = torch.randn(6, device=device), torch.tensor(4, device=device)
     alone = logits.clone().requires_grad_()
