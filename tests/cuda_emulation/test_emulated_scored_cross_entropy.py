@@ -71,7 +71,10 @@ def check_rows(emulated, logits, target, weight=None, smoothing=0.0, ignored=-10
         place = grad if grad is not None else cloned(logits)
         source = logits if grad is not None else place
         total, again, _ = run_with_gradient(emulated, source, target, options, place)
-        assert is_same(again, scores)
+        if source.stride() == logits.stride():
+            assert is_same(again, scores)
+        else:  # rows of columns are added in another order
+            assert_close(again, scores, 4e-6, TINY)
         if finite.all():
             assert_close(total, loss.sum(), 1e-5, 1e-5)
         assert_gradients(place, expected_grad, torch.ones_like(grad_loss), smoothing)
