@@ -41,14 +41,17 @@ def scored_cross_entropy(
     logits = input.to(wide).flatten(0, -2)
     y = target.long().flatten() if has_classes else target.to(wide).flatten(0, -2)
     by_class = None if class_weight is None else class_weight.to(wide)
-    loss = F.cross_entropy(
-        logits,
-        y,
-        weight=by_class,
-        reduction="none",
-        label_smoothing=label_smoothing,
-        ignore_index=ignore_index if has_classes else -100,
-    )
+    if has_classes and not (by_class is not None and label_smoothing > 0):
+        loss = F.cross_entropy(
+            logits,
+            y,
+            weight=by_class,
+            reduction="none",
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+        )
+    else:
+        loss = _of_shares(logits, y, by_class, label_smoothing, ignore_index)
     with torch.no_grad():
         x = logits.detach()
         if has_classes:
@@ -85,3 +88,25 @@ def scored_cross_entropy(
     else:
         loss = loss.view(shape)
     return ScoredLoss(loss, *scores)
+
+
+def _of_shares(
+    logits: Tensor,
+    target: Tensor,
+    class_weight: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+) -> Tensor:
+    """As F.cross_entropy, but that a masked logit of which nothing is asked costs nothing, where
+    torch has 0 times infinity."""
+    asked = target
+    if not target.is_floating_point():
+        kept = target != ignore_index
+        asked = F.one_hot(torch.where(kept, target, 0), logits.shape[1]).to(logits.dtype)
+    shares = (1 - label_smoothing) * asked + label_smoothing / logits.shape[1]
+    if class_weight is not None:
+        shares = shares * class_weight
+    if not target.is_floating_point():
+        shares = shares * kept[:, None]
+    log_p = logits.log_softmax(1)
+    return -(shares * torch.where(shares != 0, log_p, 0.0)).sum(1)
