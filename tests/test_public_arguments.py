@@ -115,9 +115,9 @@ GOOD = {
     "DataPruner.loss": (
         lambda: pruner().loss,
         {
-            **LOSS, "weight": torch.ones(4), "label_smoothing": 0.1, "ignore_index": -100,
-            "reduction": "mean", "num_tokens": 4, "gradient": "backward", "training": True,
-            "reference": None,
+            **LOSS, "weight": torch.ones(4), "class_weight": None, "label_smoothing": 0.1,
+            "z_loss": 0.1, "ignore_index": -100, "class_dim": -1, "reduction": "mean",
+            "num_tokens": 4, "gradient": "backward", "training": True, "reference": None,
         },
     ),
     "DataPruner.linear_loss": (
@@ -144,19 +144,19 @@ GOOD = {
         lambda: cpfast.ScoredLMHead(2, 3).forward,
         {"hidden": torch.randn(4, 2), "target": torch.tensor([0, 1, 2, 0])},
     ),
-    "DataPruner.score": (lambda: pruner().score, {**LOSS, "ignore_index": -100}),
+    "DataPruner.score": (lambda: pruner().score, {**LOSS, "ignore_index": -100, "class_dim": -1}),
     "DataPruner.binary_loss": (
         lambda: pruner().binary_loss,
         {
             "logits": torch.rand(4, 3), "target": torch.rand(4, 3), "index": INDEX, "weight": None,
-            "pos_weight": None, "reduction": "mean", "gradient": None,
+            "pos_weight": None, "reduction": "mean", "gradient": None, "training": True,
         },
     ),
     "DataPruner.mse_loss": (
         lambda: pruner().mse_loss,
         {
             "input": torch.rand(4, 3), "target": torch.rand(4, 3), "index": INDEX, "weight": None,
-            "reduction": "mean", "gradient": None,
+            "reduction": "mean", "gradient": None, "training": True,
         },
     ),
     "DataPruner.weighted": (
@@ -358,6 +358,7 @@ RIGHT = {
     ("IndexedDataset", "dataset", "a list"),
     ("CriticalPeriodDetector.step", "value", "a huge number"),
     ("DataPruner.planned_length", "keep", "None"),
+    ("DataPruner.loss", "z_loss", "a huge number"),
     ("Mixer.begin", "alpha", "a huge number"),
     *(
         (what, name, "a huge number")
@@ -451,7 +452,8 @@ def public():
             yield prefix + name, value
             if not inspect.isclass(value):
                 continue
-            for method, one in vars(value).items():
+            of_ours = [c for c in reversed(value.__mro__) if c.__module__.startswith("cpfast")]
+            for method, one in {k: v for c in of_ours for k, v in vars(c).items()}.items():
                 one = getattr(value, method) if isinstance(one, classmethod) else one
                 takes = inspect.isroutine(one) and list(inspect.signature(one).parameters)
                 if takes and takes != ["self"] and not method.startswith("_"):
