@@ -127,8 +127,8 @@ class Recorder:
 
         Raises:
             ValueError: for an index of another shape, num_tokens without "mean", or a selection
-                among tokens where there are none, with a reference of another shape or where
-                labels are smoothed.
+                among tokens where there are none, with a reference of another shape, or with one
+                where labels are smoothed or classes weighted.
             RuntimeError: for such a selection before an epoch was planned.
         """
         if not (
@@ -256,13 +256,14 @@ class Recorder:
             counts = target != ignored
             tokens = self._token_weights(chosen, losses, counts, index, reference)
             weight = tokens if weight is None else as_rows(weight, target.shape) * tokens
+            goal = target
             # What is not selected costs nothing more, as what is ignored does not: on CUDA because
             # the host knows a bound.
             target = target.masked_fill(tokens == 0, ignored)
             most = len(target) * chosen.most(target.shape[1])
             options["max_rows"] = max(1, min(most, options.get("max_rows") or most))
             if reduction == "mean":
-                reduction, count = "sum", counts.sum()
+                reduction, count = "sum", _counted(options.get("class_weight"), goal, counts)
         loss = self._recording(
             lambda **table: scored(target, weight, reduction=reduction, **table),
             index if trains and chosen is None else None,
@@ -551,6 +552,12 @@ def _number_of_tokens(num_tokens: int | Tensor | None, reduction: str) -> int | 
     if num_tokens is not None and reduction != "mean":
         raise ValueError(f"num_tokens: goes with reduction='mean', got {reduction!r}")
     return num_tokens
+
+
+def _counted(class_weight: Tensor | None, target: Tensor, counts: Tensor) -> Tensor:
+    if class_weight is None:
+        return counts.sum()
+    return torch.where(counts, class_weight[torch.where(counts, target, 0).long()], 0.0).sum()
 
 
 def _mean_over_tokens(values: Tensor, counts: Tensor) -> Tensor:

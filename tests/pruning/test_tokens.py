@@ -331,3 +331,20 @@ def test_what_does_not_fit_a_batch_is_refused_in_a_line(way):
     smoothed = losses_of(pruner(1.0), way, hidden, head, target, index, label_smoothing=0.1)
     expected = F.cross_entropy(head(hidden).flatten(0, 1), target.flatten(), label_smoothing=0.1)
     torch.testing.assert_close(smoothed, expected)
+
+
+def test_weighted_classes_are_the_same_over_logits_and_without_them():
+    hidden, head, target, index = batch()
+    weight = torch.linspace(0.2, 2, CLASSES)
+    whole, chunked = pruner(), pruner()
+    loss = whole.loss(head(hidden), target, index, class_weight=weight, z_loss=0.01)
+    (expected,) = torch.autograd.grad(loss, hidden)
+    of_hidden = chunked.linear_loss(
+        hidden, head.weight, target, index, bias=head.bias, class_weight=weight, z_loss=0.01
+    )
+    (grad,) = torch.autograd.grad(of_hidden, hidden)
+    torch.testing.assert_close(of_hidden, loss)
+    torch.testing.assert_close(grad, expected)
+    torch.testing.assert_close(chunked.scores, whole.scores)
+    with pytest.raises(ValueError, match="class_weight: expected None, for the losses of a ref"):
+        pruner(reference=reference_losses()).loss(head(hidden), target, index, class_weight=weight)
