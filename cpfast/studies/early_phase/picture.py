@@ -68,5 +68,6 @@ def _draw_perturbed(axes: Any, study: EarlyPhase, results: Results) -> None:
                marker=marker, label=name)  # fmt: skip
     axes.set_title("trained on after perturbing, %")
     axes.set_xlabel("perturbed after epoch")
+    axes.set_xticks(study.rewinds)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=8)
