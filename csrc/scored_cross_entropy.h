@@ -27,9 +27,8 @@
 //                exponential each; it may be input itself. softmax_stats is empty then
 // table, index   optional: table[index] = one of the row's numbers, chosen by score (0: the loss
 //                without weight and z_loss, 1: el2n, 2: margin, 3: correct), for the last of equal
-//                indices
-//                alone. [M] float32, [N] or [B] int64. A sequence of tokens has the mean over
-//                those that are not ignored; of ignored rows and sequences nothing is written
+//                indices alone. [M] float32, [N] or [B] int64. A sequence of tokens has the mean
+//                over those that are not ignored; of ignored rows and sequences nothing is written
 // factor         [] or as target: what backward got from above; where it is 1, nothing is done
 //
 // With p = softmax(x) and y the target:

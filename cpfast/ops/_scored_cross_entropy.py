@@ -189,7 +189,6 @@ def scored_rows(
             f"cpfast::{op}: ignore_index: expected none for distributions, of which no row is "
             f"ignored; got {ignore_index}"
         )
-    differentiates = torch.is_grad_enabled()
     dim = input.dim()
     if dim == 2 and class_dim == -1:
         shape = input.shape[:1]
@@ -198,7 +197,6 @@ def scored_rows(
         if has_classes:
             _refuse_classes_within(input, target)
     else:
-        _check_gradient("target", target)
         input, target, shape = _as_rows(input, target, class_dim)
     if weight is not None:
         weight = _weight_of_rows(weight, input, shape)
@@ -232,10 +230,11 @@ def scored_rows(
             torch.stack([x.view(shape) for x in scores]),
         )
     _backend.require_kernels(op, "input", input.device)
-    if not (differentiates and input.requires_grad):
+    if not (input.requires_grad and torch.is_grad_enabled()):
         gradient = "backward"  # which never comes
     elif gradient != "backward":
-        gradient = _gradient_in_forward(gradient, input, has_classes, label_smoothing, is_compiling)
+        soft = _is_soft(target, class_weight, label_smoothing)
+        gradient = _gradient_in_forward(gradient, input, soft, is_compiling)
     loss, scores = _ScoredCrossEntropy.apply(
         input,
         (
@@ -292,9 +291,7 @@ def _weight_of_rows(weight: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
     return weight.reshape(input.shape[:-1]).to(_compute_dtype(input)).contiguous()
 
 
-def _gradient_in_forward(
-    gradient: str, input: Tensor, has_classes: bool, label_smoothing: float, is_compiling: bool
-) -> str:
+def _gradient_in_forward(gradient: str, input: Tensor, soft: bool, is_compiling: bool) -> str:
     """Where it can be had: "forward" or "inplace"."""
     if input.dtype == torch.float16:
         raise RuntimeError(
@@ -303,8 +300,8 @@ def _gradient_in_forward(
         )
     if gradient == "forward" or is_compiling or input.numel() == 0:
         return "forward"
-    if input.stride(-1) != 1 and (not has_classes or label_smoothing > 0):
-        return "forward"  # of soft rows, which are copied
+    if soft and input.stride(-1) != 1:
+        return "forward"  # rows that are copied
     if input.is_leaf:
         raise RuntimeError(
             "cpfast::scored_cross_entropy: gradient: 'inplace' is refused for logits that are a "
