@@ -32,12 +32,16 @@ DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 CUDA = "cpfast._cuda"
 
 # No -march: the kernels choose their instruction set at run time, and the wheel serves every CPU.
-# What may be uninitialised is so in GCC's own header of AVX-512.
-CXX_FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-attributes",
-             "-Wno-maybe-uninitialized"]  # fmt: skip
+# What may be uninitialised is so in GCC's own header of AVX-512. -g0, for many a Python hands on a
+# -g: six sevenths of the file would be for a debugger, the folders of this build among it.
+CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi",
+             "-Wno-attributes", "-Wno-maybe-uninitialized"]  # fmt: skip
 SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow",
               "-fno-sanitize-recover=undefined,float-cast-overflow"]  # fmt: skip
-NVCC_FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
+# Checks name the file they stand in: not by the folders of this build.
+SHORTER_NAMES = [f"-fmacro-prefix-map={path}/=" for path in (*cpp_extension.include_paths(), ROOT)]
+NVCC_FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden",
+              *(f"-Xcompiler={flag}" for flag in SHORTER_NAMES)]  # fmt: skip
 
 
 def sources(pattern: str) -> list[str]:
@@ -96,7 +100,7 @@ def extension(name: str, files: list[str], *, cuda: bool) -> Extension:
         include_dirs=[pybind11.get_include()],
         library_dirs=[str(TOOLKIT.libraries)] if cuda else [],
         define_macros=list(definitions.items()),
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_compile_args={"cxx": [*CXX_FLAGS, *SHORTER_NAMES], "nvcc": NVCC_FLAGS},
         extra_link_args=[] if cuda or SANITIZE != "1" else SANITIZERS,
     )
 

@@ -19,6 +19,7 @@ import archive
 import in_place
 from children import Child, hear_interrupts
 
+FRONTIER = ("--budgets", "10", "20", "40", "--trials", "4", "--folds", "2")
 EXPERIMENTS = {
     "resnet20": ("compare", "--model", "resnet20"),
     "resnet56": ("compare", "--model", "resnet56"),
@@ -28,6 +29,11 @@ EXPERIMENTS = {
     **{
         name: ("study", name, "--model", "resnet20")
         for name in ("deficit", "window", "warm-start", "early-phase", "enlightenment")
+    },
+    # what is better than ordinary training, tuned as well, at the same cost
+    **{
+        f"frontier-{model}": ("study", "frontier", "--model", model, *FRONTIER)
+        for model in ("resnet20", "resnet56")
     },
 }
 ARMS = "full,detector,k1,k1_matched,shortened,rs2,infobatch,k1+infobatch,detector+infobatch"
@@ -111,7 +117,10 @@ def stored_runs(results: dict[str, Any]) -> Iterator[str]:
                 yield f"{seed}/{run['arm']}"
         elif results["kind"] == "oracle":
             yield f"{seed}/{run['setting']}/switch{run['switch']}"
-        else:
+        elif results["kind"] == "frontier":
+            if run["fold"] < 0:  # tuned by, they are gone already
+                yield f"{seed}/{run['arm']}@{run['budget']}/final".replace(":", "-")
+        elif results["kind"] == "falsify":
             point = (
                 f"batch{run['batch_size']}-decay{run['weight_decay']}-epochs{run['total_epochs']}"
             )

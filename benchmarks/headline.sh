@@ -5,9 +5,11 @@
 #
 # DATA: a folder with train/<class>/* and test/<class>/*; a .tar of one, compressed or not; or
 # "cifar10" (after cpfast train --data cifar10 --download). EXPERIMENT: of resnet20 resnet56 falsify
-# oracle deficit window warm-start early-phase enlightenment; all, in this order, if none is named. Each takes the recipe of 2506.15954 at batch 256 (lr
-# scaled linearly to .08), over three seeds, and is stored epoch by epoch: interrupted, it goes on
-# when the script is run again. Where no cpfast is installed, the checkout is built in place.
+# oracle deficit window warm-start early-phase enlightenment frontier-resnet20 frontier-resnet56;
+# all, in this order, if none is named. Each takes the recipe of 2506.15954 at batch 256 (lr scaled
+# linearly to .08), over three seeds, and is stored epoch by epoch: interrupted, it goes on when the
+# script is run again. The frontiers begin from cosine decay (--preset fast) and tune the rest at
+# 10, 20 and 40 % of EPOCHS. Where no cpfast is installed, the checkout is built in place.
 #   --budget-seconds N  stop after N seconds, and half a minute more at most, with all stored
 #   --pack FILE.tar.gz  keep what going on needs in this file, for a machine that keeps nothing
 #   --resume FILE.tar.gz  begin with what --pack has kept

@@ -8,7 +8,8 @@ same number of epochs. Its optimizer, learning rate, batch and weight decay (and
 they are shifted by up to an eighth) are the best of --trials drawn at random, by the accuracy on a
 fifth of the training data that is held out; then it is trained on all of them. Neither side's
 settings are chosen by the test data. Accuracies are means over seeds, with the standard error of
-the difference, paired by seed.
+the difference, paired by seed. With --out each run is kept as it ends, and the same command goes on
+with what is missing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,36 +49,70 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    if options.out is not None and options.out.exists():  # of sets that were run before
-        found = json.loads(options.out.read_text(encoding="utf-8"))["sets"]
+    kept = Kept(options.out)
     for name in options.sets:
-        found[name] = of_set(name, options.seeds, options.trials)
-        print(row(name, found[name]), flush=True)
-        if options.out is not None:
-            machine = {"processor": platform.processor(), "cores": os.cpu_count(),
-                       "torch": torch.__version__}  # fmt: skip
-            document = {"machine": machine, "sets": found}
-            options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        kept.sets[name] = of_set(name, options.seeds, options.trials, kept)
+        kept.unfinished.pop(name, None)
+        kept.write()
+        print(row(name, kept.sets[name]), flush=True)
 
 
-def of_set(name: str, seeds: int, trials: int) -> dict[str, Any]:
+class Kept:
+    """What is done, in a file.
+
+    Attributes:
+        sets: by name, those of which all is.
+        unfinished: of the others each run's outcome, by what it was.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        stored: dict[str, Any] = {}
+        if path is not None and path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        self.sets: dict[str, Any] = stored.get("sets", {})
+        self.unfinished: dict[str, dict[str, Any]] = stored.get("unfinished", {})
+
+    def run(self, name: str, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, or gave."""
+        runs = self.unfinished.setdefault(name, {})
+        if key not in runs:
+            runs[key] = make()
+            self.write()
+        return runs[key]
+
+    def write(self) -> None:
+        if self.path is None:
+            return
+        machine = {"processor": platform.processor(), "cores": os.cpu_count(),
+                   "torch": torch.__version__}  # fmt: skip
+        document = {"machine": machine, "sets": self.sets}
+        if any(self.unfinished.values()):
+            document["unfinished"] = self.unfinished
+        self.path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def of_set(name: str, seeds: int, trials: int, kept: Kept) -> dict[str, Any]:
     dataset = data.load(name)
     base = Config.from_options(
         {"data": name, "preset": "fast", "threads": 1, "energy": False, "plot": False},
         dataset.train_size,
     )
-    tuned = best_of(base, dataset, trials)
+    inner = validating(dataset)
+    tried = [
+        {**one, "validation": kept.run(
+            name, f"trial {json.dumps(one)}",
+            lambda one=one: 100 * plain_loop(base, inner, one, 0),  # type: ignore[misc]
+        )}
+        for one in drawn(trials, isinstance(dataset, ImageData))
+    ]  # fmt: skip
+    tuned = max(tried, key=lambda one: one["validation"])  # the first of the best
     ours, plain = [], []
     for seed in range(seeds):
-        begin = time.perf_counter()
-        training = loop.Training(base.replace(seed=seed, eval_every=base.epochs), dataset)
-        for _ in range(base.epochs):
-            line = loop.train_epoch(training)
-        ours.append((100 * line["test_accuracy"], time.perf_counter() - begin))
-        begin = time.perf_counter()
-        accuracy = plain_loop(base, dataset, tuned, seed)
-        plain.append((100 * accuracy, time.perf_counter() - begin))
+        ours.append(kept.run(name, f"cpfast {seed}", lambda s=seed: timed(  # type: ignore[misc]
+            lambda: trained(base.replace(seed=s, eval_every=base.epochs), dataset))))  # fmt: skip
+        plain.append(kept.run(name, f"plain {seed}", lambda s=seed: timed(  # type: ignore[misc]
+            lambda: plain_loop(base, dataset, tuned, s))))  # fmt: skip
     return {
         "epochs": base.epochs,
         "model": base.model,
@@ -86,6 +122,21 @@ def of_set(name: str, seeds: int, trials: int) -> dict[str, Any]:
         "cpfast": {"accuracy": [a for a, _ in ours], "seconds": [s for _, s in ours]},
         "plain": {"accuracy": [a for a, _ in plain], "seconds": [s for _, s in plain]},
     }
+
+
+def timed(accuracy: Callable[[], float]) -> list[float]:
+    """In percent, and how many seconds it took."""
+    begin = time.perf_counter()
+    return [100 * accuracy(), time.perf_counter() - begin]
+
+
+def trained(config: Config, dataset: Data) -> float:
+    """Test accuracy after the last epoch of `cpfast train`."""
+    training = loop.Training(config, dataset)
+    for _ in range(config.epochs):
+        line = loop.train_epoch(training)
+    assert line["test_accuracy"] is not None
+    return line["test_accuracy"]
 
 
 def row(name: str, found: dict[str, Any]) -> str:
@@ -108,23 +159,24 @@ def row(name: str, found: dict[str, Any]) -> str:
 # --- the plain loop -------------------------------------------------------------------------
 
 
-def best_of(config: Config, dataset: Data, trials: int) -> dict[str, Any]:
-    random = np.random.default_rng(0)
-    inner, best, most = validating(dataset), {}, -1.0
+def drawn(trials: int, of_images: bool) -> list[dict[str, Any]]:
+    """
+    >>> drawn(3, True)[:2] == drawn(2, True)
+    True
+    """
+    random, settings = np.random.default_rng(0), []
     for _ in range(trials):
         optimizer = str(random.choice(["sgd", "adamw"]))
         low, high = (0.01, 0.5) if optimizer == "sgd" else (3e-4, 1e-2)
-        settings = {
+        one = {
             "optimizer": optimizer,
             "lr": float(np.exp(random.uniform(math.log(low), math.log(high)))),
             "batch": int(random.choice([16, 32, 64])),
             "decay": float(random.choice([0.0, 5e-4, 5e-2] if optimizer == "adamw" else [0, 5e-4])),
-            "shift": bool(random.integers(2)) if isinstance(dataset, ImageData) else False,
+            "shift": bool(random.integers(2)) if of_images else False,
         }
-        accuracy = plain_loop(config, inner, settings, 0)
-        if accuracy > most:
-            best, most = {**settings, "validation": 100 * accuracy}, accuracy
-    return best
+        settings.append(one)
+    return settings
 
 
 def validating(dataset: Data) -> Data:

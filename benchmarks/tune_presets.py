@@ -15,7 +15,6 @@ with a standard error, paired by fifth.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import os
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cpfast.studies.frontier.folds import FOLDS, fold
 from cpfast.train import data, loop
 from cpfast.train.config import Config
 from cpfast.train.data.sets import Data
@@ -40,7 +40,6 @@ GRID: dict[str, tuple[Any, ...]] = {
     "label_smoothing": (0.0, 0.1),
     "optimizer": ("sgd", "adamw"),
 }
-FOLDS = 5
 RUNGS = (1, 2, FOLDS)  # on how many of them the candidates that are left are tried
 
 Candidate = dict[str, Any]  # of the grid; empty for the preset
@@ -122,20 +121,6 @@ def configured(name: str, candidate: Candidate, size: int) -> Config:
     epochs = max(1, round(config.epochs * candidate.get("epochs_factor", 1.0)))
     lr = config.lr * candidate.get("lr_factor", 1.0)
     return config.replace(epochs=epochs, lr=lr, eval_every=epochs)
-
-
-def fold(dataset: Data, number: int) -> Data:
-    """Trained on without a fifth of the training samples, which are tested on."""
-    order = torch.from_numpy(np.random.default_rng(2).permutation(dataset.train_size))
-    is_test = torch.arange(len(order)) % FOLDS == number
-    test, train = order[is_test], order[~is_test]
-    changes = {}
-    for field in dataclasses.fields(dataset):
-        if field.name.startswith("train_"):
-            values = getattr(dataset, field.name)
-            changes[field.name] = values[train]
-            changes["test_" + field.name.removeprefix("train_")] = values[test]
-    return dataclasses.replace(dataset, **changes)
 
 
 def validated(config: Config, part: Data) -> float:

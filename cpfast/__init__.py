@@ -5,7 +5,6 @@ in the loss itself; a detector finds the end of the critical learning period; a 
 spend less from then on.
 """
 
-from importlib import metadata as _metadata
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
@@ -24,10 +23,8 @@ from cpfast.sampling import IndexedDataset, PrunedSampler
 if _TYPE_CHECKING:
     from cpfast.train.trained import TrainedModel, load
 
-try:
-    __version__ = _metadata.version("cpfast")
-except _metadata.PackageNotFoundError:  # a checkout that is built in place, or on the reference
-    __version__ = "0+unknown"
+# Read from here by pyproject.toml, so that a checkout that is not installed knows it too.
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "CriticalPeriodDetector",

@@ -21,7 +21,7 @@ class LayerSums(NamedTuple):
     ref_squared: Tensor
     """Sum of w0^2."""
     magnitude: Tensor
-    """Sum of |w|."""
+    """Sum of ``|w|``."""
     sign_flips: Tensor
     """Number of the elements whose sign is strictly opposite to the reference's."""
 
@@ -33,13 +33,13 @@ class LayerStatistics(NamedTuple):
     """1 - cos(w, w0), in [0, 2]; 0 where both are zero, 1 where one of them is, NaN where one holds
     NaN or Inf."""
     l2_distance: Tensor
-    """|w - w0|."""
+    """``|w - w0|``."""
     norm: Tensor
-    """|w|."""
+    """``|w|``."""
     sign_flips: Tensor
     """Fraction of the elements whose sign is strictly opposite to the reference's."""
     mean_abs: Tensor
-    """Mean of |w| over the elements."""
+    """Mean of ``|w|`` over the elements."""
 
 
 class ScoredLoss(NamedTuple):
@@ -52,7 +52,7 @@ class ScoredLoss(NamedTuple):
     loss: Tensor
     """Cross-entropy, unreduced, times the sample's weight; differentiable in the logits."""
     el2n: Tensor
-    """|softmax(x) - onehot(y)|_2, the EL2N score of arXiv 2107.07075."""
+    """``|softmax(x) - onehot(y)|_2``, the EL2N score of arXiv 2107.07075."""
     margin: Tensor
     """x_y - max over j != y of x_j, whose mean over epochs is the AUM of arXiv 2001.10528."""
     correct: Tensor
@@ -65,7 +65,7 @@ class ScoredRegression(NamedTuple):
     loss: Tensor
     """Mean squared error, unreduced, times the sample's weight; differentiable in the input."""
     el2n: Tensor
-    """|x - t|_2 over the sample's elements."""
+    """``|x - t|_2`` over the sample's elements."""
 
 
 class Selection(NamedTuple):

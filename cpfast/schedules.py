@@ -52,17 +52,36 @@ def constant(warmup: float = 0.0) -> Schedule:
 
 
 @typed
-def cosine(warmup: float = 0.0, floor: float = 0.0) -> Schedule:
-    """Half a cosine from 1 to ``floor`` (arXiv 1608.03983, equation 5, without restarts)."""
+def cosine(warmup: float = 0.0, floor: float = 0.0, power: float = 1.0) -> Schedule:
+    """Half a cosine from 1 to ``floor`` (arXiv 1608.03983, equation 5, without restarts).
+
+    Args:
+        power: above 0, of the fraction after the warm-up: above 1 it falls later, and faster then.
+    """
     check_fraction("floor", floor)
-    return _warmed_up(warmup, lambda f: floor + (1 - floor) * (1 + math.cos(math.pi * f)) / 2)
+    power = _positive("power", power)
+    return _warmed_up(
+        warmup, lambda f: floor + (1 - floor) * (1 + math.cos(math.pi * f**power)) / 2
+    )
 
 
 @typed
-def linear(warmup: float = 0.0, floor: float = 0.0) -> Schedule:
-    """A straight line from 1 to ``floor``."""
+def linear(warmup: float = 0.0, floor: float = 0.0, power: float = 1.0) -> Schedule:
+    """A straight line from 1 to ``floor``.
+
+    Args:
+        power: as of :func:`cosine`.
+    """
     check_fraction("floor", floor)
-    return _warmed_up(warmup, lambda f: 1 - (1 - floor) * f)
+    power = _positive("power", power)
+    return _warmed_up(warmup, lambda f: 1 - (1 - floor) * f**power)
+
+
+def _positive(name: str, value: float) -> float:
+    value = real(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    return value
 
 
 @typed

@@ -92,6 +92,12 @@ struct Layout {
   }
 };
 
+// Must each class's own share of the target be looked at?
+CPFAST_HOST_DEVICE inline bool has_shares(bool has_distributions, bool has_class_weight,
+                                          double smoothing) {
+  return has_distributions || (has_class_weight && smoothing > 0);
+}
+
 // What the kernels of both devices read and write.
 template <typename T>
 struct Rows {
@@ -116,9 +122,8 @@ struct Rows {
   CPFAST_HOST_DEVICE bool ignores(int64_t row) const {
     return target && target[row] == ignore_index;
   }
-  // Must each class's own share of the target be looked at?
   CPFAST_HOST_DEVICE bool is_soft() const {
-    return distributions || (class_weight && smoothing > 0);
+    return has_shares(distributions, class_weight, smoothing);
   }
   // Of the row's class, which must be one.
   CPFAST_HOST_DEVICE Real<T> weight_of_class(int64_t row) const {
@@ -153,10 +158,9 @@ const R* distributions_of(const Tensor& target) {
   return is_distribution(target) ? target.const_data_ptr<R>() : nullptr;
 }
 
-// Must each class's own share of the target be looked at?
 inline bool is_soft(const Tensor& target, const std::optional<Tensor>& class_weight,
                     double label_smoothing) {
-  return is_distribution(target) || (class_weight && label_smoothing > 0);
+  return has_shares(is_distribution(target), class_weight.has_value(), label_smoothing);
 }
 
 // Kernels of soft rows have no strides of classes.

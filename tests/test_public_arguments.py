@@ -301,8 +301,8 @@ GOOD = {
         {"sums": sums(), "numel": torch.ones(1), "ratio": torch.ones(1).double()},
     ),
     "schedules.constant": (lambda: schedules.constant, {"warmup": 0.1}),
-    "schedules.cosine": (lambda: schedules.cosine, WARM),
-    "schedules.linear": (lambda: schedules.linear, WARM),
+    "schedules.cosine": (lambda: schedules.cosine, {**WARM, "power": 2.0}),
+    "schedules.linear": (lambda: schedules.linear, {**WARM, "power": 2.0}),
     "schedules.step": (lambda: schedules.step, {"milestones": (0.5,), "factor": 0.1}),
     "schedules.one_cycle": (
         lambda: schedules.one_cycle, {"peak": 0.3, "start": 0.1, "floor": 0.0},
@@ -353,6 +353,8 @@ FLAGS = {
 }
 # What is right of its type, whatever else it is.
 RIGHT = {
+    ("schedules.cosine", "power", "a huge number"),
+    ("schedules.linear", "power", "a huge number"),
     ("is_weight", "name", "a text"),
     ("IndexedDataset", "dataset", "a text"),
     ("IndexedDataset", "dataset", "a list"),

@@ -2,6 +2,7 @@ import pathlib
 import re
 
 import pytest
+from support.documents import is_missing
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
@@ -21,4 +22,4 @@ def test_there_are_snippets_and_the_files_it_points_to_exist():
     assert len(SNIPPETS) >= 1
     links = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
     assert links
-    assert [link for link in links if not (README.parent / link).exists()] == []
+    assert [link for link in links if is_missing(README.parent / link)] == []

@@ -28,7 +28,9 @@ def test_multipliers_stay_in_0_and_1(name, fraction):
         (schedules.constant(warmup=0.5), {0: 0, 0.25: 0.5, 0.5: 1, 1: 1}),
         (schedules.cosine(), {0: 1, 0.5: 0.5, 1: 0}),
         (schedules.cosine(warmup=0.2, floor=0.1), {0.1: 0.5, 0.2: 1, 0.6: 0.55, 1: 0.1}),
+        (schedules.cosine(power=2.0), {0: 1, 0.5**0.5: 0.5, 1: 0}),
         (schedules.linear(floor=0.2), {0: 1, 0.5: 0.6, 1: 0.2}),
+        (schedules.linear(warmup=0.5, power=2.0), {0.25: 0.5, 0.5: 1, 0.75: 0.75, 1: 0}),
         (schedules.step(), {0: 1, 0.499: 1, 0.5: 0.1, 0.75: 0.01, 1: 0.01}),
         (schedules.one_cycle(0.4, 0.2), {0: 0.2, 0.2: 0.6, 0.4: 1, 0.7: 0.5, 1: 0}),
     ],
@@ -81,6 +83,8 @@ def test_bad_numbers_are_named():
         schedule.step(1.01)
     for make, message in [
         (lambda: schedules.cosine(warmup=-1), "warmup: .* got -1"),
+        (lambda: schedules.cosine(power=0.0), "power: expected a finite number above 0, got 0"),
+        (lambda: schedules.linear(power=float("inf")), "power: expected a finite number above 0"),
         (lambda: schedules.linear(floor=2), "floor: .* got 2"),
         (lambda: schedules.step((0.5, 100)), "milestones: .* got 100"),
         (lambda: schedules.one_cycle(peak=7), "peak: .* got 7"),

@@ -25,7 +25,8 @@ def add(commands: Any) -> None:
 
 def _run(options: dict[str, Any], arguments: list[str]) -> None:
     rows = [("python", platform.python_version()), ("torch", torch.__version__)]
-    for name in ("cpfast", "numpy", "scikit-learn", "matplotlib", "codecarbon", "pillow", "tqdm"):
+    rows.append(("cpfast", cpfast.__version__))
+    for name in ("numpy", "scikit-learn", "matplotlib", "codecarbon", "pillow", "tqdm"):
         try:
             rows.append((name, metadata.version(name)))
         except metadata.PackageNotFoundError:

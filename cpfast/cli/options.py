@@ -199,6 +199,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="of the training, in which the learning rate rises from 0; default: 0.1 | 0",
     )  # fmt: skip
     training(
+        "--decay-power", type=float, metavar="P",
+        help="of the time after the warm-up, with cosine and linear: above 1 the learning rate "
+        "falls later, and faster then; default: 1",
+    )  # fmt: skip
+    training(
+        "--warp", metavar="PASSES@EPOCHS",
+        help="the schedule passes so many times as slowly in the first EPOCHS: with one pass an "
+        "epoch the same training as PASSES in each of EPOCHS / PASSES epochs, and then one; "
+        "default: as it is",
+    )  # fmt: skip
+    training(
         "--clip", type=float, metavar="NORM",
         help="scale gradients down to this norm, of all together; default: 1 with adamw, else "
         "none | none",
@@ -250,6 +261,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--price-hour", type=float, metavar="PRICE",
         help="of an hour of the machine; with --price-kwh, the cost is the sum of both",
     )  # fmt: skip
+
+
+def percent(text: str) -> float:
+    """
+    >>> percent("30%"), percent("12.5")
+    (30.0, 12.5)
+    """
+    return float(text.strip().removesuffix("%"))
 
 
 def device_of(name: str | None) -> str:

@@ -88,8 +88,10 @@ def training(config: Config, reads: str) -> str:
     momentum = f" with momentum {config.momentum:g}" if config.optimizer == "sgd" else ""
     warmup = f" after a warm-up of {100 * config.warmup:g} %" if config.warmup > 0 else ""
     smoothing = config.label_smoothing
+    power = f" of power {config.decay_power:g}" if config.decay_power != 1 else ""
     parts = [
-        f"{config.optimizer}{momentum}, lr {config.lr:.3g}, {config.schedule}{warmup}",
+        f"{config.optimizer}{momentum}, lr {config.lr:.3g}, {config.schedule}{power}{warmup}",
+        *([f"schedule warped by {config.warp}"] if config.warp else []),
         f"batch {config.batch_size}" + _steps(config),
         f"weight decay {config.weight_decay:g}",
         *([f"gradients clipped at {config.clip:g}"] if config.clip is not None else []),

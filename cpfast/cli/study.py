@@ -16,10 +16,12 @@ from cpfast.studies import Runner, Study, environment, store, studies
 from cpfast.studies.document import entry_line
 from cpfast.studies.show import show
 from cpfast.train import data, models, weights
-from cpfast.train.errors import require
+from cpfast.train.errors import UserError, require
 from cpfast.train.progress import ProgressBar
 from cpfast.train.ranks import Ranks
 from cpfast.train.runfolder import RunFolder
+
+MOST_WORKERS = 256
 
 
 def add(commands: Any) -> None:
@@ -61,6 +63,9 @@ def _run(kind: type[Study], options: dict[str, Any], arguments: list[str]) -> No
 
 
 def _study(kind: type[Study], options: dict[str, Any], arguments: list[str], joined: Ranks) -> None:
+    workers = options.get("workers") or 1
+    if not 1 <= workers <= MOST_WORKERS:
+        raise UserError(f"--workers must be in 1 .. {MOST_WORKERS}, got {options['workers']}")
     study = kind.from_options({**options, "device": device_of(options["device"])})
     config = prepare(study.config, options)
     study = dataclasses.replace(study, config=config)
@@ -87,7 +92,7 @@ def _study(kind: type[Study], options: dict[str, Any], arguments: list[str], joi
     with RunFolder(path).locked():
         runner = Runner(
             study, dataset, path, partial(ProgressBar, shown=joined.is_first),
-            lambda entry: print(entry_line(study, entry), flush=True),
+            lambda entry: print(entry_line(study, entry), flush=True), workers,
         )  # fmt: skip
         print(header(config, dataset, models.count_parameters(model)))
         if begun is not None:

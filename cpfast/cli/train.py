@@ -22,14 +22,16 @@ from cpfast.cli.options import (
     TRAINING,
     Parser,
     add_run_options,
+    counted,
     device_of,
     group,
+    percent,
 )
 from cpfast.cli.report import show_run
 from cpfast.cli.start import Interrupted, header, prepare, together
 from cpfast.pruning import policies
 from cpfast.recipes import RecipeFile, recipes
-from cpfast.train import data, extension, loggers, models, ranks, report, run
+from cpfast.train import data, extension, guard, loggers, models, ranks, report, run
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.config import ENVIRONMENT, Config, differences
 from cpfast.train.errors import UserError
@@ -140,6 +142,22 @@ def add(commands: Any) -> None:
         help="criteria that are measured as well, and change nothing; what they find and cost is "
         "in metrics.jsonl",
     )
+    period(
+        "--guard", type=float, metavar="POINTS",
+        help="train on both ways once it has ended, as the method saves and as if it had not "
+        "ended, until it is shown whether the saving costs more than POINTS of accuracy, as 0.5; "
+        "if it does, it is taken back (docs/training.md). Default: it is kept, whatever it costs",
+    )  # fmt: skip
+    period(
+        "--guard-share", type=float, metavar="SHARE",
+        help="of the training samples, held out to compare them on; default: 0.1",
+    )  # fmt: skip
+    training(
+        "--budget", type=percent, metavar="PERCENT",
+        help="train for this share of what one pass in each of --epochs costs: in fewer epochs, "
+        "with what is known to do well at such a share (docs/training.md); settings that are given "
+        "as well stay. Default: all of it, by --method",
+    )  # fmt: skip
     training(
         "--accumulate", type=int, metavar="N",
         help="add up the gradients of N batches before a step, where a batch of that size does not "
@@ -205,8 +223,12 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
             raise UserError("--resume needs --out RUN, the folder of the run")
         config = _resumed_config(folder, options)
         epochs = config.epochs
+        if options["budget"] is not None:
+            raise UserError("--budget: not with --resume, which has the settings of the run")
         if options["epochs"] is not None:
             config = extension.extended(config, options["epochs"], folder.epochs())
+        if config.epochs > epochs:
+            guard.check_extendable(folder)
     else:
         if folder is not None:
             folder.check_free()
@@ -215,11 +237,21 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
     loggers.check(loggers.named(config.log))
     with joined.first():
         dataset = data.load(config.data, config.limit, joined.is_first, download, **config.reading)
+    held = None
+    if config.guard is not None:
+        held = guard.hold_out(dataset, config.guard_share)
+        dataset = held.data
     if not resume:
         shown = {"energy": config.energy, "plot": config.plot}
         options = {**options, **shown, "device": device}
-        config = Config.from_options(options, dataset.train_size)
-    training = Training(config, dataset.to(torch.device(config.device)))
+        config = Config.from_options(options, dataset.train_size, data.side(dataset))
+        whole = Config.from_options({**options, "budget": None}, dataset.train_size).epochs
+    place = torch.device(config.device)
+    if held is None:
+        training = Training(config, dataset.to(place))
+    else:
+        held = held.to(place)
+        training = Training(config, held.data, fingerprint=held.fingerprint)
     if folder is None:
         name = f"{report.data_name(config.replace(limit=None))}-{config.model}-{config.method}"
         name = name.replace(":", "-")
@@ -232,6 +264,14 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
             print(extension.extend(folder, config))
             settings_file.write(folder.config(), folder.path, dataset.reads)
         print(header(config, dataset, models.count_parameters(training.model)))
+        if not resume and options["budget"] is not None:
+            method = config.method
+            by = "" if method == "full" else f"; {method}: {recipes[method].line}"
+            print(
+                f"budget: {options['budget']:g} % of {counted(whole, 'epoch')}, one pass each{by}"
+            )
+        if held is not None:
+            print(guard.describe(config, held))
         if training.loaded is not None and not resume:
             print(f"begins with {training.loaded}")
         done = folder.epochs()
@@ -242,7 +282,10 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
                 contextlib.closing(_log(training, folder, joined)) as log,
                 ProgressBar(config.epochs, done, shown=joined.is_first, lines=not quiet) as bar,
             ):
-                run.advance(training, folder, progress=bar, log=log)
+                if held is None:
+                    run.advance(training, folder, progress=bar, log=log)
+                else:
+                    guard.advance(training, held, folder, progress=bar, log=log, say=bar.say)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted after epoch {folder.epochs()} of {config.epochs}; continue "
@@ -279,7 +322,7 @@ def _of_file(path: str | None) -> dict[str, Any]:
 
 def _resumed_config(folder: RunFolder, options: dict[str, Any]) -> Config:
     stored = folder.config()
-    kept = {k: v for k, v in options.items() if k not in ("preset", "epochs")}
+    kept = {k: v for k, v in options.items() if k not in ("preset", "budget", "epochs")}
     other = differences(kept, stored)
     if other:
         raise UserError(f"--resume {folder.path}: cannot change {'; '.join(other)}")

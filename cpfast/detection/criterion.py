@@ -24,15 +24,16 @@ class Measured(NamedTuple):
     epoch: int
     """Epochs completed, from 1."""
     values: tuple[float, ...]
+    """What it measured, always as many numbers."""
 
 
 class Paths(NamedTuple):
     """How the layers' weights went through an epoch's steps."""
 
     displacement: Tensor
-    """[L] float64: |w_n - w_0|^2 from the epoch's first weights to its last."""
+    """[L] float64: ``|w_n - w_0|^2`` from the epoch's first weights to its last."""
     steps: Tensor
-    """[L] float64: the sum of |w_(t+1) - w_t|^2."""
+    """[L] float64: the sum of ``|w_(t+1) - w_t|^2``."""
     count: int  # type: ignore[assignment]  # it hides tuple.count
     """n, the number of steps."""
 

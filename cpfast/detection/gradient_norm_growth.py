@@ -19,7 +19,7 @@ __all__ = ["GradientNormGrowth"]
 class GradientNormGrowth(Criterion):
     """The learning rate times the squared gradient norm, in the mean of 10 epochs, stops growing.
 
-    An epoch's value is the mean over its steps of lr |g|^2, over all parameters. An epoch is
+    An epoch's value is the mean over its steps of ``lr |g|^2``, of all parameters. An epoch is
     critical while the mean of the last ``window`` values is more than ``growth`` above that of the
     ``window`` values before the last one, and the first ``warmup`` always are; values of before
     the first epoch are 0. The source measures it in federated training, in which a round stands

@@ -142,7 +142,7 @@ def layer_sums(
     Args:
         params: L tensors of float32, float64, float16 or bfloat16, any shapes and strides.
         refs: L tensors of the same shapes; dtypes may differ.
-        ratio: optional [L] float64 (float32 is converted), near |w| / |w0|, rounded to six
+        ratio: optional [L] float64 (float32 is converted), near ``|w| / |w0|``, rounded to six
             significant bits; 1 where it is not given.
 
     Returns:

@@ -32,8 +32,8 @@ def _check(op: str, sums: Tensor, ratio: Tensor | None = None, **columns: Tensor
 def ratio_of_sums(sums: Tensor) -> Tensor:
     """The ratio with which :func:`layer_sums` gives exact rotations of the layers.
 
-    |w| / |w0| rounded to six significant bits; 1 within 1/32 of 1, and where a layer is zero or not
-    finite.
+    ``|w| / |w0|`` rounded to six significant bits; 1 within 1/32 of 1, and where a layer is zero
+    or not finite.
 
     Args:
         sums: [6, L] float64 of :func:`layer_sums`, with any ratio.
@@ -55,7 +55,7 @@ def rotation_of_sums(sums: Tensor, ratio: Tensor | None = None) -> Tensor:
     :func:`ratio_of_sums`.
 
     With another ratio s the error is that of the sums (under 1e-6) times
-    (|w| - s |w0|)^2 / (2 s |w| |w0|).
+    ``(|w| - s |w0|)^2 / (2 s |w| |w0|)``.
 
     Args:
         sums: [6, L] float64 of :func:`layer_sums`, or sums of those of all parts of the layers.

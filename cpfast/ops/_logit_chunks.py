@@ -229,6 +229,8 @@ def _check_classes(target: Tensor, kept: Tensor, classes: int, ignore_index: int
 
 def _record(table: Tensor, index: Tensor, values: Tensor, kept: Tensor, shape: torch.Size) -> None:
     """Of what is ignored nothing is written; of equal indices the last one's."""
+    if len(index) == 0:
+        return
     if len(shape) == 2:
         tokens = kept.view(shape).sum(1)
         values = (values.view(shape).sum(1, dtype=torch.float64) / tokens).float()

@@ -59,9 +59,9 @@ def scored_binary_cross_entropy(
 
     Returns:
         :class:`ScoredLoss`, each [N] float32 (loss float64 for float64 logits): ``loss`` (reduced
-        to [] where asked; differentiable once in ``input``); ``el2n``, |sigmoid(x) - t|_2 over the
-        labels; ``margin``, the least over them of x where t >= .5, else of -x; ``correct``, 1 where
-        x > 0 just for the labels of t >= .5.
+        to [] where asked; differentiable once in ``input``); ``el2n``, ``|sigmoid(x) - t|_2`` over
+        the labels; ``margin``, the least over them of x where t >= .5, else of -x; ``correct``, 1
+        where x > 0 just for the labels of t >= .5.
 
     Raises:
         RuntimeError: for wrong shapes, dtypes, devices or values; for a target or index out of

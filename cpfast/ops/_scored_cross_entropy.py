@@ -97,14 +97,9 @@ def scored_cross_entropy(
     Sources: EL2N, Paul et al. (arXiv 2107.07075); margin, Pleiss et al. (arXiv 2001.10528); the
     gradient in the forward pass, Liger-Kernel (arXiv 2410.10989); z_loss, PaLM (arXiv 2204.02311).
     """
-    if isinstance(weight, Tensor) and isinstance(input, Tensor) and input.dim() > 1:
-        samples, classes = input.shape[0], input.shape[1 if class_dim == 1 else -1]
-        if weight.dim() == 1 and len(weight) == samples == classes > 1:
-            raise RuntimeError(
-                f"cpfast::scored_cross_entropy: weight: of shape [{classes}] it may be one per "
-                "class, as torch has it, with as many samples as classes; that is class_weight; "
-                f"one per sample is weight[:, None], of shape [{samples}, 1]"
-            )
+    if isinstance(weight, Tensor) and isinstance(input, Tensor) and weight.dim() == 1:
+        class_dim = whole("scored_cross_entropy", "class_dim", class_dim)
+        _refuse_a_weight_of_classes(weight, input, class_dim)
     loss, scores = scored_rows(
         input,
         target,
@@ -189,7 +184,7 @@ def scored_rows(
             f"cpfast::{op}: ignore_index: expected none for distributions, of which no row is "
             f"ignored; got {ignore_index}"
         )
-    dim = input.dim()
+    dim, original = input.dim(), input
     if dim == 2 and class_dim == -1:
         shape = input.shape[:1]
     elif dim == 3 and class_dim == -1:
@@ -234,7 +229,7 @@ def scored_rows(
         gradient = "backward"  # which never comes
     elif gradient != "backward":
         soft = _is_soft(target, class_weight, label_smoothing)
-        gradient = _gradient_in_forward(gradient, input, soft, is_compiling)
+        gradient = _gradient_in_forward(gradient, input, original, soft, is_compiling)
     loss, scores = _ScoredCrossEntropy.apply(
         input,
         (
@@ -259,6 +254,21 @@ def scored_rows(
         if reduction == "none":
             loss = loss.view(shape)
     return loss, scores
+
+
+def _refuse_a_weight_of_classes(weight: Tensor, input: Tensor, class_dim: int) -> None:
+    """Where it might be one: scored_rows refuses a class_dim that there is not."""
+    dims = input.dim()
+    if dims < 2 or not -dims <= class_dim < dims:
+        return
+    classes = input.shape[class_dim]
+    samples = input.shape[1 if class_dim in (0, -dims) else 0]
+    if len(weight) == samples == classes > 1:
+        raise RuntimeError(
+            f"cpfast::scored_cross_entropy: weight: of shape [{classes}] it may be one per class, "
+            "as torch has it, with as many samples as classes; that is class_weight; one per "
+            f"sample is weight[:, None], of shape [{samples}, 1]"
+        )
 
 
 def _as_int64(target: Tensor) -> Tensor:
@@ -291,8 +301,10 @@ def _weight_of_rows(weight: Tensor, input: Tensor, shape: torch.Size) -> Tensor:
     return weight.reshape(input.shape[:-1]).to(_compute_dtype(input)).contiguous()
 
 
-def _gradient_in_forward(gradient: str, input: Tensor, soft: bool, is_compiling: bool) -> str:
-    """Where it can be had: "forward" or "inplace"."""
+def _gradient_in_forward(
+    gradient: str, input: Tensor, original: Tensor, soft: bool, is_compiling: bool
+) -> str:
+    """Where it can be had: "forward" or "inplace". The input may be a view of the original."""
     if input.dtype == torch.float16:
         raise RuntimeError(
             f"cpfast::scored_cross_entropy: gradient: {gradient!r} is refused for float16 logits: "
@@ -302,7 +314,7 @@ def _gradient_in_forward(gradient: str, input: Tensor, soft: bool, is_compiling:
         return "forward"
     if soft and input.stride(-1) != 1:
         return "forward"  # rows that are copied
-    if input.is_leaf:
+    if original.is_leaf:
         raise RuntimeError(
             "cpfast::scored_cross_entropy: gradient: 'inplace' is refused for logits that are a "
             "leaf: their gradient would share their memory; use 'forward'"

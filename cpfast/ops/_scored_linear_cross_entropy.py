@@ -187,7 +187,7 @@ def scored_linear_cross_entropy(
     )
     options = (label_smoothing, z_loss, ignore_index, logit_scale, cap, chunk, most)
     losses, scores = _ScoredLinear.apply(
-        hidden.reshape(-1, hidden.shape[-1]),
+        hidden.reshape(rows, hidden.shape[-1]),
         weight,
         bias,
         target,

@@ -53,8 +53,8 @@ def scored_mse(
 
     Returns:
         :class:`ScoredRegression`, each [N] float32 (loss float64 for a float64 input): ``loss``
-        (reduced to [] where asked; differentiable once in ``input``); ``el2n``, |x - t|_2 over the
-        elements. Both are of squares in the loss's dtype, as torch's.
+        (reduced to [] where asked; differentiable once in ``input``); ``el2n``, ``|x - t|_2`` over
+        the elements. Both are of squares in the loss's dtype, as torch's.
 
     Raises:
         RuntimeError: for wrong shapes, dtypes, devices or values; for an index out of range on the

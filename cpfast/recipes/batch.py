@@ -14,8 +14,9 @@ __all__ = ["Batch"]
 @actions.register("batch", source="arXiv 1711.00489")
 @dataclass(frozen=True)
 class Batch:
-    """Takes several batches as one, at the same learning rate: fewer updates, and in place of a
-    learning rate that is cut by as much.
+    """Takes several batches as one, at the same learning rate, and so makes fewer updates.
+
+    It stands in place of a learning rate that is cut by as much.
 
     On a ramp, the nearest whole number on the way from what was set before.
 

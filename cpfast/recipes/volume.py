@@ -14,8 +14,9 @@ __all__ = ["Volume"]
 @actions.register("volume", source="this project")
 @dataclass(frozen=True)
 class Volume:
-    """Prunes so that the window's epochs see ``budget`` of their samples in all, more of them
-    early or late.
+    """Prunes so that the window's epochs see ``budget`` of their samples in all.
+
+    More of them may be early, or late.
 
     The share that an epoch keeps goes in a straight line from ``first`` to 2 budget - first, whose
     mean over the window is the budget. Policies that keep floor(keep x N) meet it to a sample an

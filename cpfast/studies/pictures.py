@@ -33,8 +33,15 @@ def caption(results: Results) -> str:
 
 def dodged(places: Sequence[float], number: int, count: int) -> list[float]:
     """Moved aside a little, so that the bars of `count` series stand beside each other."""
-    width = 0.012 * (max(places, default=0) - min(places, default=0))
+    width = 0.012 * ((max(places, default=0) - min(places, default=0)) or 1)
     return [place + width * (number - (count - 1) / 2) for place in places]
+
+
+def mark(axes: Any, places: Sequence[float]) -> None:
+    """Ticks where something was measured; around a single such place there is room."""
+    axes.set_xticks(sorted(set(places)))
+    if len(set(places)) == 1:
+        axes.margins(x=1)
 
 
 def series(
@@ -46,9 +53,14 @@ def series(
     colour: str,
     marker: str,
     linestyle: str = "-",
+    hollow: bool = False,
     label: str | None = None,
 ) -> None:
-    """A line through the means, with intervals from three seeds on; without what is missing."""
+    """A line through the means, with intervals from three seeds on; without what is missing.
+
+    Args:
+        hollow: whether its markers have no filling.
+    """
     there = [(x, e) for x, e in zip(places, estimates, strict=True) if e is not None]
     if not there:
         return
@@ -57,7 +69,7 @@ def series(
         [x for x, _ in there], [e.mean for _, e in there],
         yerr=[e.half or 0.0 for _, e in there] if bars else None,
         color=colour, marker=marker, markersize=5, linestyle=linestyle, linewidth=1.4, capsize=3,
-        label=label,
+        markerfacecolor="white" if hollow else colour, label=label,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from cpfast.recipes import Action
 from cpfast.studies import store
 from cpfast.studies.store import RESULTS, Entry
 from cpfast.studies.study import Study
+from cpfast.studies.workers import Job, run_all
 from cpfast.train import run as run_module
 from cpfast.train.config import Config
 from cpfast.train.data import Data
@@ -47,12 +48,13 @@ class Runner:
         data: with its true labels.
         progress: makes the bar of a run from (epochs, epochs done, label).
         finished: called with each entry that is stored now.
+        workers: how many runs at a time, where a study asks for several at once.
 
     Attributes:
         results: what results.json holds.
 
     Raises:
-        UserError: `out` holds another comparison.
+        UserError: `out` holds another comparison, or the data do not go with this one.
     """
 
     def __init__(
@@ -62,10 +64,13 @@ class Runner:
         out: Path,
         progress: MakeProgress | None = None,
         finished: Callable[[Entry], None] | None = None,
+        workers: int = 1,
     ) -> None:
+        self.workers = workers
         self.study = study
         self.out = out
         self.data = data
+        study.check(data)
         self.results = store.open_results(study, data.train_size, out)
         self._progress = progress
         self._finished = finished
@@ -128,6 +133,16 @@ class Runner:
             except Diverged as error:
                 return str(error)
             return None
+
+    def train_all(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
+        """Begin or continue runs that do not wait for each other: each as it ends, and why it
+        diverged, or None."""
+        if self.workers > 1 and len(jobs) > 1:
+            yield from run_all(jobs, self.data, min(self.workers, len(jobs)))
+            return
+        for job in jobs:
+            data = None if job.part is None else job.part(self.data)
+            yield job, self.train(job.config, job.folder, job.label, data=data)
 
 
 def check_branched(folder: RunFolder, *, was_due: bool) -> None:

@@ -131,14 +131,8 @@ def open_results(study: Study, train_size: int, out: Path) -> dict[str, Any]:
 
     Raises:
         UserError: `out` holds another comparison, or something else, or runs whose times, CO2e or
-            costs could not be compared with those to come; a batch is larger than the data.
+            costs could not be compared with those to come.
     """
-    if study.largest_batch() > train_size:
-        # Said now, and not after the first hours.
-        raise UserError(
-            f"a batch of {study.largest_batch()}, the largest of this comparison, is more than the "
-            f"{train_size} samples to train on; use a smaller --batch-size"
-        )
     here = environment.describe(study.config.device)
     head = {
         "kind": study.KIND, "config": study.config.to_dict(), "seeds": list(study.seeds),
@@ -275,8 +269,9 @@ def _fault(entry: Any, kind: type[Study]) -> str | None:
             return f"{key!r} is missing"
         if not isinstance(entry[key], types):
             return f"{key!r} is {entry[key]!r}"
-    if not isinstance(entry.get("chance"), OPTIONAL_NUMBER):  # which version 0.1.0 lacks
-        return f"'chance' is {entry['chance']!r}"
+    for key in ("chance", "flops"):  # which version 0.1.0 lacks
+        if not isinstance(entry.get(key), OPTIONAL_NUMBER):
+            return f"{key!r} is {entry[key]!r}"
     if not all(_numbers(point) and len(point) == 2 for point in entry["curve"]):
         return f"'curve' is {entry['curve']!r}"
     rotation, end = entry["rotation"], entry["period_end"]
@@ -321,10 +316,11 @@ def entry_of(
 ) -> Entry:
     """What a run came to; the study adds what identifies it.
 
-    "test_accuracy" is that of the last epoch, never the best. "seconds" is the training, with
-    scoring and selection, without evaluation, checkpoints and preparation (compiling and capturing
-    the step); of the rotation only where the run acts on it: full measures it so that others can
-    be forked from it, and is not charged.
+    "test_accuracy" is that of the last epoch, never the best. "flops" are those of the samples that
+    are counted; None where they are not known. "seconds" is the training, with scoring and
+    selection, without evaluation, checkpoints and preparation (compiling and capturing the step);
+    of the rotation only where the run acts on it: full measures it so that others can be forked
+    from it, and is not charged.
 
     Args:
         folder: None for a run that never began.
@@ -357,6 +353,7 @@ def entry_of(
         "epochs": len(lines),
         "forward_samples": sum(line["forward_samples"] for line in lines) + measured,
         "backward_samples": sum(line["backward_samples"] for line in lines) + measured,
+        "flops": report.total(_flops(line, charged) for line in lines),
         "seconds": clock,
         "evaluation_seconds": seconds["evaluation"],
         "detection_seconds": seconds["detection"] if charged else 0.0,
@@ -370,6 +367,14 @@ def entry_of(
         "curve": curve,
         "rotation": _rotations(lines) if watched else None,
     }
+
+
+def _flops(line: EpochMetrics, charged: bool) -> float | None:
+    """Of an epoch, with those for the criteria alone where they are charged."""
+    flops, measured = line["flops"], line["measured_flops"]
+    if charged or flops is None:
+        return flops
+    return None if measured is None else flops - measured
 
 
 def _rotations(lines: Sequence[EpochMetrics]) -> list[float]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cpfast.studies.document import Document
     from cpfast.studies.runner import Runner
     from cpfast.studies.store import Entry, Results
+    from cpfast.train.data import Data
 
 SEEDS = 2**32  # what a seed must be below
 
@@ -77,6 +78,18 @@ class Study:
     def needs_scipy(self) -> bool:
         """Whether its document cannot be made without."""
         return len(self.seeds) > 1
+
+    def check(self, data: Data) -> None:
+        """Refuse now, and not after the first hours, what one of the runs would refuse.
+
+        Raises:
+            UserError: these settings and these data do not go together.
+        """
+        if self.largest_batch() > data.train_size:
+            raise UserError(
+                f"a batch of {self.largest_batch()}, the largest of this comparison, is more than "
+                f"the {data.train_size} samples to train on; use a smaller --batch-size"
+            )
 
     def run(self, runner: Runner) -> None:
         """Do what is missing."""

@@ -105,6 +105,11 @@ class ImageBatches:
         height, width, _ = self._data.shape
         return tuple(max(1, round(shape.resolution * side)) for side in (height, width))  # type: ignore[return-value]
 
+    def shapes(self, shape: StepShape = FULL) -> Tensor:
+        """Two images as :meth:`train` has them, on the meta device in float32: none is read."""
+        height, width = self.size(shape) or self._data.shape[:2]
+        return torch.empty(2, self._data.shape[-1], height, width, device="meta")
+
     def plain(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Those of training, not augmented, in float32."""
         images = cpfast.ops.augment_batch(
@@ -135,6 +140,10 @@ class FloatBatches:
     def train(self, index: Tensor, draw: Tensor, shape: StepShape = FULL) -> tuple[Tensor, Tensor]:
         values = self._normalised(self._data.train_values[index])
         return values.to(self._dtype), self._data.train_labels[index]
+
+    def shapes(self, shape: StepShape = FULL) -> Tensor:
+        """As those of :class:`ImageBatches`."""
+        return torch.empty(2, *self._data.shape, device="meta")
 
     def plain(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """As those of training, in float32."""
@@ -174,12 +183,17 @@ class TextBatches:
         if shape.length == 1:
             return values
         whole = values.shape[1] - more
-        length = max(1, round(shape.length * whole))
+        length = _share(shape, whole)
         number = draw * self._data.train_size + index
         random = Draw(self._config.seed, 0, _LENGTH_STREAM).uniform(number)
         begin = (random * (whole - length + 1)).long()
         positions = torch.arange(length + more, device=index.device)
         return values.gather(1, begin[:, None] + positions)
+
+    def shapes(self, shape: StepShape = FULL) -> Tensor:
+        """Tokens of two sequences, as those of :class:`ImageBatches`."""
+        length = _share(shape, self._data.shape[0])
+        return torch.empty(2, length, dtype=torch.int64, device="meta")
 
     def plain(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self.train(index, index)
@@ -191,6 +205,11 @@ class TextBatches:
     def _next_tokens(tokens: Tensor) -> tuple[Tensor, Tensor]:
         tokens = tokens.long()
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+def _share(shape: StepShape, tokens: int) -> int:
+    """How many of a sequence's tokens are read."""
+    return max(1, round(shape.length * tokens))
 
 
 AnyBatches = ImageBatches | FloatBatches | TextBatches

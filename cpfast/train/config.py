@@ -14,7 +14,7 @@ from cpfast.detection import criteria
 from cpfast.pruning import policies
 from cpfast.recipes import Recipe, RecipeFile, actions, recipes
 from cpfast.registry import Entry, options_of
-from cpfast.train import extension, loggers, ranks
+from cpfast.train import autopilot, extension, loggers, ranks
 from cpfast.train.augmentations import AUGMENTATIONS
 from cpfast.train.balance import CLASS_WEIGHTS
 from cpfast.train.data import KINDS, datasets, is_mirrored, is_place, kind_of, parse_size
@@ -22,6 +22,7 @@ from cpfast.train.errors import UserError
 from cpfast.train.models import check, check_name
 from cpfast.train.presets import PRESETS, UNKNOWN
 from cpfast.train.ranges import RANGES, check_choice, check_range, option_of
+from cpfast.train.warp import Warp
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "adagrad")
 STEPS = ("eager", "compile", "graph", "compile+graph")
@@ -45,7 +46,7 @@ SINCE: dict[str, Any] = {
     "augment": "paper", "mixup": 0.0, "cutmix": 0.0, "label": None, "class_weight": "none",
     "weights": None, "ema": None, "accumulate": 1,
     "save_every": 1, "limit_test": None, "extended_from": None, "log": None,
-    "reference": None,
+    "reference": None, "decay_power": 1.0, "warp": None, "guard": None, "guard_share": None,
 }  # fmt: skip
 
 # Where and how a run is executed or shown; these may change when it is resumed.
@@ -90,6 +91,10 @@ class Config:
             world's mean.
         momentum: of sgd, Nesterov's.
         warmup: share of the training over which the learning rate rises to `lr`.
+        decay_power: of that share after the warm-up, by which a cosine or a line falls: above 1
+            later, and faster then.
+        warp: "PASSES@EPOCHS": the schedule passes so many times as slowly in the first epochs
+            (`cpfast.train.warp`); None: as it is.
         clip: the largest norm of all gradients together; None: any.
         label_smoothing: of the training's loss, and so of the scores.
         bn_momentum: of all BatchNorm layers' running statistics; None: the model's own.
@@ -100,6 +105,10 @@ class Config:
         accumulate: batches whose gradients are added before a step.
         save_every: epochs between two checkpoints; the last epoch is always saved.
         limit_test: number of test samples, of images stratified; None for all.
+        guard: points of accuracy that the saving after the period's end may cost; where it is shown
+            to cost more, the run goes back to that end, and on without it (`cpfast.train.guard`).
+            None: nobody looks.
+        guard_share: of the training samples, held out for `guard`; None: a tenth.
         log: where the metrics go beside metrics.jsonl: names of `cpfast.train.loggers` with commas
             between them; None: nowhere.
         extended_from: what --epochs was before, and after which epoch it was raised, as "100@80",
@@ -144,6 +153,8 @@ class Config:
     plot: bool = True
     momentum: float = 0.9
     warmup: float = 0.0
+    decay_power: float = 1.0
+    warp: str | None = None
     clip: float | None = None
     label_smoothing: float = 0.0
     bn_momentum: float | None = None
@@ -160,6 +171,8 @@ class Config:
     accumulate: int = 1
     save_every: int = 1
     limit_test: int | None = None
+    guard: float | None = None
+    guard_share: float | None = None
     log: str | None = None
     extended_from: str | None = None
 
@@ -188,6 +201,12 @@ class Config:
         """What each allows and together is impossible."""
         if self.warmup > 0 and self.schedule == "step":
             raise UserError("--warmup goes with --schedule cosine, linear or constant; got step")
+        if self.decay_power != 1 and self.schedule not in ("cosine", "linear"):
+            raise UserError(
+                f"--decay-power goes with --schedule cosine or linear; got {self.schedule}"
+            )
+        self.warped()
+        self._check_guard()
         if self.criterion == "fixed":
             if self.at is None:
                 raise UserError("--criterion fixed needs --at EPOCH")
@@ -213,6 +232,21 @@ class Config:
                 f"--step {self.step} needs a CUDA device; on the CPU use eager or compile"
             )
 
+    def _check_guard(self) -> None:
+        if self.guard is None:
+            if self.guard_share is not None:
+                raise UserError("--guard-share goes with --guard")
+            return
+        if not self.recipe().uses_detector:
+            raise UserError(
+                f"--guard: --method {self.method} saves nothing because the critical period has "
+                "ended, so there is nothing to guard"
+            )
+        if self.reference is not None:
+            raise UserError(
+                "--guard: not with --reference, whose losses are those of all training samples"
+            )
+
     @property
     def step_size(self) -> int:
         """Samples of a step: those of all batches whose gradients are added."""
@@ -223,6 +257,14 @@ class Config:
         """The names in ``watch``, each once."""
         names = (name.strip() for name in (self.watch or "").split(","))
         return tuple(dict.fromkeys(filter(None, names)))
+
+    def warped(self) -> Warp:
+        """How the schedule's time passes.
+
+        Raises:
+            UserError: the setting is wrong.
+        """
+        return Warp.parse(self.warp, self.epochs)
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -267,14 +309,18 @@ class Config:
             raise UserError(f"--method {self.method}: {error}") from error
 
     @classmethod
-    def from_options(cls, options: dict[str, Any], size: int | None = None) -> Config:
+    def from_options(
+        cls, options: dict[str, Any], size: int | None = None, side: int | None = None
+    ) -> Config:
         """Fill what the command line left open (missing or None) by a preset, "paper" unless
-        `options` has another.
+        `options` has another; of a "budget", in percent, then as `autopilot` spends it.
 
         Args:
             size: number of training samples; None: not known yet.
+            side: of images, the pixels of the shorter side; None as well.
         """
         given = {key: value for key, value in options.items() if value is not None}
+        asked, budget = set(given), given.pop("budget", None)
         preset = given.pop("preset", "paper")
         check_choice("--preset", preset, tuple(PRESETS))
         given.setdefault("data", "digits")
@@ -302,6 +348,8 @@ class Config:
         for name in ("batch_size", "epochs", "limit", "accumulate"):
             check_range(name, given.get(name))
         given = PRESETS[preset](given, own, reads=reads, size=size or UNKNOWN)
+        if budget is not None:
+            given = autopilot.within(given, asked, budget, side)
         given.setdefault("eval_every", max(1, math.ceil(given["epochs"] / 10)))
         given.setdefault("device", "cpu")
         if given["device"] == "cpu":

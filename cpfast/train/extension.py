@@ -55,6 +55,11 @@ def extended(config: Config, epochs: int, done: int) -> Config:
             f"--epochs {epochs}: the run has {config.epochs}{trained}; --resume can give it more, "
             "not fewer"
         )
+    if config.warp is not None:
+        raise UserError(
+            f"--epochs {epochs}: the run's --warp {config.warp} is of a schedule of "
+            f"{config.epochs} epochs, which cannot be made longer"
+        )
     plans = [*_plans(config.extended_from), _Plan(config.epochs, done)]
     return config.replace(epochs=epochs, extended_from=_text(plans))
 

@@ -14,7 +14,6 @@ whose kernels are chosen by their time.
 
 from __future__ import annotations
 
-import copy
 import math
 import weakref
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 import cpfast
 from cpfast.detection.probe import ModelProbe
 from cpfast.moment import Moment
-from cpfast.pruning import BatchFilter, Draw, LazyPlan, Policy, policies
+from cpfast.pruning import BatchFilter, Draw, LazyPlan
 from cpfast.recipes import Action, EpochSettings, Recipe, StepShape
 from cpfast.recipes.freeze import diffusion
 from cpfast.train import (
@@ -37,7 +36,9 @@ from cpfast.train import (
     balance,
     batches,
     chance,
+    checks,
     extension,
+    flops,
     last_layer,
     models,
     optimizers,
@@ -45,12 +46,12 @@ from cpfast.train import (
     references,
     weights,
 )
-from cpfast.train.batches import AUTOCAST, FULL, ImageBatches, TextBatches
+from cpfast.train.batches import AUTOCAST, FULL, AnyBatches, TextBatches
 from cpfast.train.clock import Clock
 from cpfast.train.config import Config
-from cpfast.train.data import KINDS, Data, TextData
+from cpfast.train.data import Data, TextData
 from cpfast.train.energy import EnergyMeter
-from cpfast.train.errors import Diverged, UserError, first_line
+from cpfast.train.errors import Diverged, UserError
 from cpfast.train.metrics import EpochMetrics, Seconds
 from cpfast.train.models.head import WithHead
 from cpfast.train.ranks import Ranks
@@ -60,7 +61,6 @@ from cpfast.train.watch import Watch, statistic_of
 
 EVALUATION_BATCH = 512
 LARGE = 64 * 64  # pixels; of larger images fewer are evaluated at a time, since activations grow
-_UNCHANGED = EpochSettings()
 _FILTER_STREAM = 1  # of the draws within batches; those of the passes have others
 
 
@@ -78,24 +78,36 @@ class Training:
         config: settings; `config.device` must exist.
         data: on that device.
         actions: beyond those of the method's recipe.
+        fingerprint: of the data that these are a part of, if they are; None: of these.
 
     Attributes:
         epoch: number of epochs completed.
+        spends: whether it goes on as if the critical period had not ended, which is detected and
+            reported all the same.
         beyond: what `actions` are, in words.
         meter: of its energy, where one runs.
         loaded: what of --weights it begins with, in words.
     """
 
-    def __init__(self, config: Config, data: Data, actions: Sequence[Action] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        actions: Sequence[Action] = (),
+        *,
+        fingerprint: str | None = None,
+    ) -> None:
         self.ranks = Ranks()
-        check(config, data, self.ranks)
+        checks.check(config, data, self.ranks)
         self.config = config
         self.device = torch.device(config.device)
         if self.device.type == "cuda":
             process.repeat_to_the_bit()
         self.epoch = 0
+        self.spends = False
         self.meter: EnergyMeter | None = None
-        self.fingerprint = data.fingerprint()  # once: it reads all of the data
+        # once: it reads all of the data
+        self.fingerprint = data.fingerprint() if fingerprint is None else fingerprint
         if config.labels == "random":
             data = data.with_random_labels(config.seed)
         self.data = data
@@ -114,6 +126,7 @@ class Training:
         self.model: nn.Module = model.to(self.device)
         some = torch.arange(min(2, data.train_size), device=self.device)
         models.try_out(config.model, self.model, *self.batches.plain(some), data.outputs)
+        self.flops = flops.FlopCounter(self.model, self.batches.shapes)
         self.class_weights = balance.weights(data) if config.class_weight == "balanced" else None
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(self.device)
@@ -155,6 +168,7 @@ class Training:
             scaled=self.scaler.is_enabled(),
         )
         possible = self.recipe.possible()
+        self.warp = config.warped()
         self.passes = max(settings.repeats for settings in possible)
         most = max(settings.batch for settings in possible)
         most *= config.accumulate
@@ -163,7 +177,7 @@ class Training:
             capacity, config.batch_size, self.device, most, self.ranks.rank, self.ranks.size
         )
         self.mixer = cpfast.Mixer(config.seed, capacity // config.batch_size + most, self.device)
-        _try_sizes(self, {settings.shape for settings in possible})
+        checks.check_sizes(self, {settings.shape for settings in possible})
         self.clock = Clock(self.device)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         compiled, self.captured = "compile" in config.step, "graph" in config.step
@@ -298,10 +312,10 @@ class Training:
         rotations = tuple(self.rotations)
         total, schedule = self.config.epochs, self.schedule.schedule
         lrs = tuple(
-            schedule(epoch / extension.total_at(self.config, epoch))
+            schedule(self.warp.fraction(extension.total_at(self.config, epoch), epoch))
             for epoch in range(min(self.epoch + 1, total))
         )
-        end = self.detector.end_epoch
+        end = None if self.spends else self.detector.end_epoch
         return Moment(self.epoch, total, end, rotations, tuple(self.diffusion), lrs)
 
     def freeze(self, layers: int) -> None:
@@ -327,111 +341,6 @@ class Training:
         return torch.autocast(
             self.device.type, dtype=AUTOCAST[precision], enabled=precision != "fp32"
         )
-
-
-def check(config: Config, data: Data, ranks: Ranks) -> None:
-    """Whether these settings, these data and these processes go together, before anything is
-    written.
-
-    Raises:
-        UserError: they do not.
-    """
-    if config.step_size > data.train_size:
-        times = f" with --accumulate {config.accumulate}" if config.accumulate > 1 else ""
-        raise UserError(
-            f"--batch-size {config.batch_size}{times}: there are only {data.train_size} samples to "
-            "train on"
-        )
-    if config.batch_size % ranks.size:
-        raise UserError(
-            f"--batch-size {config.batch_size}: {ranks.size} processes cannot share it evenly"
-        )
-    if ranks.size > 1 and "graph" in config.step:
-        raise UserError(
-            f"--step {config.step}: not for {ranks.size} processes; use eager or compile"
-        )
-    if config.flip and data.reads != "images":
-        raise UserError(f"--flip mirrors images, and {config.data} has none")
-    if config.class_weight != "none" and isinstance(data, TextData):
-        raise UserError(
-            f"--class-weight {config.class_weight}: {config.data} is text, which has no classes"
-        )
-    models.check(config.model, data.reads, config.data)
-    _check_recipe(config, data)
-    rule = policies.make(config.policy)
-    if rule.needs_labels and isinstance(data, TextData):
-        raise UserError(f"--policy {config.policy} looks at classes, and {config.data} has none")
-    if rule.needs_tokens and not isinstance(data, TextData):
-        raise UserError(
-            f"--policy {config.policy} selects among the tokens of text, and {config.data} has none"
-        )
-    _check_reference(config, rule)
-    for epoch in range(config.epochs):
-        chosen = rule.batch_filter(Moment(epoch, config.epochs), config.keep or rule.keep)
-        own = config.batch_size // ranks.size
-        if chosen is not None and chosen.kept(own) >= own:
-            raise UserError(
-                f"--batch-size {config.batch_size}: too few for --policy {config.policy} to leave "
-                f"any out{f' of the {own} of each process' if ranks.size > 1 else ''}"
-            )
-
-
-def _check_reference(config: Config, rule: Policy) -> None:
-    if config.reference is None:
-        return
-    if not rule.needs_tokens:
-        raise UserError(
-            f"--reference goes with a policy that selects among tokens; got --policy "
-            f"{config.policy}"
-        )
-    if config.label_smoothing > 0:
-        raise UserError(
-            f"--reference: its losses are those of the labels; got --label-smoothing "
-            f"{config.label_smoothing:g}"
-        )
-    if config.labels == "random":
-        raise UserError("--reference: its losses are those of the text; got --labels random")
-
-
-def _check_recipe(config: Config, data: Data) -> None:
-    foreign = {
-        name: ", ".join(other for other, known in KINDS.items() if name in known.settings)
-        for kind in KINDS.values()
-        for name in kind.settings
-        if name not in KINDS[data.reads].settings
-    }
-    for settings in config.recipe().possible():
-        for name, reads in foreign.items():
-            if getattr(settings, name) != getattr(_UNCHANGED, name):
-                raise UserError(
-                    f"--method {config.method} changes the {name}, of {reads} alone, and "
-                    f"{config.data} has none"
-                )
-        size, samples = settings.batch * config.step_size, settings.repeats * data.train_size
-        if settings.batch > 1 and size > samples:
-            raise UserError(
-                f"--method {config.method}: {settings.batch} batches of {config.step_size} in one "
-                f"are more than an epoch's {samples} samples"
-            )
-
-
-def _try_sizes(t: Training, shapes: set[StepShape]) -> None:
-    """Whether the model runs at each of them, without computing anything.
-
-    Raises:
-        UserError: it does not.
-    """
-    if not isinstance(t.batches, ImageBatches):
-        return
-    for size in sorted({size for shape in shapes if (size := t.batches.size(shape))}):
-        model = copy.deepcopy(t.model).to("meta").eval()
-        try:
-            model(torch.empty(2, t.data.shape[-1], *size, device="meta"))
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"--method {t.config.method}: {t.config.model} cannot run at "
-                f"{size[0]}x{size[1]} ({first_line(error)})"
-            ) from error
 
 
 def train_epoch(training: Training, progress: Progress | None = None) -> EpochMetrics:
@@ -487,6 +396,7 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         _check_finite("test loss", test_loss, t.epoch)
     collectives, sent = t.ranks.counted()
     trained, scored = _counted(t, settings, steps, filtered, rescored)
+    computed, measuring = _flops(t, settings, trained, scored)
     parts = t.clock.read()
     return {
         "epoch": t.epoch,
@@ -510,6 +420,9 @@ def train_epoch(training: Training, progress: Progress | None = None) -> EpochMe
         "backward_samples": trained,
         "scored_samples": scored,
         "measured_samples": t.probe.measured_samples,
+        "flops": computed,
+        "measured_flops": measuring,
+        "guard": None,
         "full_samples": _full_samples(t, t.epoch) - _full_samples(t, t.epoch - 1),
         "lr": float(t.optimizer.param_groups[0]["lr"]),
         "communication": {
@@ -545,7 +458,7 @@ def _run_steps(t: Training, settings: EpochSettings, steps: int, progress: Progr
     t.mixer.begin(settings.shape.mixing, alpha, t.epoch, batches)
     filtered, diffused = 0, 0.0
     for step in range(steps):
-        multiplier = t.schedule.step((t.epoch + step / steps) / t.config.epochs, lr)
+        multiplier = t.schedule.step(t.warp.fraction(t.config.epochs, t.epoch, step, steps), lr)
         diffused += diffusion(t.optimizer, t.schedule.base_lrs[0] * multiplier)
         is_filtered = batch_filter is not None and step % batch_filter.every != 0
         filtered += is_filtered
@@ -568,7 +481,7 @@ def _rescore(t: Training, plan: LazyPlan, settings: EpochSettings) -> int:
     if len(hidden) == 0:
         return 0
     t.model.eval()
-    draw = torch.full_like(hidden, t.epoch * t.passes)
+    draw = torch.full_like(hidden, _first_draw(t))
     positions = torch.arange(-(-len(hidden) // size) * size, device=t.device) % len(hidden)
     with t.clock.part("forwards"):
         for batch in positions[t.ranks.rank :: t.ranks.size].split(size // t.ranks.size):
@@ -592,6 +505,24 @@ def _counted(
     return (steps - filtered) * batch + filtered * kept, filtered * batch + rescored
 
 
+def _flops(
+    t: Training, settings: EpochSettings, trained: int, scored: int
+) -> tuple[float | None, float | None]:
+    """Of the epoch, and of what the criteria measured in it, which is part of that; None: not
+    known."""
+    cost = t.flops.of(settings.shape)
+    if cost is None:
+        return None, None
+    measuring = 0.0
+    if measured := t.ranks.size * t.probe.measured_samples:
+        # of samples as they are, and with the gradients that the epoch has
+        whole = t.flops.of(FULL._replace(frozen=settings.frozen))
+        if whole is None:
+            return None, None
+        measuring = measured * whole.step
+    return trained * cost.step + scored * cost.forward + measuring, measuring
+
+
 def _full_samples(t: Training, epochs: int) -> int:
     """What k repeats throughout take in so many epochs: whole batches, the rest carried over."""
     batch = t.config.step_size
@@ -607,12 +538,20 @@ def _plan(t: Training, settings: EpochSettings, moment: Moment) -> tuple[LazyPla
         "period_end": moment.period_end,
     }
     order = t.pruner.plan(t.epoch, **options)
+    if t.warp.passes > 1 and settings.repeats == 1 and not settings.prune:
+        order = t.warp.order(t.data.train_size, t.epoch, t.config.seed, t.device)
     # All passes choose by the same scores, and are of one length.
-    passes = torch.arange(settings.repeats, device=t.device) + t.epoch * t.passes
+    passes = torch.arange(settings.repeats, device=t.device) + _first_draw(t)
     draw = passes.repeat_interleave(len(order) // settings.repeats)
     taken = settings.batch * t.config.accumulate
     steps = t.stream.extend(order, draw, t.pruner.weights(order), taken)
     return t.pruner.prepare(t.epoch, **options), steps
+
+
+def _first_draw(t: Training) -> int:
+    """The number of the epoch's first pass, by which its images are augmented."""
+    at = t.warp.position(t.epoch)
+    return (at.epoch * t.warp.passes + at.number) * t.passes
 
 
 def evaluate(training: Training, progress: Progress | None = None) -> tuple[float, float]:
@@ -621,40 +560,58 @@ def evaluate(training: Training, progress: Progress | None = None) -> tuple[floa
     Of text, of its characters.
     """
     t = training
-    model = t.average.model().eval()
     loss = torch.zeros((), dtype=torch.float64, device=t.device)
     correct = torch.zeros((), dtype=torch.int64, device=t.device)
     count = 0
-    batch = max(1, EVALUATION_BATCH * LARGE // max(LARGE, math.prod(t.data.shape[:2])))
-    with torch.inference_mode():
-        own = torch.arange(t.ranks.rank, t.data.test_size, t.ranks.size, device=t.device)
-        for index in own.split(batch):
-            inputs, targets = t.batches.test(index)
-            with t.autocast():
-                total, hits = _scored(t, model, inputs, targets)
-            loss += total
-            correct += hits
-            count += targets.numel()
-            if progress is not None:
-                progress.step(0.0)  # where Ctrl-C is noticed
+    own = torch.arange(t.ranks.rank, t.data.test_size, t.ranks.size, device=t.device)
+    for total, hits in _evaluated(t, t.batches, own, progress):
+        loss += total
+        correct += hits.sum()
+        count += hits.numel()
     of_all = torch.stack([loss, correct.double(), loss.new_tensor(count)])
     total, hits, samples = t.ranks.sum(of_all).tolist()
     return total / samples, hits / samples
 
 
+def correct(
+    training: Training, samples: AnyBatches, count: int, progress: Progress | None = None
+) -> Tensor:
+    """Which of the first `count` test samples of `samples` are classified correctly, 1 or 0; of
+    text, the share of a sequence's characters: float64 [count], on the CPU."""
+    index = torch.arange(count, device=training.device)
+    parts = [hits for _, hits in _evaluated(training, samples, index, progress)]
+    return torch.cat(parts).double().reshape(count, -1).mean(1).cpu()
+
+
+def _evaluated(
+    t: Training, samples: AnyBatches, index: Tensor, progress: Progress | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of the test samples at `index`, a batch at a time: summed cross-entropy, and of each output
+    whether it is right."""
+    model = t.average.model().eval()
+    batch = max(1, EVALUATION_BATCH * LARGE // max(LARGE, math.prod(t.data.shape[:2])))
+    for some in index.split(batch):
+        with torch.inference_mode():
+            inputs, targets = samples.test(some)
+            with t.autocast():
+                scored = _scored(t, model, inputs, targets)
+        yield scored
+        if progress is not None:
+            progress.step(0.0)  # where Ctrl-C is noticed
+
+
 def _scored(
     t: Training, model: nn.Module, inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy, and how many outputs are right, of a batch."""
     if t.hidden is None:
-        logits, targets = model(inputs).float().flatten(0, -2), targets.flatten()
-        hits = (logits.argmax(1) == targets).sum()
-        return F.cross_entropy(logits, targets, reduction="sum"), hits
+        logits = model(inputs).float()
+        loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum")
+        return loss, logits.argmax(-1) == targets
     assert isinstance(model, WithHead)
     scored = cpfast.ops.scored_linear_cross_entropy(
         model.hidden(inputs), model.head.weight, targets, bias=model.head.bias
     )
-    return scored.loss.sum(), scored.correct.sum().long()
+    return scored.loss.sum(), scored.correct > 0
 
 
 def _compiled(function: Any) -> Any:

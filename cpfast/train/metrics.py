@@ -6,7 +6,7 @@ from typing import Any, TypedDict, cast
 
 from cpfast.forms import Finite, Maybe, Open, Table, check
 
-__all__ = ["CriterionMetrics", "EpochMetrics", "Seconds", "read"]
+__all__ = ["CriterionMetrics", "EpochMetrics", "GuardMetrics", "Seconds", "read"]
 
 
 class Seconds(TypedDict):
@@ -56,6 +56,42 @@ class Communication(TypedDict):
     """Of which most are gradients."""
     sync_bytes: int
     """Of the scores' one collective."""
+
+
+class Validation(TypedDict):
+    """Of evaluating two networks on held-out samples."""
+
+    samples: int
+    """Each evaluated twice."""
+    flops: float | None
+    """None as in the line."""
+    seconds: float
+
+
+class GuardMetrics(TypedDict):
+    """What --guard found and cost in an epoch that was trained twice, as it saves and as it spends:
+    the line is that of one of them, and what the other cost stands here."""
+
+    kept: str
+    """"saving" or "spending": which of them the line is of."""
+    verdict: str | None
+    """"saving" or "spending": which of them goes on from here, "undecided" after the last epoch;
+    None: both go on."""
+    reason: str | None
+    """Of a verdict without a comparison, since one of them diverged: what it says."""
+    cost: float | None
+    """Share of the held-out samples that spending has right, less that of saving."""
+    lower: float | None
+    """What the population's share is shown to be above."""
+    upper: float | None
+    """What it is shown to be below."""
+    validation: Validation
+    forward_samples: int
+    """Of the other one, as all that follows."""
+    backward_samples: int
+    measured_samples: int
+    flops: float | None
+    seconds: Seconds
 
 
 ALONE: Communication = {"ranks": 1, "collectives": 0, "bytes": 0, "sync_bytes": 0}
@@ -108,6 +144,13 @@ class EpochMetrics(TypedDict):
     measured_samples: int
     """Those that went forward and backward for the criteria alone, beside the others; in each
     process the same."""
+    flops: float | None
+    """Of all these samples, in all processes together: what `cpfast.train.flops` counts; None where
+    the network cannot be counted, and in lines of before it was there."""
+    measured_flops: float | None
+    """Of flops, those for the criteria alone."""
+    guard: GuardMetrics | None
+    """None in epochs that are trained once, and in lines of before it was there."""
     full_samples: int
     """What k passes throughout would have trained on in this epoch."""
     lr: float
@@ -120,8 +163,34 @@ class EpochMetrics(TypedDict):
 # What lines of version 0.1.0 lack, and what holds for them.
 _SINCE: dict[str, Any] = {
     "settings": {}, "bias": None, "scored_samples": 0, "measured_samples": 0, "censored": False,
-    "criteria": {}, "communication": ALONE, "chance": None,
+    "criteria": {}, "communication": ALONE, "chance": None, "flops": None, "measured_flops": None,
+    "guard": None,
 }  # fmt: skip
+
+_SECONDS = Open(
+    {
+        part: Maybe(Finite) if part == "scoring" else Finite
+        for part in Seconds.__annotations__
+        if part != "forwards"
+    },
+    {"forwards": Maybe(Finite)},
+)
+_GUARD = Open(
+    {
+        "kept": str,
+        "verdict": Maybe(str),
+        "reason": Maybe(str),
+        "cost": Maybe(Finite),
+        "lower": Maybe(Finite),
+        "upper": Maybe(Finite),
+        "validation": {"samples": int, "flops": Maybe(Finite), "seconds": Finite},
+        "forward_samples": int,
+        "backward_samples": int,
+        "measured_samples": int,
+        "flops": Maybe(Finite),
+        "seconds": _SECONDS,
+    }
+)
 
 # What tables and pictures are made of: only that is looked at in a file.
 _FORM = Open(
@@ -136,21 +205,17 @@ _FORM = Open(
         "forward_samples": int,
         "backward_samples": int,
         "full_samples": int,
-        "seconds": Open(
-            {
-                part: Maybe(Finite) if part == "scoring" else Finite
-                for part in Seconds.__annotations__
-                if part != "forwards"
-            },
-            {"forwards": Maybe(Finite)},
-        ),
+        "seconds": _SECONDS,
     },
     {
+        "guard": Maybe(_GUARD),
         "train_loss": Maybe(Finite),
         "chance": Maybe(Finite),
         "test_loss": Maybe(Finite),
         "censored": bool,
         "measured_samples": int,
+        "flops": Maybe(Finite),
+        "measured_flops": Maybe(Finite),
         "communication": {"ranks": int, "collectives": int, "bytes": int, "sync_bytes": int},
         "criteria": Table(
             {

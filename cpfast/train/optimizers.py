@@ -75,7 +75,9 @@ def _own(config: Config) -> dict[str, Any]:
 def schedule(config: Config) -> Schedule:
     """Of the learning rate, by the fraction of training done."""
     factory = getattr(schedules, config.schedule)
-    return factory(warmup=config.warmup) if config.warmup > 0 else factory()
+    given = {"warmup": config.warmup, "power": config.decay_power}
+    usual = {"warmup": 0.0, "power": 1.0}  # which step does not have
+    return factory(**{name: value for name, value in given.items() if value != usual[name]})
 
 
 def clip_gradients(config: Config, optimizer: torch.optim.Optimizer, scaler: GradScaler) -> None:

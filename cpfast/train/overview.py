@@ -45,6 +45,7 @@ def row(run: Run) -> dict[str, Any]:
         "test_accuracy": summary["test_accuracy"],
         "perplexity": report.perplexity(summary),
         "samples": summary["backward_samples"] + summary["measured_samples"],
+        "flops": summary["flops"],
         "seconds": summary["seconds"]["train"],
         "kwh": None if summary["energy"] is None else summary["energy"]["kwh"],
         "period_end": summary["period_end"],

@@ -60,6 +60,9 @@ class _NoBar:
     def set_postfix_str(self, text: str) -> None:
         pass
 
+    def write(self, text: str) -> None:
+        print(text, flush=True)
+
     def close(self) -> None:
         pass
 
@@ -101,6 +104,7 @@ class ProgressBar:
             "[{elapsed}<{remaining}{postfix}]",
         )
         self._epochs = epochs
+        self._shown = shown
         self._lines = lines and shown and not sys.stderr.isatty()
         self._accuracy: float | None = None
         self._interrupt = Interrupt()
@@ -126,6 +130,12 @@ class ProgressBar:
             shown += [f"lr {metrics['lr']:.3g}", f"{metrics['backward_samples']:,} samples"]
             shown.append(f"{metrics['seconds']['train']:.2g} s")
             print(f"epoch {metrics['epoch']} of {self._epochs}: {', '.join(shown)}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line on stdout, above the bar."""
+        if self._shown:
+            self._bar.write(text)
+            sys.stdout.flush()
 
     def __enter__(self) -> ProgressBar:
         self._interrupt.__enter__()

@@ -32,6 +32,7 @@ _NOT_NEGATIVE = (_Rule(lambda x: math.isfinite(x) and x >= 0, "finite and not ne
 _SHARE = (_Rule(lambda x: 0 <= x <= 1, "in [0, 1]"),)
 _BELOW_ONE = (_Rule(lambda x: 0 <= x < 1, "in [0, 1)"),)
 _WITHIN = (_Rule(lambda x: 0 < x < 1, "in (0, 1)"),)
+_POINTS = (_Rule(lambda x: 0 < x < 100, "in (0, 100), in points of accuracy"),)
 _ABOVE_ZERO = (_Rule(lambda x: 0 < x <= 1, "in (0, 1]"),)
 
 RANGES: dict[str, tuple[_Rule, ...]] = {
@@ -44,11 +45,12 @@ RANGES: dict[str, tuple[_Rule, ...]] = {
     ),
     "threads": _THREADS,
     "seed": _SEED,
-    **dict.fromkeys(("lr", "clip"), _POSITIVE),
+    **dict.fromkeys(("lr", "clip", "decay_power"), _POSITIVE),
     **dict.fromkeys(("mixup", "cutmix", "weight_decay", "price_kwh", "price_hour"), _NOT_NEGATIVE),
     **dict.fromkeys(("momentum", "warmup", "label_smoothing"), _BELOW_ONE),
     **dict.fromkeys(("bn_momentum", "keep"), _ABOVE_ZERO),
-    "ema": _WITHIN,
+    **dict.fromkeys(("ema", "guard_share"), _WITHIN),
+    "guard": _POINTS,
     "anneal": _SHARE,
 }  # fmt: skip
 """By the setting's name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from cpfast.train.config import Config
 from cpfast.train.data import KINDS
 from cpfast.train.energy import source_of_sum
 from cpfast.train.errors import UserError
-from cpfast.train.metrics import CriterionMetrics, EpochMetrics, Seconds
+from cpfast.train.metrics import CriterionMetrics, EpochMetrics, GuardMetrics, Seconds
 from cpfast.train.runfolder import METRICS, RunFolder
 
 PARTS = ("detection", "scoring", "selection")
@@ -25,10 +25,11 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     Returns:
         "config" and "metrics" (the lines), "epochs", "test_accuracy" (of the last epoch that was
         evaluated: in a finished run the last), "test_loss", "chance" (of guessing there, or None),
-        "forward_samples", "backward_samples", "full_samples" and "measured_samples", "criteria"
-        (as in a line, with the sums of their seconds and samples), "communication" (of an epoch in
-        the mean), "seconds" by part (None: not timed), "energy" (of energy.json, or None),
-        "period_end" and "period_end_reason".
+        "forward_samples", "backward_samples", "full_samples" and "measured_samples", "flops" (None:
+        not known of all epochs), "criteria" (as in a line, with the sums of their seconds and
+        samples), "communication" (of an epoch in the mean), "seconds" by part (None: not timed),
+        "energy" (of energy.json, or None), "period_end" and "period_end_reason", and "guard" (None
+        without --guard). What a guard has trained beside the run counts in all sums.
 
     Raises:
         UserError: no run, or none of its epochs is completed, or a line is damaged.
@@ -46,6 +47,10 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
                 f"{folder.path / METRICS}, line {line['epoch']}: damaged ({error})"
             ) from error
     last = lines[-1]
+    guarded = [line["guard"] for line in lines if line["guard"] is not None]
+    charged: list[EpochMetrics | GuardMetrics] = [*lines, *guarded]
+    full = sum(line["full_samples"] for line in lines)
+    seconds, energy = _seconds(lines), folder.energy()
     evaluated = [line for line in lines if line["test_accuracy"] is not None]
     return {
         "config": config,
@@ -55,14 +60,18 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "test_accuracy": evaluated[-1]["test_accuracy"] if evaluated else None,
         "test_loss": evaluated[-1]["test_loss"] if evaluated else None,
         "chance": last["chance"],
-        "forward_samples": sum(line["forward_samples"] for line in lines),
-        "backward_samples": sum(line["backward_samples"] for line in lines),
-        "full_samples": sum(line["full_samples"] for line in lines),
-        "measured_samples": sum(line["measured_samples"] for line in lines),
+        "forward_samples": sum(part["forward_samples"] for part in charged),
+        "backward_samples": sum(part["backward_samples"] for part in charged),
+        "full_samples": full,
+        "measured_samples": sum(part["measured_samples"] for part in charged),
+        "flops": total(
+            part["flops"] for part in (*charged, *(entry["validation"] for entry in guarded))
+        ),
         "criteria": _criteria(lines),
         "communication": _communication(lines, config.passes),
-        "seconds": _seconds(lines),
-        "energy": folder.energy(),
+        "seconds": seconds,
+        "energy": energy,
+        "guard": _guard(config, lines, energy, seconds),
         "period_end": last["period_end"],
         "period_end_reason": last["period_end_reason"],
     }
@@ -90,6 +99,7 @@ def run_table(
     if (of_text := perplexity(summary)) is not None:
         rows.append(("perplexity", f"{of_text:.2f} a character"))
     rows.append(("critical period", _period_text(summary)))
+    rows += _guard_rows(summary)
     measured = summary["measured_samples"]
     used, full = summary["backward_samples"] + measured, summary["full_samples"]
     rows.append(
@@ -101,6 +111,7 @@ def run_table(
             * (measured > 0),
         )
     )
+    rows.append(("computation", flops_text(summary["flops"])))
     rows.append(
         (
             "training time",
@@ -293,11 +304,133 @@ def _criteria(lines: Sequence[EpochMetrics]) -> dict[str, CriterionMetrics]:
 def _seconds(lines: Sequence[EpochMetrics]) -> dict[str, float | None]:
     """Of all epochs, by part; None for a part that one of them did not time."""
     found: dict[str, float | None] = {}
+    guarded = [line["guard"] for line in lines if line["guard"] is not None]
     for part in Seconds.__annotations__:
-        values: list[float | None] = [line["seconds"][part] for line in lines]  # type: ignore[literal-required]
-        known = [value for value in values if value is not None]
-        found[part] = sum(known) if len(known) == len(values) else None
+        of_lines = [one["seconds"][part] for one in (*lines, *guarded)]  # type: ignore[literal-required]
+        if part == "evaluation":
+            of_lines += [one["validation"]["seconds"] for one in guarded]
+        found[part] = total(of_lines)
     return found
+
+
+def _guard(
+    config: Config,
+    lines: Sequence[EpochMetrics],
+    energy: dict[str, Any] | None,
+    seconds: dict[str, float | None],
+) -> dict[str, Any] | None:
+    """What --guard has decided, by what, and what it cost.
+
+    Returns:
+        "points", "switch" (epochs completed when both were begun; None: they were not, and nothing
+        else is said), "kept", "verdict", "reason", "epoch" (of the last comparison), "cost",
+        "lower", "upper" (shares), "validation_samples"; of what was trained beside the run:
+        "forward_samples", "samples" (trained on, and measured by criteria), "flops", "seconds",
+        "kwh" (by the time; the two with the evaluations of what is held out); "saved_samples" (of
+        full_samples, by the run's own epochs) and "net_saved_samples" (less "samples").
+    """
+    if config.guard is None:
+        return None
+    guarded = [(line["epoch"], line["guard"]) for line in lines if line["guard"] is not None]
+    if not guarded:
+        return {"points": config.guard, "switch": None}
+    (first, _), (epoch, last) = guarded[0], guarded[-1]
+    entries = [entry for _, entry in guarded]
+    told = ("kept", "verdict", "reason", "cost", "lower", "upper")
+    used = sum(entry["backward_samples"] + entry["measured_samples"] for entry in entries)
+    own = sum(line["backward_samples"] + line["measured_samples"] for line in lines)
+    saved = sum(line["full_samples"] for line in lines) - own
+    took = math.fsum(
+        entry["seconds"]["train"] + entry["seconds"]["evaluation"] + entry["validation"]["seconds"]
+        for entry in entries
+    )
+    kwh, whole = None if energy is None else energy["kwh"], 0.0
+    for part in ("train", "evaluation"):
+        whole += seconds[part] or 0.0
+    return {
+        "points": config.guard,
+        "switch": first - 1,
+        "epoch": epoch,
+        **{name: last[name] for name in told},  # type: ignore[literal-required]
+        "validation_samples": last["validation"]["samples"],
+        "forward_samples": sum(entry["forward_samples"] for entry in entries),
+        "samples": used,
+        "flops": total(
+            [*(x["flops"] for x in entries), *(x["validation"]["flops"] for x in entries)]
+        ),
+        "seconds": took,
+        "kwh": kwh if kwh is None or whole == 0 else kwh * took / whole,
+        "saved_samples": saved,
+        "net_saved_samples": saved - used,
+    }
+
+
+def guard_text(
+    points: float, found: GuardMetrics | dict[str, Any], samples: int, epoch: int, switch: int
+) -> str:
+    """What a comparison of --guard shows, and what follows from it.
+
+    Args:
+        found: of it, or a summary's "guard".
+        samples: held out.
+        epoch: after which.
+        switch: epochs completed at the period's end.
+    """
+    back = f"back to epoch {switch}, and on as if the critical period had not ended"
+    values: Any = [found[name] for name in ("cost", "lower", "upper")]
+    if None in values:
+        if found["verdict"] == "spending":
+            return f"the run that saves is dropped ({found['reason']}): {back}"
+        return f"the run that spends is dropped ({found['reason']})"
+    cost, lower, upper = (100 * value for value in values)
+    shown = (
+        f"{cost:.2f} points on {samples:,} held-out samples, shown to be "
+        f"between {lower:.2f} and {upper:.2f}"
+    )
+    if found["verdict"] == "spending":
+        return f"after epoch {epoch} the saving costs more than {points:g} points ({shown}): {back}"
+    if found["verdict"] == "saving":
+        return f"after epoch {epoch} the saving costs less than {points:g} points ({shown}): kept"
+    kept = "; the run that saves is kept" if found["verdict"] == "undecided" else ""
+    return f"undecided after epoch {epoch} (the saving costs {shown}){kept}"
+
+
+def _guard_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    found = summary["guard"]
+    if found is None:
+        return []
+    if found["switch"] is None:
+        so_far = " so far" * (summary["epochs"] < summary["config"].epochs)
+        return [("guard", f"nothing was trained after the critical period{so_far}")]
+    full, wh = summary["full_samples"], ""
+    if found["kwh"] is not None:
+        wh = f", by its time {watt_hours(found):.3g} Wh"
+    saved, net = (100 * found[name] / full for name in ("saved_samples", "net_saved_samples"))
+    cost = (
+        f"{found['samples']:,} samples, {flops_text(found['flops'])}, {_time(found['seconds'])}{wh}"
+        f"; {saved:.1f} % of the samples saved without it, {net:.1f} % net of it"
+    )
+    points, samples, epoch = (found[k] for k in ("points", "validation_samples", "epoch"))
+    text = guard_text(points, found, samples, epoch, found["switch"])
+    return [("guard", text), ("cost of the guard", cost)]
+
+
+def total(values: Iterable[float | None]) -> float | None:
+    """Their sum; None where one of them is not known."""
+    added = 0.0
+    for value in values:
+        if value is None:
+            return None
+        added += value
+    return added
+
+
+def flops_text(flops: float | None) -> str:
+    """Such as "1.2e13 FLOPs"."""
+    if flops is None:
+        return "unknown"
+    digits, _, power = f"{flops:.1e}".partition("e")
+    return f"{digits}e{int(power)} FLOPs" if flops else "0 FLOPs"
 
 
 def _time(seconds: float) -> str:

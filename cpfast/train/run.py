@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from cpfast.train.data import Data
 from cpfast.train.errors import UserError, first_line
 from cpfast.train.loggers import Log
 from cpfast.train.loop import Progress, Training
+from cpfast.train.metrics import EpochMetrics
 from cpfast.train.runfolder import CHECKPOINT, METRICS, Fork, RunFolder
 from cpfast.train.state import check_state
 
@@ -69,7 +71,10 @@ def train(
     Raises:
         Diverged: a loss or a rotation is not finite. The last finite epoch stays stored.
         UserError: the checkpoint does not fit, or is missing though epochs are done.
+        ValueError: `config.guard` is set, which `cpfast.train.guard.train` takes care of.
     """
+    if config.guard is not None:
+        raise ValueError(f"config.guard: {config.guard:g}; train by cpfast.train.guard.train")
     training = Training(config, data.to(torch.device(config.device)), actions)
     return advance(
         training, folder, progress=progress, forks=forks, until=until, epochs=epochs, begin=begin
@@ -91,6 +96,44 @@ def advance(
 
     Args:
         log: gets each epoch as well; closed by the caller.
+    """
+    config = training.config
+    lines = opened(training, folder, begin=begin, log=log)
+    last = config.epochs if epochs is None else min(epochs, config.epochs)
+    save_every = config.save_every if forks is None and until is None else 1
+
+    def stored() -> bool:
+        """What follows an epoch once it is stored; whether to go on."""
+        for fork in forks(training) if forks is not None else ():
+            if training.meter is not None:
+                folder.save_energy(training.meter.read())
+            folder.fork(*fork)
+        return until is None or not until(training)
+
+    # A stop may have come between storing an epoch and what follows it.
+    if (training.epoch > 0 and not stored()) or training.epoch >= last:
+        if training.epoch == config.epochs and not (folder.path / saved.DESCRIPTION).exists():
+            saved.store(training, folder, lines)  # of a run of an earlier version
+        return training
+    with metered(training, folder) as meter:
+        train_epochs(
+            training, folder, lines, last, save_every=save_every, progress=progress, log=log,
+            meter=meter, stored=stored,
+        )  # fmt: skip
+    return training
+
+
+def opened(
+    training: Training,
+    folder: RunFolder,
+    *,
+    begin: Callable[[Training], None] | None = None,
+    log: Log | None = None,
+) -> list[str]:
+    """Take up the training where the folder's checkpoint stands: the lines of metrics so far.
+
+    Raises:
+        UserError: as `train`.
     """
     config = training.config
     checkpoint = folder.checkpoint()
@@ -120,49 +163,66 @@ def advance(
         )
     if log is not None:
         log.begin([metrics.read(json.loads(line)) for line in lines])
-    last = config.epochs if epochs is None else min(epochs, config.epochs)
-    save_every = config.save_every if forks is None and until is None else 1
+    return lines
 
-    def stored() -> bool:
-        """What follows an epoch once it is stored; whether to go on."""
-        for fork in forks(training) if forks is not None else ():
-            if training.meter is not None:
-                folder.save_energy(training.meter.read())
-            folder.fork(*fork)
-        return until is None or not until(training)
 
-    # A stop may have come between storing an epoch and what follows it.
-    go_on = training.epoch == 0 or stored()
-    if not go_on or training.epoch >= last:
-        if training.epoch == config.epochs and not (folder.path / saved.DESCRIPTION).exists():
-            saved.store(training, folder, lines)  # of a run of an earlier version
-        return training
-    training.meter = meter = energy.start(config, folder)
+@contextmanager
+def metered(training: Training, folder: RunFolder) -> Iterator[energy.EnergyMeter]:
+    """Around epochs: the energy that they use is stored."""
+    training.meter = meter = energy.start(training.config, folder)
     try:
-        energy_read = time.monotonic()
-        while go_on and training.epoch < last:
-            line = loop.train_epoch(training, progress)
-            folder.append_metrics(line, lines)
-            is_last, energy_used = training.epoch == last, None
-            # Before the last checkpoint, after which a run that was stopped is not begun again.
-            if is_last or time.monotonic() - energy_read > ENERGY_EVERY:
-                energy_used = meter.read()
-                folder.save_energy(energy_used)
-                energy_read = time.monotonic()
-            if log is not None:
-                log.epoch(line, None if energy_used is None else energy_used["kwh"])
-            # Before the checkpoint, as the energy.
-            saved.store(training, folder, lines)
-            if is_last or training.epoch % save_every == 0:
-                folder.save_checkpoint({**state_dict(training), "metrics": lines})
-            if progress is not None:
-                progress.epoch(line)
-            go_on = stored()
+        yield meter
     finally:
         total = meter.stop()
         if folder.is_run():  # it may have been removed meanwhile
             folder.save_energy(total)
-    return training
+
+
+def train_epochs(
+    training: Training,
+    folder: RunFolder,
+    lines: list[str],
+    last: int,
+    *,
+    save_every: int = 1,
+    progress: Progress | None = None,
+    log: Log | None = None,
+    meter: energy.EnergyMeter | None = None,
+    complete: Callable[[EpochMetrics], EpochMetrics] | None = None,
+    stored: Callable[[], bool] | None = None,
+) -> None:
+    """Epoch after epoch, each stored as it ends.
+
+    Args:
+        lines: of metrics so far; grows.
+        last: epochs completed at which to stop.
+        save_every: epochs between two checkpoints; after the last there is one.
+        meter: read now and then; None: no energy is stored.
+        complete: may add to an epoch's metrics before they are stored.
+        stored: called once an epoch is stored; whether to go on.
+    """
+    energy_read, go_on = time.monotonic(), True
+    while go_on and training.epoch < last:
+        line = loop.train_epoch(training, progress)
+        if complete is not None:
+            line = complete(line)
+        folder.append_metrics(line, lines)
+        is_last, energy_used = training.epoch == last, None
+        # Before the last checkpoint, after which a run that was stopped is not begun again.
+        if meter is not None and (is_last or time.monotonic() - energy_read > ENERGY_EVERY):
+            energy_used = meter.read()
+            folder.save_energy(energy_used)
+            energy_read = time.monotonic()
+        if log is not None:
+            log.epoch(line, None if energy_used is None else energy_used["kwh"])
+        # Before the checkpoint, as the energy.
+        saved.store(training, folder, lines)
+        if is_last or training.epoch % save_every == 0:
+            folder.save_checkpoint({**state_dict(training), "metrics": lines})
+        if progress is not None:
+            progress.epoch(line)
+        if stored is not None:
+            go_on = stored()
 
 
 def state_dict(training: Training) -> dict[str, Any]:
@@ -199,7 +259,10 @@ def load_state_dict(training: Training, state: dict[str, Any]) -> None:
                 f"of other data: the run began with {shown(state['data'])}, and {t.config.data} "
                 f"is now {t.fingerprint}"
             )
-        check_state(t, state_dict(t), state)
+        own = state_dict(t)
+        if isinstance(state.get("pruner"), dict):
+            state = {**state, "pruner": _with_own_reference(own["pruner"], state["pruner"])}
+        check_state(t, own, state)
         if state["actions"] not in (None, t.beyond):
             raise _Unfit(f"of a run with the actions {shown(state['actions'])} beyond its recipe")
         # Without what torch notes beside the weights.
@@ -235,6 +298,14 @@ def _under_rules_of(pruner: cpfast.DataPruner, state: dict[str, Any]) -> dict[st
         for key in ("columns", "columns_then")
     }
     return {**state, **rules, **columns}
+
+
+def _with_own_reference(own: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """What was recorded by another policy, for one that goes by a reference of its own, or none."""
+    if all(state.get(name) == own[name] for name in ("policy", "options")):
+        return state
+    others = {name: value for name, value in state.items() if name != "reference"}
+    return {**others, **({"reference": own["reference"]} if "reference" in own else {})}
 
 
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> list[str]:

@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -100,6 +101,23 @@ def store(training: Training, folder: RunFolder, lines: list[str]) -> None:
     )
     if is_last and best is None:
         (path / BEST).unlink(missing_ok=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Have the folder of one run hold the model that another's holds; none, if that has none."""
+    files = [path for name in (LAST, BEST) if (path := source / name).exists()]
+    for path in files:
+        write_atomically(target / path.name, partial(_write, content=path.read_bytes()))
+    for name in {LAST, BEST} - {path.name for path in files}:
+        (target / name).unlink(missing_ok=True)
+    if (source / DESCRIPTION).exists():
+        write_json(target / DESCRIPTION, read_json(source / DESCRIPTION))
+    else:
+        (target / DESCRIPTION).unlink(missing_ok=True)
+
+
+def _write(stream: IO[bytes], content: bytes) -> None:
+    stream.write(content)
 
 
 def _kept(path: Path) -> list[dict[str, Any]]:

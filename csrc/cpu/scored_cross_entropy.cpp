@@ -178,6 +178,7 @@ Tensor backward_cpu(Tensor grad_loss, Tensor input, Tensor target, Tensor softma
 
 void rescale_cpu(Tensor grad, Tensor factor) {
   check_factor(grad, factor);
+  if (grad.numel() == 0) return;
   const int64_t classes = class_count(grad);
   const Layout at(grad);
   for_floating(grad.scalar_type(), [&]<typename T>(T) {

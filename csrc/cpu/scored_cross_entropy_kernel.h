@@ -375,7 +375,7 @@ inline void forward_tiles(const Rows<T>& f, int64_t begin, int64_t end, Compute<
     }
     const V factor = (g + g_z) * gap / z, smooth = g * R(f.smoothing / f.classes);
     V own = g * R(f.smoothing - f.smoothing / f.classes) - s1 * gap * (g / z);
-    if (f.z_loss > 0) own += g_z * (1 - s1 * gap / z);
+    if (f.z_loss > 0) own += g_z * exp_nonpositive(x_y - maximum<R>(others, x_y)) / z;
     for (int c = 0; c < f.classes; ++c)
       store(logits[c], y == c ? own : load(logits[c]) * factor - smooth);
     transpose_back(f, first, rows, logits);
@@ -472,7 +472,8 @@ inline void add_vectors(int64_t size, double (&sums)[kSums], const Run& run) {
 }
 
 // Writes the gradient of a row: (g total + g_z) p - g t, p being e / z, and at the largest logit
-// 1 - s / z. Leaves nothing of use in the buffers.
+// 1 - s / z where that is more than a half: less has more digits as 1 / z. Leaves nothing of use in
+// the buffers.
 template <typename T>
 inline void soft_gradient(const Rows<T>& f, int64_t row, SoftBuffers<Compute<T>>& b, int64_t best,
                           Compute<T> best_share, Compute<T> total, Compute<T> s, Compute<T> lse,
@@ -487,7 +488,8 @@ inline void soft_gradient(const Rows<T>& f, int64_t row, SoftBuffers<Compute<T>>
     store(b.logits + c, load(b.logits + c) * factor - weight * t);
   }
   for (int64_t c = 0; c < f.classes; ++c) grad[c] = static_cast<T>(b.logits[c]);
-  grad[best] = static_cast<T>(weight * ((total - best_share) - total * (s / z)) + g_z / z);
+  grad[best] = static_cast<T>(z > 2 ? factor - weight * best_share
+                                    : weight * ((total - best_share) - total * (s / z)) + g_z / z);
 }
 
 // Leaves exp(x - max) in place of the logits, 0 at the largest; returns their sum, that of the
@@ -680,7 +682,8 @@ inline void soft_tiles(const Rows<T>& f, int64_t begin, int64_t end, const Upstr
       g_z[r] = of_z_loss(f, static_cast<R>(weight[r]), static_cast<R>(lse[r]));
     }
     const V factor = (weight * total + g_z) / z;
-    const V own = weight * ((total - share_of_best) - total * p_others) + g_z / z;
+    const V own = z > 2 ? factor - weight * share_of_best
+                        : weight * ((total - share_of_best) - total * p_others) + g_z / z;
     for (int c = 0; c < f.classes; ++c) {
       const V t = share(load(asked[c]), splat(f.class_weight ? f.class_weight[c] : R(1)));
       store(logits[c], best == c ? own : load(logits[c]) * factor - weight * t);

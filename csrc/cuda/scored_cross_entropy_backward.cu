@@ -137,6 +137,7 @@ Tensor backward_cuda(Tensor grad_loss, Tensor input, Tensor target, Tensor softm
 
 void rescale_cuda(Tensor grad, Tensor factor) {
   check_factor(grad, factor);
+  if (grad.numel() == 0) return;
   const Launcher launch(grad);
   for_floating(grad.scalar_type(), [&]<typename T>(T) {
     const Rescaled<T> r{

@@ -116,7 +116,7 @@ struct SoftRow {
   }
 
   // (total weight + g_z) p - weight t, p being exp(x - max) / z, and at the largest logit
-  // 1 - s / z.
+  // 1 - s / z where that is more than a half: less has more digits as 1 / z.
   template <int kLanes>
   __device__ void write_gradient(int64_t row, int lane, const Largest<R>& best, double shares,
                                  R best_share, R s, R weight) const {
@@ -125,8 +125,9 @@ struct SoftRow {
     const R total = static_cast<R>(shares + best_share), factor = (weight * total + g_z) / z;
     T* grad = f.grad + f.grad_at(row);
     for (int64_t c = lane; c < f.classes; c += kLanes) {
-      const R value = c == best.at ? weight * ((total - best_share) - total * (s / z)) + g_z / z
-                                   : exp_below(logit(c) - best.value) * factor - weight * share(c);
+      const R value = c == best.at && z <= 2
+          ? weight * ((total - best_share) - total * (s / z)) + g_z / z
+          : exp_below(logit(c) - best.value) * factor - weight * share(c);
       grad[c] = static_cast<T>(value);
     }
   }

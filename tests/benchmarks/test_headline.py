@@ -119,7 +119,7 @@ def test_the_budget_stops_it_cleanly_and_is_for_all_experiments(tmp_path):
         "== resnet20: stopped; run again to go on",
         *(f"== {name}: no time left; run again to go on" for name in
           ("resnet56", "falsify", "oracle", "deficit", "window", "warm-start", "early-phase",
-           "enlightenment")),
+           "enlightenment", "frontier-resnet20", "frontier-resnet56")),
     ]  # fmt: skip
     (line,) = (tmp_path / "calls").read_text().splitlines()
     assert line.startswith("compare --model resnet20 --arms full,")
@@ -150,6 +150,24 @@ def test_the_studies_of_critical_periods_take_its_settings(tmp_path, study):
     device = arguments.index("--device")
     parsed = cli._parser().parse_args([*arguments[:device], "--device", "cpu"])
     assert parsed.study == study and parsed.model == "resnet20" and parsed.batch_size == 256
+
+
+@pytest.mark.parametrize(
+    ("kind", "run", "stored"),
+    [
+        ("frontier", {"arm": "detector:fisher", "budget": 20, "fold": -1},
+         ["seed0/detector-fisher@20/final"]),
+        ("frontier", {"arm": "control", "budget": 20, "fold": 1}, []),
+        ("deficit", {"deficit": "blur"}, []),
+        ("falsify", {"batch_size": 8, "weight_decay": 0.1, "total_epochs": 3, "labels": "true"},
+         ["seed0/batch8-decay0.1-epochs3-true"]),
+    ],
+)  # fmt: skip
+def test_checkpoints_of_what_is_stored_are_not_packed(monkeypatch, kind, run, stored):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import headline as script
+
+    assert list(script.stored_runs({"kind": kind, "runs": [{"seed": 0, **run}]})) == stored
 
 
 def test_an_error_stops_it_with_its_exit_code(tmp_path):

@@ -16,7 +16,7 @@ import torch
 
 from cpfast import cli
 from cpfast.cli import list as list_command
-from cpfast.train import data
+from cpfast.train import data, report
 from cpfast.train.config import Config
 from cpfast.train.runfolder import RunFolder
 
@@ -105,6 +105,8 @@ def test_train_end_to_end(npz, tmp_path):
     assert table["test accuracy"] == f"{accuracy:.2f} % at epoch 7 (the last)"
     assert table["critical period"].startswith("ended after epoch 3 (fixed")
     assert table["samples processed"].startswith(f"{samples:,} of the full recipe's 168 (k = 1)")
+    flops = sum(line["flops"] for line in lines)
+    assert table["computation"] == report.flops_text(flops) and flops > 0
     assert "Wh, evaluation included (CPU " in table["energy"]
     assert "RAM " in table["energy"] and "estimated" in table["energy"]
     assert re.fullmatch(r"estimated \S+ g \(\d+ g a kWh, the mean of BRA\)", table["CO2e"])
@@ -147,6 +149,37 @@ def test_criteria_are_watched_beside_the_one_that_drives(npz, tmp_path, capsys):
     message = fails(capsys, "train", "--resume", "--watch", "all", "--out", str(out))
     assert message.endswith("cannot change --watch all (the run has fisher,accuracy50)")
     assert cli.main(["train", "--resume", "--out", str(out)]) == 0
+
+
+def test_a_guarded_run_says_what_it_compares_and_what_that_cost(npz, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--data", npz, *QUICK, "--no-plot", "--method", "detector", "--criterion", "fixed",
+               "--at", "1", "--epochs", "3", "--guard-share", "0.3", "--out", str(out)]  # fmt: skip
+    message = fails(capsys, "train", *options[:-4], "--guard", "1", "--guard-share", "0.1")
+    assert message.startswith("--guard: it would hold out 2 of 24 training samples of 3 classes")
+    assert cli.main(["train", *options, "--guard", "0.5"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("toy: 17 training and 12 test images ")
+    assert "; 7 more are held out for --guard" in said[0]
+    told = [line for line in said if line.startswith("guard")]
+    assert told[0].startswith("guard: 7 samples are held out of the training, to tell whether ")
+    assert told[1].startswith("guard: the critical period ended after epoch 1; from here ")
+    assert told[2].startswith("guard: undecided after epoch 3 (the saving costs ")
+    assert told[3].split()[1] == "undecided" and told[3].endswith("; the run that saves is kept")
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["guard"]["verdict"] == "undecided" and summary["guard"]["samples"] > 0
+    used = summary["backward_samples"]
+    lines = RunFolder(out).metrics()
+    own = sum(line["backward_samples"] for line in lines)
+    assert used == own + summary["guard"]["samples"]
+    # the data are all of them
+    assert cli.main(["eval", str(out)]) == 0
+    assert "changed since" not in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "--out", str(out), "--epochs", "4"]) == 0
+    again = capsys.readouterr().out
+    assert "extended from 3 to 4" in again and len(RunFolder(out).metrics()) == 4
+    message = fails(capsys, "train", "--resume", "--out", str(out), "--guard", "1")
+    assert message.endswith("cannot change --guard 1.0 (the run has 0.5)")
 
 
 def test_interrupt_says_how_to_go_on(npz, tmp_path, capsys):
@@ -434,6 +467,9 @@ def test_env(capsys):
         (["train", "--price-hour", "inf"], "--price-hour must be finite and not negative, got inf"),
         (["train", "--price-kwh", "-1"], "--price-kwh must be finite and not negative, got -1.0"),
         (["train", "--resume"], "--resume needs --out RUN"),
+        (["train", "--guard", "0"], "--guard must be in (0, 100), in points of accuracy, got 0.0"),
+        (["train", "--guard", "1", "--method", "full"], "--guard: --method full saves nothing "),
+        (["train", "--guard-share", "0.2"], "--guard-share goes with --guard"),
         (["train", "--watch", "fisher,metals"], "--watch must be one of all, accordion, "),
         (["train", "--patience", "0"], "--patience must be at least 1, got 0"),
         (["train", "--data", "python-docs", "--criterion", "early_bird"],

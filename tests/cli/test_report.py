@@ -75,6 +75,7 @@ def test_the_same_as_csv_and_as_json(runs, capsys):
         assert float(r["test_accuracy"]) == d["test_accuracy"]
         assert (r["epochs"], r["planned_epochs"], r["seed"]) == ("2", "2", str(d["config"]["seed"]))
         assert math.isclose(float(r["seconds"]), d["seconds"]["train"])
+        assert float(r["flops"]) == d["flops"] > 0
         assert r["kwh"] == r["perplexity"] == ""
 
 

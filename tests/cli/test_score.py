@@ -82,6 +82,63 @@ def test_score_then_train_by_it(texts, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+def test_compare_by_it(texts, tmp_path, capsys):
+    root, run = texts
+    files = {}
+    for name in ("clean", "other"):
+        files[name] = str(tmp_path / f"{name}.safetensors")
+        data = str(root / f"{name}.txt")
+        assert cli.main(["score", str(run), "--data", data, "--out", files[name]]) == 0
+    out = tmp_path / "compared"
+    quick = [*QUICK[:-1], "--data", str(root / "other.txt")]
+    command = ["compare", *quick, "--repeats", "2", "--seeds", "1", "--out", str(out)]
+    arms = ["--arms", "k1,k1+tokens"]
+    for wrong, message in (
+        (["--arms", "k1"], "--reference goes with arms whose policy selects among tokens: tokens, "
+         "k1+tokens, detector+tokens; got --arms full,k1\n"),
+        ([*arms, "--label-smoothing", "0.1"], "--reference: its losses are those of the labels; "),
+        ([*arms, "--labels", "random"], "--reference: its losses are those of the text; got "),
+    ):  # fmt: skip
+        error = fails(capsys, *command, *wrong, "--reference", files["other"])
+        assert message in error
+    error = fails(capsys, *command, *arms, "--reference", files["clean"])
+    assert f"--reference {files['clean']}: losses of" in error and "other.txt has" in error
+    error = fails(capsys, *command, *arms, "--reference", str(tmp_path / "none"))
+    assert f"--reference {tmp_path / 'none'}: no such file" in error
+    assert not (out / "results.json").exists()  # all of that before anything is run
+
+    assert cli.main([*command, *arms, "--reference", files["other"]]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"; tokens chosen against {files['other']}" in printed
+    assert (
+        "k1+tokens: tokens are chosen by their losses and those of other.safetensors, whose model "
+        "and scores are not counted." in printed
+    )
+    given = {
+        arm: json.loads((out / "seed0" / arm / "config.json").read_text())["reference"]
+        for arm in ("full", "k1", "k1+tokens")
+    }
+    assert given == {"full": None, "k1": None, "k1+tokens": files["other"]}
+    assert cli.main(["train", "--preset", "paper", *quick, *TOKENS, "--reference", files["other"],
+                     "--out", str(tmp_path / "alone")]) == 0  # fmt: skip
+    ends = [
+        json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["test_loss"]
+        for folder in (out / "seed0" / "k1+tokens", tmp_path / "alone")
+    ]
+    assert ends[0] == ends[1]
+
+    for other in ([], ["--reference", files["clean"]]):
+        given = other[-1] if other else None
+        error = fails(capsys, *command, *arms, *other)
+        if other:
+            assert f"--reference {given}: losses of" in error
+        else:
+            assert f"--reference {given} (the run has {files['other']})" in error
+    more = [*command, "--arms", "k1,k1+tokens,tokens", "--reference", files["other"]]
+    assert cli.main(more) == 0
+    assert "3 of 4 runs done" in capsys.readouterr().out
+
+
 def test_scores_as_csv_and_where_they_go(texts, tmp_path, capsys):
     root, run = texts
     assert cli.main(["score", str(run), "--half"]) == 0

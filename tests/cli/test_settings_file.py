@@ -170,6 +170,48 @@ def test_a_run_s_file_trains_the_same_run_to_the_bit(npz, tmp_path, capsys):
     assert "did you mean epochs?" in capsys.readouterr().err
 
 
+def test_a_budget_lets_large_images_grow_and_says_so(npz, tmp_path, capsys):
+    arrays = dict(np.load(npz))
+    for name in ("x_train", "x_test"):
+        arrays[name] = arrays[name].repeat(4, 1).repeat(4, 2)
+    np.savez(tmp_path / "large.npz", **arrays)
+    options = ["--data", str(tmp_path / "large.npz"), "--model", "cnn", "--batch-size", "8"]
+    options += ["--epochs", "12", "--budget", "40", "--no-energy", "--no-plot", "--threads", "1"]
+    assert cli.main(["train", *options, "--out", str(tmp_path / "one")]) == 0
+    said = capsys.readouterr().out
+    assert "; not augmented\n" in said
+    assert "\nbudget: 40 % of 12 epochs, one pass each; growing-resolution: Images of half" in said
+    config = RunFolder(tmp_path / "one").config()
+    assert (config.method, config.epochs, config.augment) == ("growing-resolution", 5, "none")
+    again = ["--config", str(tmp_path / "one" / "config.toml"), "--out", str(tmp_path / "two")]
+    assert cli.main(["train", *again]) == 0
+    assert RunFolder(tmp_path / "two").config() == config
+
+
+def test_a_run_of_a_budget_comes_again_from_its_file(npz, tmp_path, capsys):
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ["--data", npz, "--model", "cnn", "--batch-size", "8", "--threads", "1"]
+    options += ["--epochs", "10", "--budget", "20%", "--no-energy", "--no-plot"]
+    assert cli.main(["train", *options, "--out", str(one)]) == 0
+    said = capsys.readouterr().out
+    assert " parameters; 2 epochs; " in said
+    assert "\nbudget: 20 % of 10 epochs, one pass each\n" in said
+    config = RunFolder(one).config()
+    assert (config.epochs, config.method, config.repeats) == (2, "full", 1)
+    assert cli.main(["train", "--config", str(one / "config.toml"), "--out", str(two)]) == 0
+    assert RunFolder(two).config() == config
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", "--budget", "20", "--out", str(one)]) == 2
+    assert "--budget: not with --resume, which has the settings" in capsys.readouterr().err
+    (tmp_path / "mine.toml").write_text('budget = "20%"\nepochs = 10')
+    given = [*options[:6], "--no-energy", "--no-plot"]
+    own = ["train", "--config", str(tmp_path / "mine.toml"), *given]
+    assert cli.main([*own, "--out", str(tmp_path / "three")]) == 0
+    assert RunFolder(tmp_path / "three").config().epochs == 2
+    assert cli.main(["train", "--budget", "some"]) == 2
+    assert "argument --budget: invalid percent value: 'some'" in capsys.readouterr().err
+
+
 def test_a_run_is_extended_by_its_epochs(npz, tmp_path, capsys):
     out = tmp_path / "run"
     base = ["--threads", "1", "--no-energy", "--no-plot"]

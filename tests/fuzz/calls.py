@@ -1,17 +1,30 @@
 """One random call of each op, compared with its reference."""
 
-import os
-
 import numpy as np
 import torch
 
 from cpfast import ops
 
 from . import references
-from .draws import FLOATS, INTEGERS, Draws, Wrong, check, exact, refused
-
-# On CUDA an index out of range stops the device, and a target makes NaN.
-LOOKS_AT_VALUES = "EMULATED" not in os.environ
+from .draws import (
+    FLOATS,
+    INTEGERS,
+    LOOKS_AT_VALUES,
+    ROUNDING,
+    SMALLEST,
+    SUMS,
+    Draws,
+    Wrong,
+    check,
+    exact,
+    refused,
+)
+from .losses import (
+    scored_binary_cross_entropy,
+    scored_cross_entropy,
+    scored_linear_cross_entropy,
+    scored_mse,
+)
 
 # |w| / |w0|, and sizes of the weights: whatever float32 holds.
 NORM_RATIOS = (1e-6, 1e6)
@@ -19,14 +32,6 @@ SIZES = (1e-42, 1e36)
 NOT_NUMBERS = (np.nan, np.inf, -np.inf)
 # What is promised of rotations.
 ROTATION = {"rtol": 1e-4, "atol": 1e-9}
-
-# float32 sums have up to 128 additions before they go on in float64.
-SUMS = 1e-5
-# exp and log1p of float32 differences of logits, which rounding moves by up to 90 * 2^-24.
-EXPONENTIALS = {torch.float64: 1e-11}
-ROUNDING = {torch.float16: 2**-10, torch.bfloat16: 2**-8}
-# Below, float32 and float16 have fewer digits, or none.
-SMALLEST = {torch.float64: 1e-300, torch.float16: 2**-23}
 
 
 def layer(r: Draws):
@@ -151,250 +156,6 @@ def check_sums(sums, flat, ratios):
             atol[0] = off * (2 * np.sqrt(expected[0]) + off)
             atol[1] = off * np.sqrt(expected[3]) + SUMS * np.abs(terms[1]).sum()
         check(f"sums[:, {i}]", sums[:, i], expected, SUMS, atol + 1e-300)
-
-
-def logits_of(r: Draws, shape, dtype, smoothing):
-    scale = r.one_of([0.0, 1e-3, 1.0, 1.0, 5.0, 30.0, 1000.0])
-    x = r.normal(shape, scale)
-    kind = r.below(12)
-    if kind == 0 and dtype in (torch.float32, torch.bfloat16):
-        x = r.numpy.uniform(-1.6e38, 1.6e38, shape)
-    elif kind == 1:
-        x = np.round(x)  # ties
-    elif kind == 2 and smoothing == 0:
-        x[r.numpy.random(shape) < 0.3] = -np.inf  # masked classes
-    elif kind == 3:
-        x[r.numpy.random(shape) < 0.01] = np.nan
-    return x
-
-
-def scored_cross_entropy(r: Draws):
-    classes = max(1, r.size(r.one_of([64, 300, 5000])))
-    shape = [r.size(20), *([r.size(9)] if r.chance(0.4) else []), classes]
-    rows = shape[:-1]
-    dtype = r.one_of(FLOATS)
-    gradient = r.one_of(["backward", "forward", "inplace"])
-    if dtype == torch.float16 or 0 in shape:
-        gradient = "backward"
-    smoothing = r.one_of([0.0, 0.0, 0.1, 1.0])
-    y = r.numpy.integers(classes, size=rows)
-    x = logits_of(r, shape, dtype, smoothing)
-    x_y = np.take_along_axis(x, y[..., None], -1)
-    np.put_along_axis(x, y[..., None], np.where(np.isinf(x_y), 0.0, x_y), -1)
-    ignore_index = r.one_of([-100, -(2**63), r.below(classes), 2**31 - 1])
-    if ignore_index > -(2**63) and r.chance(0.5):
-        y[r.numpy.random(rows) < 0.4] = ignore_index
-    counts = y != ignore_index
-
-    place = r.written if gradient == "inplace" else r.tensor
-    leaf = place(x, dtype, **({"rows": True} if gradient == "inplace" else {"strided": True}))
-    x = exact(leaf)  # as rounded
-    leaf.requires_grad_(gradient == "inplace" or r.chance(0.8))
-    logits = leaf.view_as(leaf) if gradient == "inplace" else leaf
-    target = r.tensor(y, r.one_of(INTEGERS), strided=True)
-    weight, w = weights_of(r, shape)
-    options = {"label_smoothing": smoothing, "ignore_index": ignore_index, "weight": weight}
-    reduction = r.one_of(["none", "mean", "sum"])
-    score = r.one_of(["loss", "el2n", "margin", "correct"])
-    table = index = None
-    if r.chance(0.5):
-        before = r.normal(1 + r.below(40))
-        table = r.written(before, torch.float32)
-        index = r.tensor(r.numpy.integers(before.size, size=shape[0]), r.one_of(INTEGERS))
-        before = exact(table)
-        options |= {"table": table, "index": index, "score": score}
-
-    found = ops.scored_cross_entropy(
-        logits, target, reduction=reduction, gradient=gradient, **options
-    )
-
-    flat = np.where(counts, y, 0).reshape(-1)
-    each = [
-        references.loss_of(row, label, smoothing)
-        for row, label in zip(x.reshape(-1, classes), flat, strict=True)
-    ]
-    scores = np.array([one[:4] for one in each]).reshape(*rows, 4)
-    scores[~counts] = 0.0
-    rtol = EXPONENTIALS.get(dtype, 2e-5)
-    magnitude = np.nan_to_num(np.abs(x), posinf=0.0, neginf=0.0).max(-1, initial=0.0)
-    # Smoothing subtracts the mean logit, which has the digits of the largest.
-    atol = SMALLEST.get(dtype, 1e-37) + smoothing * rtol * magnitude * 0.1
-    if dtype == torch.float16:
-        atol = 1e-37 + smoothing * rtol * magnitude * 0.1
-    losses = scores[..., 0] * w
-    if reduction == "none":
-        check("loss", found.loss, losses, rtol, atol)
-        factor = 1.0
-    else:
-        with np.errstate(all="ignore"):
-            factor = np.float64(1) / counts.sum() if reduction == "mean" else 1.0
-            bound = (np.abs(losses) * rtol + atol).sum() * factor
-            check("loss", found.loss, losses.sum() * factor, 0.0, np.nan_to_num(bound))
-    for i, name in enumerate(("el2n", "margin", "correct"), 1):
-        check(name, getattr(found, name), scores[..., i], max(rtol, 2e-7), 1e-37)
-    if table is not None:
-        check_table(table, index, before, scores, counts, score, rtol, atol)
-    if leaf.requires_grad:
-        grads = np.array([one[4] for one in each]).reshape(shape)
-        with np.errstate(all="ignore"):
-            factors = w * factor
-        check_gradient(r, found.loss, leaf, grads, counts, factors, smoothing, gradient)
-    r.check_kept()
-    if LOOKS_AT_VALUES and counts.any() and r.chance(0.05):
-        wrong = y.copy()
-        wrong[tuple(np.argwhere(counts)[0])] = r.one_of([classes, -1, 2**31 - 2])
-        if (wrong != ignore_index)[counts].all():
-            refused(
-                lambda: ops.scored_cross_entropy(logits, torch.tensor(wrong), **options),
-                "cpfast::scored_cross_entropy: target[",
-            )
-
-
-def weights_of(r: Draws, shape):
-    """A weight, and what each row is multiplied by."""
-    if r.chance(0.5):
-        return None, np.ones(shape[:-1])
-    samples, classes = shape[0], shape[-1]
-    shapes = [(samples, 1)]
-    if not samples == classes > 1:
-        shapes.append((samples,))
-    if len(shape) == 3:
-        shapes.append(tuple(shape[:-1]))
-    values = r.numpy.random(r.one_of(shapes))
-    if r.chance(0.3):
-        values = np.round(values)  # zeros and ones
-    weight = r.tensor(values, r.one_of(FLOATS), strided=True)
-    w = exact(weight)
-    if len(shape) == 2:
-        return weight, w.reshape(samples)
-    return weight, np.broadcast_to(w if w.ndim == 2 else w[:, None], shape[:-1])
-
-
-def check_table(table, index, before, scores, counts, score, rtol, atol):
-    expected = before.copy()
-    tolerance = np.zeros_like(expected)
-    column = ("loss", "el2n", "margin", "correct").index(score)
-    atol = np.broadcast_to(np.maximum(atol, 1e-37), counts.shape)
-    for i, sample in enumerate(index.tolist()):
-        counted = np.atleast_1d(counts[i])
-        if counted.any():
-            ours = np.atleast_1d(scores[i, ..., column])[counted]
-            expected[sample] = ours.mean()
-            tolerance[sample] = np.nan_to_num(
-                (np.abs(ours) * max(rtol, 2e-7) + np.atleast_1d(atol[i])[counted]).mean()
-            )
-    check("table", table, expected, 1e-7, tolerance)
-
-
-def check_gradient(r, loss, leaf, grads, counts, factor, smoothing, gradient):
-    upstream = torch.as_tensor(
-        r.one_of([np.ones(loss.shape), r.numpy.uniform(-2, 2, loss.shape), np.zeros(loss.shape)])
-    ).to(loss.dtype)
-    (found,) = torch.autograd.grad(loss, leaf, upstream)
-    with np.errstate(all="ignore"):
-        scale = (exact(upstream) * np.where(counts, factor, 0.0))[..., None]
-        expected = np.where(counts[..., None], grads * scale, 0.0)
-    dtype = leaf.dtype
-    rtol = EXPONENTIALS.get(dtype, 2e-5)
-    rounding = ROUNDING.get(dtype, 0.0) * (1 if gradient == "backward" else 2)
-    small = SMALLEST.get(dtype, 1e-37)
-    # Smoothing subtracts smoothing / C from probabilities.
-    atol = small + smoothing * rtol * np.nan_to_num(np.abs(scale)) * 0.1
-    check("gradient", found, expected, rtol + rounding, np.broadcast_to(atol, expected.shape))
-
-
-def elementwise_loss(r: Draws, name):
-    """A call of a loss that is a mean over the elements of a sample."""
-    is_mse = name == "scored_mse"
-    most = r.one_of([20, 300, 200_000 if r.chance(0.05) else 3000])
-    inner = [max(1, r.size(most))] if r.chance(0.7) else [max(1, r.size(9)), max(1, r.size(40))]
-    shape = [r.size(40), *(inner if r.chance(0.9) else [])]
-    dtype = r.one_of(FLOATS)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    gradient = "backward" if dtype == torch.float16 else r.one_of(["backward", "forward"])
-    x = r.normal(shape, r.one_of([0.0, 1e-3, 1.0, 5.0, 30.0]))
-    t = r.numpy.random(shape) if r.chance(0.5) else np.round(r.numpy.random(shape))
-    if r.chance(0.1):
-        x[r.numpy.random(shape) < 0.1] = np.nan
-    if r.chance(0.1) and not is_mse:
-        infinite = r.numpy.random(shape) < 0.2
-        x[infinite], t = np.inf, np.round(t)
-        x = np.where(infinite & (t == 0), -x, x)
-    leaf = r.tensor(x, dtype, strided=True)
-    target = r.tensor(t, r.one_of([dtype, wide]), strided=True)
-    x, t = exact(leaf), exact(target)
-    leaf.requires_grad_(r.chance(0.8))
-    options = {"reduction": r.one_of(["none", "mean", "sum"]), "gradient": gradient}
-    w = np.ones(shape[0])
-    if r.chance(0.5):
-        one = (shape[0], 1) if len(shape) > 1 or r.chance(0.5) else (shape[0],)
-        options["weight"] = r.tensor(r.numpy.random(one), r.one_of(FLOATS), strided=True)
-        w = exact(options["weight"]).reshape(-1)
-    positive = np.ones(shape[1:])
-    if not is_mse and r.chance(0.5):
-        options["pos_weight"] = r.tensor(3 * r.numpy.random(shape[1:]), r.one_of(FLOATS))
-        positive = exact(options["pos_weight"].to(wide))
-    scores = ["loss", "el2n", *([] if is_mse else ["margin", "correct"])]
-    score, table = r.one_of(scores), None
-    if r.chance(0.5):
-        before = r.normal(1 + r.below(40))
-        table = r.written(before, torch.float32)
-        index = r.tensor(r.numpy.integers(before.size, size=shape[0]), r.one_of(INTEGERS))
-        before = exact(table)
-        options |= {"table": table, "index": index, "score": score}
-    found = getattr(ops, name)(leaf, target, **options)
-
-    flat = (shape[0], max(1, int(np.prod(shape[1:]))))
-    each = references.mse_of if is_mse else references.binary_cross_entropy_of
-    columns, grads, sizes, off = each(x.reshape(flat), t.reshape(flat), positive.reshape(-1))
-    rtol, small = EXPONENTIALS.get(dtype, SUMS), SMALLEST.get(wide, 1e-37)
-    losses = columns[:, 0] * w
-    with np.errstate(all="ignore"):
-        factor = np.float64(1) / shape[0] if options["reduction"] == "mean" else 1.0
-        if options["reduction"] == "none":
-            check("loss", found.loss, losses, rtol, small)
-        else:
-            bound = np.nan_to_num(np.abs(losses).sum() * factor * rtol) + small
-            check("loss", found.loss, losses.sum() * factor, 0.0, bound)
-    # Squares of less than 1e-19 have no digits in float32.
-    least = 1e-20 * flat[1] ** 0.5 if is_mse else 1e-37
-    rtol = max(rtol, 2e-7)
-    atol = {name: np.full(len(w), least) for name in scores}
-    atol["el2n"] += np.nan_to_num(off) * rtol
-    for i, column in enumerate(found[1:], 1):
-        check(scores[i], column, columns[:, i], rtol, atol[scores[i]])
-    if table is not None:
-        expected, limits = before.copy(), np.zeros_like(before)
-        for i, sample in enumerate(index.tolist()):
-            expected[sample] = columns[i, scores.index(score)]
-            limits[sample] = np.nan_to_num(abs(expected[sample])) * rtol + atol[score][i]
-        check("table", table, expected, 1e-7, limits)
-    if leaf.requires_grad:
-        upstream = torch.as_tensor(r.numpy.uniform(-2, 2, found.loss.shape)).to(found.loss.dtype)
-        if r.chance(0.3):
-            upstream = torch.ones_like(upstream)
-        (grad,) = torch.autograd.grad(found.loss, leaf, upstream)
-        scale = (exact(upstream) * w * factor / flat[1]).reshape(-1, 1)
-        expected = (grads * scale).reshape(shape)
-        limits = SMALLEST.get(dtype, 1e-37) + np.nan_to_num(np.abs(sizes * scale)) * rtol
-        rounding = 2 * ROUNDING.get(dtype, 0.0)
-        check("gradient", grad, expected, rtol + rounding, limits.reshape(shape))
-    r.check_kept()
-    if LOOKS_AT_VALUES and not is_mse and x.size and r.chance(0.05):
-        wrong = t.copy()
-        wrong.flat[r.below(t.size)] = r.one_of([-0.5, 1.01, np.nan, np.inf])
-        refused(
-            lambda: ops.scored_binary_cross_entropy(leaf, torch.tensor(wrong)),
-            "cpfast::scored_binary_cross_entropy: target[",
-        )
-
-
-def scored_binary_cross_entropy(r: Draws):
-    elementwise_loss(r, "scored_binary_cross_entropy")
-
-
-def scored_mse(r: Draws):
-    elementwise_loss(r, "scored_mse")
 
 
 def select_samples(r: Draws):
@@ -547,6 +308,7 @@ CALLS = {
         layer_sums,
         scored_binary_cross_entropy,
         scored_cross_entropy,
+        scored_linear_cross_entropy,
         scored_mse,
         select_samples,
         shuffled_slice,

@@ -1,6 +1,7 @@
 """Random arguments, in memory that nobody may read past, and how results are compared."""
 
 import math
+import os
 
 import numpy as np
 import torch
@@ -8,7 +9,17 @@ from cuda_emulation.harness import guarded
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 INTEGERS = [torch.int64, torch.int32]
+CLASSES = [*INTEGERS, torch.int16, torch.int8, torch.uint8]
 NUMBERS = [0, 1, -1, 7, 2**32 - 1, 2**63 - 1, -(2**63)]
+
+# On CUDA an index out of range stops the device, and a target makes NaN.
+LOOKS_AT_VALUES = "EMULATED" not in os.environ
+
+# float32 sums have up to 128 additions before they go on in float64.
+SUMS = 1e-5
+ROUNDING = {torch.float16: 2**-10, torch.bfloat16: 2**-8}
+# Below, float32 and float16 have fewer digits, or none.
+SMALLEST = {torch.float64: 1e-300, torch.float16: 2**-23}
 
 
 class Wrong(Exception):

@@ -1,5 +1,7 @@
 """What the ops compute, in numpy's float64 and integers, from what their documentation says."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 M64 = (1 << 64) - 1
@@ -22,6 +24,13 @@ def norm(values):
     return largest * np.sqrt(np.sum((values / largest) ** 2))
 
 
+def norms(rows):
+    """Of each row of [N, L]; the squares of small numbers do not underflow."""
+    largest = np.abs(rows).max(1, initial=0.0)[:, None]
+    scaled = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
+    return largest[:, 0] * np.sqrt((scaled**2).sum(1))
+
+
 def cosine_distance(w, w0):
     """Half the squared distance of the two unit vectors, which nothing cancels in."""
     a, b = norm(w), norm(w0)
@@ -41,26 +50,70 @@ def six_bits(ratio):
 # ---- cross-entropy
 
 
-def loss_of(x, y, smoothing):
-    """Loss, el2n, margin, correct and d loss / d x of one row of float64 logits."""
-    if np.isnan(x).any():
-        return np.nan, np.nan, np.nan, 0.0, np.full_like(x, np.nan)
+class CrossEntropy(NamedTuple):
+    """Of rows of logits [N, C], what is computed, and what its digits are those of."""
+
+    loss: np.ndarray  # [N], without z_loss
+    el2n: np.ndarray
+    margin: np.ndarray
+    correct: np.ndarray
+    lse: np.ndarray  # the log of the sum of the exponentials
+    top: np.ndarray  # the largest logit
+    p: np.ndarray  # [N, C], and 1 - p, which keeps its digits so
+    q: np.ndarray
+    share: np.ndarray  # [N, C], what the target asks of each class, and all classes' together
+    total: np.ndarray
+    grad: np.ndarray  # [N, C], d loss / d x
+    grad_terms: np.ndarray  # [N, C], how large the two are that it is the difference of
+    el2n_terms: np.ndarray  # [N], the norm of those of p - asked
+
+
+def cross_entropy_of(x, asked, y, smoothing, class_weight) -> CrossEntropy:
+    """Of logits and distributions [N, C], classes [N] and weights [C]."""
+    rows, best = np.arange(len(x)), np.argmax(x, 1)
     with np.errstate(all="ignore"):
-        z = x - x[y]
-        others = np.delete(z, y)
-        largest = np.max(others, initial=-np.inf)
-        top = max(largest, 0.0)
-        p = np.exp(z - top)
-        rest = np.sum(np.delete(p, y))
-        total = rest + p[y]
-        nll = np.log1p(rest) if top == 0 else top + np.log(total)
-        p, wrong = p / total, rest / total  # 1 - p_y keeps its digits so
-        el2n = np.sqrt(np.sum(np.delete(p, y) ** 2) + wrong**2)
-        grad = p - smoothing / x.size
-        grad[y] = smoothing * (1 - 1 / x.size) - wrong
-        loss = nll - smoothing * np.sum(z / x.size) if smoothing > 0 else nll
-        margin = -largest if others.size else np.inf
-        return loss, el2n, margin, float(np.argmax(x) == y), grad
+        top = x[rows, best]
+        below = top[:, None] - x
+        others = np.exp(-below)
+        others[rows, best] = 0.0
+        sum_of_others = others.sum(1)
+        rest = np.log1p(sum_of_others)
+        p = others / (1 + sum_of_others)[:, None]
+        p[rows, best] = 1 / (1 + sum_of_others)
+        q = 1 - p
+        q[rows, best] = sum_of_others / (1 + sum_of_others)
+
+        share = class_weight * ((1 - smoothing) * asked + smoothing / x.shape[1])
+        total = share.sum(1)
+        nll = below + rest[:, None]
+        # What nobody asks for costs nothing, though it be infinitely far.
+        loss = np.where(share == 0, 0.0, share * nll).sum(1)
+        # Where the share is almost all, the rest of it has digits of its own.
+        unasked, remaining = 1 - asked, total[:, None] - share
+        share_of_best, share[rows, best] = share[rows, best], 0.0
+        remaining[rows, best] = share.sum(1)
+        share[rows, best] = share_of_best
+        # (p - asked) and (total p - share), of the smaller parts.
+        parts = p, asked, unasked, q
+        is_small = parts[0] + parts[1] < parts[2] + parts[3]
+        residual = np.where(is_small, p - asked, unasked - q)
+        residual_terms = np.where(is_small, p + asked, np.abs(unasked) + q)
+        parts = total[:, None] * p, share, remaining, total[:, None] * q
+        is_small = parts[0] + parts[1] < parts[2] + parts[3]
+        grad = np.where(is_small, parts[0] - parts[1], parts[2] - parts[3])
+        grad_terms = np.where(is_small, parts[0] + parts[1], parts[2] + parts[3])
+
+        masked = x.copy()
+        masked[rows, y] = -np.inf
+        margin = x[rows, y] - masked.max(1)
+        is_nan = ~np.isfinite(top)
+        columns = [loss, norms(residual), margin]
+        return CrossEntropy(
+            *(np.where(is_nan, np.nan, column) for column in columns),
+            np.where(is_nan, 0.0, best == y),
+            np.where(is_nan, np.nan, top + rest), top, p, q, share, total,
+            np.where(is_nan[:, None], np.nan, grad), grad_terms, norms(residual_terms),
+        )  # fmt: skip
 
 
 def binary_cross_entropy_of(x, t, positive):

@@ -298,6 +298,12 @@ def test_no_rows(device):
     assert logits.grad.shape == (0, 10)
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (2, 0, 5), (2, 5, 0)])
+def test_a_gradient_of_nothing_is_rescaled(device, shape):
+    for factor in (torch.ones(()), 2 * torch.ones(())):
+        torch.ops.cpfast.rescale_gradient(torch.empty(shape, device=device), factor.to(device))
+
+
 def test_opcheck(device):
     logits, target, weight = (t.to(device) for t in batch(5, 12))
     table, index = torch.zeros(9, device=device), torch.arange(5, device=device)

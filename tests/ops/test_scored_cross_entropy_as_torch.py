@@ -216,6 +216,23 @@ def test_z_loss(device, dtype, classes, kind, when):
     assert_near(table, each, 4e-6)  # neither weighted, nor with the z_loss
 
 
+@pytest.mark.parametrize("classes", [10, 80])
+@pytest.mark.parametrize("when", ["backward", "forward"])
+def test_z_loss_reaches_a_target_that_is_far_off(device, classes, when):
+    """1 - p of the others would have no digits there."""
+    logits = torch.zeros(5, classes, device=device)
+    logits[:, 1] = 30.0
+    weight = torch.ones(classes, device=device)
+    weight[0] = 0.0  # so that nothing else is asked for
+    x = logits.requires_grad_()
+    loss = ops.scored_cross_entropy(
+        x, torch.zeros(5, dtype=torch.int64, device=device), class_weight=weight, z_loss=0.5,
+        gradient=when,
+    ).loss  # fmt: skip
+    expected = torch.full((5,), 30 * math.exp(-30.0))
+    torch.testing.assert_close(gradient(loss, x)[:, 0].cpu(), expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("classes", [3, 100, 1500])
 def test_scores_of_distributions(device, classes):
     logits, _, shares, _ = images(classes, torch.float64, shape=(17,))
@@ -242,6 +259,32 @@ def test_a_distribution_of_one_class_is_that_class_to_the_last_digits(device, cl
         results[-1] += tuple(each.loss.detach())
     for hard, soft in zip(*results, strict=True):
         torch.testing.assert_close(soft, hard, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("classes", [10, 1500])
+@pytest.mark.parametrize("kind", ["distributions", "weighted"])
+@pytest.mark.parametrize("when", ["backward", "forward"])
+def test_gradients_of_even_rows_keep_their_digits_at_the_largest_logit(device, classes, kind, when):
+    logits, target, _, by_class = images(classes, shape=(23,))
+    logits, options = 0.1 * logits, {"label_smoothing": 0.1}
+    weight = None
+    if kind == "distributions":
+        target = 0.7 * F.one_hot(target, classes) + 0.3 * F.one_hot(target.roll(1), classes)
+    else:
+        weight = by_class
+    wide = logits.double().requires_grad_()
+    goal, wide_weight = (t if t is None or t.dtype == torch.int64 else t.double()
+                         for t in (target, weight))  # fmt: skip
+    expected = F.cross_entropy(wide, goal, wide_weight, reduction="sum", **options)
+    x = logits.to(device).requires_grad_()
+    loss = ops.scored_cross_entropy(
+        x, target.to(device), class_weight=None if weight is None else weight.to(device),
+        reduction="sum", gradient=when, **options,
+    ).loss  # fmt: skip
+    best = logits.argmax(1, keepdim=True)
+    actual, expected = (g.cpu().double().gather(1, best) for g in
+                        (gradient(loss, x), gradient(expected, wide)))  # fmt: skip
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("classes", [4, 100])
@@ -324,6 +367,32 @@ def test_it_compiles_into_one_graph(device, kind, when):
     (grad,) = torch.autograd.grad(compiled(x), x)
     (expected,) = torch.autograd.grad(loss(x), x)
     torch.testing.assert_close(grad, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("shape", "class_dim"), [((5,), -1), ((3, 5, 4), 1), ((5, 4), 0)])
+def test_the_gradient_of_a_leaf_shares_no_memory_with_it(shape, class_dim):
+    """Wherever its classes are: what is written over may be a view of it."""
+    logits = torch.randn(shape).requires_grad_()
+    before = logits.detach().clone()
+    target = torch.zeros(logits.movedim(class_dim, -1).shape[:-1], dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="gradient: 'inplace' is refused for logits that are"):
+        ops.scored_cross_entropy(logits, target, class_dim=class_dim, gradient="inplace")
+    assert torch.equal(logits.detach(), before)
+
+
+@pytest.mark.parametrize("class_dim", [0, 1, 2, -1, -2, -3])
+def test_a_weight_of_as_many_samples_as_classes_is_asked_about(class_dim):
+    for samples, classes in ((4, 4), (4, 6)):
+        logits, target = torch.randn(samples, 6, classes), torch.zeros(samples, 6).long()
+        weight, moved = torch.rand(samples), logits.movedim(-1, class_dim)
+        if samples == classes:
+            with pytest.raises(RuntimeError, match=r"that is class_weight; .* of shape \[4, 1\]"):
+                ops.scored_cross_entropy(moved, target, weight=weight, class_dim=class_dim)
+        else:
+            ops.scored_cross_entropy(moved, target, weight=weight, class_dim=class_dim)
+        ops.scored_cross_entropy(moved, target, weight=weight[:, None], class_dim=class_dim)
+    with pytest.raises(RuntimeError, match="class_dim: expected a dimension of input"):
+        ops.scored_cross_entropy(torch.randn(4, 4), target[:, 0], weight=weight, class_dim=2)
 
 
 @pytest.mark.parametrize("name", ["target", "class_weight"])

@@ -230,6 +230,29 @@ def test_no_rows(device):
     assert (weight.grad == 0).all()
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0)])
+def test_no_rows_with_a_table(device, shape):
+    hidden, target = torch.randn(*shape, WIDTH, device=device), torch.zeros(shape, device=device)
+    weight, table = torch.randn(CLASSES, WIDTH, device=device), torch.ones(5, device=device)
+    index = torch.arange(shape[0], device=device)
+    ops.scored_linear_cross_entropy(hidden, weight, target.long(), table=table, index=index)
+    assert (table == 1).all()
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_layer_without_inputs_is_its_bias(device, reduction):
+    (_, _, bias), target, _ = case(device=device)
+    hidden, weight = (torch.empty(n, 0, device=device).requires_grad_() for n in (ROWS, CLASSES))
+    loss = ops.scored_linear_cross_entropy(
+        hidden, weight, target, bias=bias, reduction=reduction
+    ).loss
+    expected = F.cross_entropy(bias.expand(ROWS, -1), target, reduction=reduction)
+    torch.testing.assert_close(loss, expected)
+    grads = torch.autograd.grad(0.5 * loss.sum(), (hidden, weight, bias))
+    assert [x.shape for x in grads[:2]] == [(ROWS, 0), (CLASSES, 0)]
+    torch.testing.assert_close(grads[2], torch.autograd.grad(0.5 * expected.sum(), bias)[0])
+
+
 def test_only_what_requires_a_gradient_gets_one(device):
     (hidden, weight, bias), target, _ = case(device=device)
     expected = torch.autograd.grad(

@@ -9,12 +9,13 @@ from cpfast import cli
 from cpfast.studies.store import has_curves, read_results
 
 RESULTS = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+pytestmark = pytest.mark.skipif(not RESULTS.exists(), reason="in the repository alone")
 FOLDERS = sorted(path.parent.name for path in RESULTS.glob("*/results.json"))
 
 
 def test_there_are_results_and_they_are_small():
     assert len(FOLDERS) >= 6
-    assert sum(path.stat().st_size for path in RESULTS.rglob("*.json")) < 2_500_000
+    assert sum(path.stat().st_size for path in RESULTS.rglob("*.json")) < 5_000_000
 
 
 @pytest.mark.needs("scipy")

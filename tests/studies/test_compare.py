@@ -19,6 +19,7 @@ from support.toy_comparison import (
     check_picture,
     damage,
     draw,
+    drawn,
     essence,
     make_config,
     metrics,
@@ -27,13 +28,14 @@ from support.toy_comparison import (
     told,
     toy_data,
 )
+from support.toy_training import toy_text
 
 from cpfast import criteria, pruning, recipes, studies
 from cpfast.studies import show, statistics, store
 from cpfast.studies.compare import Comparison, arms, picture, verdict
 from cpfast.studies.falsify import Falsification
 from cpfast.studies.oracle import Oracle
-from cpfast.train import loop
+from cpfast.train import loop, references
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.plots import style
 from cpfast.train.runfolder import RunFolder
@@ -56,14 +58,6 @@ def finished(tmp_path_factory):
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("compare")
     return out, studies.run(make_plan(["all"], (0, 1), (50, 100)), toy_data(), out)
-
-
-def drawn(monkeypatch):
-    """The figures that will be closed."""
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    figures = []
-    monkeypatch.setattr(pyplot, "close", figures.append)
-    return figures
 
 
 def entry_of(results, arm, seed=0):
@@ -130,6 +124,54 @@ def test_each_recipe_and_each_criterion_is_an_arm(tmp_path):
     asked = ran["detector:accuracy50"]
     assert (asked.method, asked.criterion, asked.at) == ("detector", "accuracy50", None)
     assert all(e["diverged"] is None for e in results["runs"])
+
+
+def test_the_warped_control_is_the_detector_s_training(tmp_path):
+    """Pass for pass, as tests/train/test_warp.py shows; batches divide these data."""
+    results = studies.run(make_plan(["k1_warped"]), toy_data(), tmp_path)
+    assert results["arms"] == ["full", "detector", "k1_warped"]
+    config = RunFolder(tmp_path / "seed0" / "k1_warped").config()
+    assert (config.repeats, config.warp) == (1, f"3@{3 * END}")
+    assert config.epochs == 3 * END + EPOCHS - END
+    detector, warped = (entry_of(results, arm) for arm in ("detector", "k1_warped"))
+    assert detector["backward_samples"] == warped["backward_samples"]
+    assert detector["test_loss"] == warped["test_loss"]
+    assert detector["test_accuracy"] == warped["test_accuracy"]
+    assert warped["detection_seconds"] == 0
+
+
+def test_arms_that_choose_tokens_do_so_against_a_reference(tmp_path):
+    path = tmp_path / "losses.safetensors"
+    losses = torch.rand(30, 8, generator=torch.Generator().manual_seed(0))
+    references.write(path, {"token_loss": losses}, toy_text(), "train")
+    options = {"data": "python-docs", "model": "transformer", "epochs": 3, "repeats": 2, "lr": 1e-3}
+    given = {**options, "reference": str(path)}
+    for name in ("out", "own"):
+        (tmp_path / name).mkdir()
+    for names in (["tokens"], ["tokens", "detector+tokens"]):  # full once more, for a fork of it
+        made = make_plan(names, **given)
+        results = studies.run(made, toy_text(), tmp_path / "out")
+    assert all(run["diverged"] is None for run in results["runs"])
+    for arm in made.arms:
+        config = RunFolder(tmp_path / "out/seed0" / arm).config()
+        assert config.reference == (str(path) if arm.endswith("tokens") else None), arm
+    own = studies.run(make_plan(names, **options), toy_text(), tmp_path / "own")
+    for arm in made.arms:
+        ends = [entry_of(runs, arm)["test_loss"] for runs in (results, own)]
+        assert (ends[0] == ends[1]) == (not arm.endswith("tokens")), arm
+    assert "tokens are chosen by their losses alone" in told(own)
+    with pytest.raises(UserError, match=r"another comparison: --reference None .the run has .*los"):
+        studies.run(make_plan(names, **options), toy_text(), tmp_path / "out")
+
+
+def test_what_one_of_the_arms_would_refuse_is_refused_before_the_first(tmp_path):
+    for names, options, data, message in (
+        (["k1", "tokens"], {}, toy_data(), "--policy tokens selects among the tokens of text"),
+        (["k1", "selective_backprop"], {"batch_size": 1}, toy_data(), "--batch-size 1: too few"),
+    ):
+        with pytest.raises(UserError, match=message):
+            studies.run(make_plan(names, **options), data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_samples_of_the_arms(finished):
@@ -218,6 +260,7 @@ def test_counts_of_the_entries_are_those_of_the_metrics(finished):
         lines = RunFolder(out / f"seed{entry['seed']}" / entry["arm"]).metrics()
         for count in ("forward_samples", "backward_samples"):
             assert entry[count] == sum(line[count] for line in lines)
+        assert entry["flops"] == sum(line["flops"] for line in lines) > 0
         assert entry["test_accuracy"] == lines[-1]["test_accuracy"]  # the last, not the best
 
 
@@ -545,6 +588,7 @@ def test_results_that_lack_something_are_named(finished, tmp_path, key):
         ("seed", 7),
         ("period_end", 99),
         ("kwh", "x"),
+        ("flops", "x"),
         ("energy", {"components": {"cpu": {}}}),
         ("energy", {"components": {}, "co2e": {"kg": 1.0}}),
         ("energy", {"components": {}, "cost": 3}),
@@ -556,6 +600,12 @@ def test_results_with_a_wrong_value_are_named(finished, tmp_path, key, value):
     path.write_text(json.dumps({**finished[1], "runs": [changed]}))
     with pytest.raises(UserError, match=r"damaged .entry 1 of 'runs'"):
         studies.read_results(tmp_path)
+
+
+def test_results_of_before_flops_were_counted_are_read(finished, tmp_path):
+    runs = [{k: v for k, v in run.items() if k != "flops"} for run in finished[1]["runs"]]
+    (tmp_path / "results.json").write_text(json.dumps({**finished[1], "runs": runs}))
+    assert studies.read_results(tmp_path)["runs"] == runs
 
 
 @pytest.mark.parametrize(
@@ -921,10 +971,10 @@ def test_the_controls_are_named_and_so_is_what_is_better_without_being_one():
     runs = [entry(arm, s, value) for s in range(3) for arm, value in accuracies.items()]
     text = told(made_up(("full", "detector", "k1", "k1@50"), runs, budgets=[50]))
     assert (
-        "The controls are k1, k1_matched, shortened, fixed, rs2, which detect nothing and score no "
-        "sample (run here: k1). The best of them is k1, by its mean accuracy; chosen after the "
-        "fact, it is a little too good. Arms that are none of the controls have a higher mean than "
-        "it: k1@50 (+10.00 ± 0.00 points)." in text
+        "The controls are k1, k1_matched, shortened, k1_warped, fixed, rs2, which detect nothing "
+        "and score no sample (run here: k1). The best of them is k1, by its mean accuracy; chosen "
+        "after the fact, it is a little too good. Arms that are none of the controls have a higher "
+        "mean than it: k1@50 (+10.00 ± 0.00 points)." in text
     )
     without = told(made_up(("full", "detector", "k1"), [r for r in runs if "@" not in r["arm"]]))
     assert "(run here: k1). The best" in without and "none of the controls" not in without

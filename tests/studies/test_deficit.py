@@ -22,7 +22,7 @@ from cpfast import studies
 from cpfast.studies import normalisation, store
 from cpfast.studies.deficit import Deficit
 from cpfast.studies.deficit import damage as left
-from cpfast.studies.deficit.deficits import DEFICITS, blur
+from cpfast.studies.deficits import DEFICITS, blur
 from cpfast.train import batches, loop
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.loop import Training

@@ -1,5 +1,6 @@
 """The early phase: what is measured before each step, how weights are perturbed, stops."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -20,9 +21,11 @@ from support.toy_comparison import (
 
 import cpfast
 from cpfast import studies
-from cpfast.studies import store
+from cpfast.studies import deficits, store
 from cpfast.studies.early_phase import EarlyPhase, table
 from cpfast.studies.early_phase.perturb import PERTURBATIONS, perturbed
+from cpfast.studies.early_phase.pretrain import PRETRAININGS, head_of, turned
+from cpfast.studies.early_phase.study import CHANGES
 from cpfast.studies.early_phase.trace import NAMES, trace
 from cpfast.train import loop
 from cpfast.train.errors import Diverged, UserError
@@ -80,6 +83,109 @@ def test_weights_of_layers_alone_are_perturbed(finished):
     for name, value in state["model"].items():
         assert torch.equal(value, changed["model"][name]) == (name not in weights), name
     assert all(changed[key] is value for key, value in state.items() if key != "model")
+
+
+# --- what stands in for the first epochs
+
+
+def test_images_are_turned_by_what_their_class_says():
+    data = toy_data()
+    made = turned(data, 3)
+    assert made.classes == ("0", "90", "180", "270") and made.outputs == 4
+    for split in ("train", "test"):
+        before, after = (getattr(one, f"{split}_images").numpy() for one in (data, made))
+        labels = getattr(made, f"{split}_labels").tolist()
+        assert len(set(labels)) == 4
+        for image, turned_, label in zip(before, after, labels, strict=True):
+            assert np.array_equal(turned_, np.rot90(image, label))
+    again, other = turned(data, 3), turned(data, 4)
+    assert torch.equal(made.train_images, again.train_images)
+    assert not torch.equal(made.train_labels, other.train_labels)
+    both = PRETRAININGS["blur+rotation"].shown(data, 3)
+    assert torch.equal(both.train_images, turned(deficits.blur(data, 3), 3).train_images)
+
+
+def test_turned_images_must_be_square(tmp_path):
+    data = toy_data()
+    wide = dataclasses.replace(
+        data, train_images=data.train_images[:, :4], test_images=data.test_images[:, :4]
+    )
+    plan = make_plan(perturbations=("layer", "rotation"))
+    with pytest.raises(UserError, match="--perturbations rotation: images must be square, got 4x6"):
+        studies.run(plan, wide, tmp_path)
+    assert not (tmp_path / "seed0").exists()
+
+
+def test_turned_images_are_not_mirrored():
+    config = make_plan().config.replace(flip=True)
+    flips = {name: task.configured(config).flip for name, task in PRETRAININGS.items()}
+    assert flips == {"blur": True, "rotation": False, "blur+rotation": False}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("pretrained")
+    return out, studies.run(pretraining_plan(), toy_data(), out)
+
+
+def pretraining_plan(**options):
+    return make_plan(perturbations=("initial", "blur", "rotation"), **options)
+
+
+def trained_on(data, config, epochs):
+    training = Training(config, data)
+    for _ in range(epochs):
+        loop.train_epoch(training)
+    return training.model.state_dict()
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("name", ["initial", "blur", "rotation"])
+def test_they_go_on_from_the_weights_of_the_other_task(pretrained, name, epoch):
+    """What the run came to is what by hand comes of the undisturbed run's state after as many
+    epochs with these weights, and no momentum."""
+    config, data = make_plan().config, toy_data()
+    weights = Training(config, data).model.state_dict()
+    head = {"head.weight", "head.bias"}
+    assert head_of(config, data) == head
+    if name == "blur":
+        weights = trained_on(deficits.blur(data, 0), config, epoch)
+    elif name == "rotation":
+        found = trained_on(turned(data, 0), config, epoch)
+        weights = {key: weights[key] if key in head else found[key] for key in weights}
+    training = Training(config, data)
+    for number in range(config.epochs):
+        if number == epoch:
+            training.model.load_state_dict(weights)
+            for state in training.optimizer.state.values():
+                state["momentum_buffer"].zero_()
+        loop.train_epoch(training)
+    end = RunFolder(pretrained[0] / "seed0" / f"{name}-{epoch}").checkpoint()["model"]
+    for key, value in training.model.state_dict().items():
+        assert torch.equal(value, end[key]), key
+
+
+def test_a_stop_in_a_pretraining_loses_nothing(pretrained, tmp_path):
+    results, stops = run_with_stops(pretraining_plan(), tmp_path)
+    assert stops == len(results["runs"]) == pretraining_plan().wanted({})
+    assert essence(results) == essence(pretrained[1])
+
+
+def test_a_pretraining_that_diverges_is_said_to(tmp_path, monkeypatch):
+    real = loop.train_epoch
+
+    def train_epoch(training, progress=None):
+        if training.epoch == 1 and training.data.outputs == 4:
+            raise Diverged("training diverged: epoch 2")
+        return real(training, progress)
+
+    monkeypatch.setattr(loop, "train_epoch", train_epoch)
+    runs = studies.run(make_plan(perturbations=("rotation",)), toy_data(), tmp_path)["runs"]
+    assert [(e["perturbation"], e["epoch"], e["diverged"]) for e in runs] == [
+        ("none", 0, None), ("rotation", 1, None),
+        ("rotation", 2, "not run: its pre-training diverged before epoch 2"),
+    ]  # fmt: skip
 
 
 # --- the runs
@@ -226,6 +332,34 @@ def test_the_cost_is_paired_with_the_undisturbed_run():
     )
     assert "in the layer after epoch 1, against the undisturbed run: " in text
     assert "± 2.48 points (not seen, for the interval contains 0)" in text
+
+
+@pytest.mark.needs("scipy")
+def test_pretraining_is_held_against_no_first_epochs_too():
+    values = {("none", 0): [0.90, 0.92, 0.94], ("initial", 1): [0.80, 0.81, 0.82],
+              ("blur", 1): [0.85, 0.86, 0.88]}  # fmt: skip
+    runs = [
+        ({"perturbation": name, "epoch": epoch, "seed": seed, "trace": None}, value)
+        for (name, epoch), accuracies in values.items()
+        for seed, value in enumerate(accuracies)
+    ]
+    made = made_up(make_plan((0, 1, 2), ("initial", "blur"), (1,)), runs)
+    # 5, 5, 6
+    expected = (16 / 3, 4.3027 * (1 / 3) ** 0.5 / 3**0.5)
+    assert table.cost(made, "blur", 1, "initial") == pytest.approx(expected, rel=1e-4)
+    text = told(made)
+    assert "blurred images in their place after epoch 1, against the initial ones: +5.33" in text
+    assert "The initial weights in their place after epoch 1, against the undisturbed run" in text
+
+
+@pytest.mark.needs("matplotlib")
+def test_more_perturbations_than_colours_are_drawn(tmp_path):
+    plan = make_plan((0,), CHANGES)
+    runs = [({"perturbation": "none", "epoch": 0, "seed": 0, "trace": None}, 0.9)]
+    runs += [({"perturbation": name, "epoch": epoch, "seed": 0, "trace": None}, 0.8)
+             for name in CHANGES for epoch in (1, 2)]  # fmt: skip
+    draw(made_up(plan, runs), "early-phase.png", tmp_path / "all.png")
+    assert (tmp_path / "all.png").stat().st_size > 10_000
 
 
 @pytest.mark.needs("matplotlib")

@@ -418,6 +418,18 @@ def test_each_is_held_against_its_controls():
 
 
 @pytest.mark.needs("scipy")
+def test_periods_that_are_too_short_are_not_said_to_contain_it():
+    late = {**linear(0.5), "accuracy": [0.0, 0.1, 0.2, 1.0]}
+    late["epoch"] = [0.0, 1.0, 6.0, 8.0]
+    traces = {"ordinary": [late] * 3}
+    results = results_of({("ordinary", 0, 0): [0.8] * 3}, traces)
+    assert min(effect.half_way(results).values()) > 5
+    assert effect.period(make_plan(), results, "pause") == Run("pause", 0, 5)
+    text = told(results)
+    assert "None of the periods above is so long" in text and "shortest that contains" not in text
+
+
+@pytest.mark.needs("scipy")
 def test_without_a_trace_the_period_is_the_longest():
     results = results_of({("ordinary", 0, 0): [0.8] * 3})
     assert effect.period(make_plan(), results, "removal") == Run("removal", 1, 5)

@@ -24,7 +24,7 @@ from cpfast.detection import Criterion, CriticalPeriodDetector, criteria
 from cpfast.studies import store
 from cpfast.studies.oracle import Oracle, regret
 from cpfast.studies.oracle import study as oracle
-from cpfast.studies.oracle.study import SETTINGS
+from cpfast.studies.settings import SETTINGS
 from cpfast.train import loop
 from cpfast.train.errors import Diverged, UserError
 from cpfast.train.runfolder import RunFolder
@@ -119,6 +119,21 @@ def test_picks_are_those_of_each_criterion_on_fulls_rotation(finished):
         for epoch, value in enumerate(full["rotation"], 1):
             detector.step(value, epoch)
         assert full["picks"] == {"slope45": detector.end_epoch}
+
+
+def test_what_watches_picks_too(tmp_path):
+    """Criteria that are not of the rotation, from full's run, into which nothing else goes."""
+    plan = make_plan(settings=("base",), watch="accuracy50,early_bird", eval_every=1)
+    results = studies.run(plan, toy_data(), tmp_path)
+    full = studies.find(results, switch=EPOCHS)
+    last = RunFolder(tmp_path / "seed0/base" / f"switch{EPOCHS}").metrics()[-1]["criteria"]
+    assert set(full["picks"]) == {"slope45", "accuracy50", "early_bird"}
+    assert full["picks"] == {name: verdict["period_end"] for name, verdict in last.items()}
+    assert full["picks"]["accuracy50"] is not None
+    tried = {e["switch"] for e in results["runs"]}
+    assert tried == {0, 2, EPOCHS, *(set(full["picks"].values()) - {None})}
+    for switch in tried - {EPOCHS}:
+        assert RunFolder(tmp_path / "seed0/base" / f"switch{switch}").config().watch is None
 
 
 def test_criteria_that_are_added_appear_by_themselves(monkeypatch):

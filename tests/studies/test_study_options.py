@@ -8,6 +8,8 @@ import pytest
 from cpfast.pruning import policies
 from cpfast.studies import studies
 from cpfast.studies.compare import arms
+from cpfast.studies.early_phase.study import CHANGES
+from cpfast.studies.frontier.methods import all_parts
 from cpfast.train.errors import UserError
 
 
@@ -32,6 +34,20 @@ def test_a_comparison():
     assert (made.config.at, made.at) == (7, 7)
 
 
+def test_a_frontier_of_all_methods():
+    assert plan("frontier", data="digits", methods="all").methods == all_parts("images")
+    assert plan("frontier", data="stdlib", methods=" all").methods == all_parts("text")
+    assert plan("frontier", data="digits", methods="freeze,batch").methods == ("freeze", "batch")
+
+
+def test_a_frontiers_control_has_three_times_as_many_trials():
+    for given, trials in (
+        ({}, (8, 24)), ({"trials": 2}, (2, 6)), ({"trials": 2, "control_trials": 7}, (2, 7))
+    ):  # fmt: skip
+        made = plan("frontier", data="digits", **given)
+        assert (made.trials, made.control_trials) == trials
+
+
 def test_an_arm_of_a_budget_by_its_name():
     made = plan("compare", arms="k1@20,rs2@50", budgets=[60])
     assert made.budgets == (20, 50, 60)
@@ -40,10 +56,31 @@ def test_an_arm_of_a_budget_by_its_name():
     ]  # fmt: skip
 
 
+def test_a_reference_goes_with_arms_that_choose_tokens(tmp_path):
+    file = tmp_path / "losses"
+    file.touch()
+    text = {"data": "python-docs", "reference": str(file)}
+    assert plan("compare", **text, repeats=3, arms="k1+tokens").config.reference == str(file)
+    with pytest.raises(
+        UserError, match=r"tokens, k1\+tokens, detector\+tokens; got --arms full,k1$"
+    ):
+        plan("compare", **text, repeats=3, arms="k1")
+    # with one repeat k1+tokens is tokens
+    with pytest.raises(UserError, match=r"tokens, detector\+tokens; got --arms full,aum$"):
+        plan("compare", **text, arms="aum")
+
+
 def test_a_comparison_of_one_repeat_has_the_arms_that_are_not_full():
     pruned = {name for name in policies if name not in ("random", "tokens")}
     expected = {"full", "detector+rs2", *pruned, *(f"detector+{name}" for name in pruned)}
     assert set(plan("compare", repeats=1).arms) == expected
+
+
+def test_an_oracle_sweep_of_other_criteria():
+    assert plan("oracle").config.watch is None
+    assert plan("oracle", watch="accuracy50,early_bird").config.watch == "accuracy50,early_bird"
+    with pytest.raises(UserError, match="--watch must be one of all, "):
+        plan("oracle", watch="acuracy50")
 
 
 def test_an_oracle_sweep():
@@ -94,7 +131,9 @@ def test_windows_of_regularisation():
 def test_an_early_phase():
     made = plan("early-phase", epochs=None)
     assert (made.config.epochs, made.rewinds, made.iterations) == (40, (1, 3, 10), 80)
-    assert made.perturbations == ("magnitudes", "layer", "filter", "noise")
+    assert made.perturbations == CHANGES
+    assert CHANGES[:4] == ("magnitudes", "layer", "filter", "noise")
+    assert CHANGES[4:] == ("initial", "blur", "rotation", "blur+rotation")
     made = plan("early-phase", perturbations="noise", rewinds=[4, 2, 4], iterations=3)
     assert (made.perturbations, made.rewinds, made.iterations) == (("noise",), (2, 4), 3)
 

@@ -101,6 +101,14 @@ class Stop(Exception):
     pass
 
 
+def drawn(monkeypatch):
+    """The figures that will be closed."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    return figures
+
+
 def run_with_stops(plan, out):
     """Stopped after every run, and begun again."""
     ended = []

@@ -12,7 +12,7 @@ from support.toy_training import (
 )
 
 from cpfast.recipes import recipes
-from cpfast.train import loop, run
+from cpfast.train import checks, run
 from cpfast.train.config import Config
 from cpfast.train.errors import UserError
 from cpfast.train.ranks import Ranks
@@ -113,6 +113,6 @@ def test_more_samples_than_there_are():
     config = make_config(batch_size=8, accumulate=4)
     message = f"^--batch-size 8 with --accumulate 4: there are only {TRAIN} samples to train on$"
     with pytest.raises(UserError, match=message):
-        loop.check(config, toy_data(), Ranks())
+        checks.check(config, toy_data(), Ranks())
     with pytest.raises(UserError, match="^--accumulate must be at least 1, got 0$"):
         make_config(accumulate=0)

@@ -23,7 +23,7 @@ from support.toy_training import (
 from cpfast import ops
 from cpfast.pruning import policies
 from cpfast.recipes import Augment, EpochSettings, StepShape, WeightDecay, Window, recipes
-from cpfast.train import last_layer, loop, report, run
+from cpfast.train import checks, last_layer, loop, report, run
 from cpfast.train.config import Config
 from cpfast.train.energy import EnergyMeter
 from cpfast.train.errors import Diverged, UserError
@@ -68,12 +68,12 @@ def test_every_policy_trains_and_resumes_to_the_bit(tmp_path, policy):
 
 def test_a_policy_that_does_not_go_with_the_run_is_named_before_it():
     with pytest.raises(UserError, match="^--policy rcap looks at classes, and .* has none$"):
-        loop.check(text_config(policy="rcap"), toy_text(), Ranks())
+        checks.check(text_config(policy="rcap"), toy_text(), Ranks())
     with pytest.raises(UserError, match="^--policy tokens selects among the tokens of text, and "):
-        loop.check(make_config(policy="tokens"), toy_data(), Ranks())
+        checks.check(make_config(policy="tokens"), toy_data(), Ranks())
     config = make_config(policy="selective_backprop", batch_size=1)
     with pytest.raises(UserError, match="^--batch-size 1: too few for --policy selective_backprop"):
-        loop.check(config, toy_data(), Ranks())
+        checks.check(config, toy_data(), Ranks())
 
 
 @pytest.mark.parametrize("options", [{"policy": "random"}, {"anneal": 0.5}, {"precision": "bf16"}])

@@ -60,7 +60,7 @@ def test_two_processes_train_the_run_of_one(both):
     assert len(two) == 3
     for alone, together in zip(one, two, strict=True):
         for key in ("planned_samples", "forward_samples", "backward_samples", "scored_samples",
-                    "repeats", "period_end", "lr", "full_samples"):  # fmt: skip
+                    "repeats", "period_end", "lr", "full_samples", "flops"):  # fmt: skip
             assert alone[key] == together[key], key
         for key in ("train_loss", "test_loss", "rotation_mean"):
             assert together[key] == (alone[key] and pytest.approx(alone[key], rel=1e-3)), key

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from support.toy_training import assert_same_checkpoint, make_config, start, toy_data, toy_text
 
 from cpfast.recipes import StepShape
-from cpfast.train import last_layer, loop, references, run, scoring, trained
+from cpfast.train import checks, last_layer, loop, references, run, scoring, trained
 from cpfast.train.errors import UserError
 from cpfast.train.ranks import Ranks
 
@@ -163,7 +163,7 @@ def test_each_selection_has_a_step_of_its_own():
 def test_what_does_not_go_together_is_refused_in_a_line(scored, options, data, message):
     config = config_of(reference=str(scored[1]), **options)
     with pytest.raises(UserError, match=f"^{message}") as caught:
-        loop.check(config, data, Ranks())
+        checks.check(config, data, Ranks())
     assert "\n" not in str(caught.value)
 
 

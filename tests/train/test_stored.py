@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # since version 0.1.0
 NEW = {
     "settings": {}, "bias": None, "scored_samples": 0, "measured_samples": 0, "censored": False,
-    "criteria": {}, "chance": None,
+    "criteria": {}, "chance": None, "flops": None, "measured_flops": None, "guard": None,
     "communication": {"ranks": 1, "collectives": 0, "bytes": 0, "sync_bytes": 0},
 }  # fmt: skip
 

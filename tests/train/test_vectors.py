@@ -9,9 +9,10 @@ import cpfast
 from cpfast.detection import criteria
 from cpfast.pruning import policies
 from cpfast.recipes import recipes
-from cpfast.train import batches, loop, run
+from cpfast.train import batches, checks, loop, run
 from cpfast.train.data import FloatData
 from cpfast.train.errors import UserError
+from cpfast.train.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = {"table": (5,), "series": (2, 12)}
@@ -90,12 +91,12 @@ def test_recipes_of_images_or_text_are_refused_in_a_line(kind):
             if any(getattr(s, key) != getattr(cpfast.EpochSettings(), key) for s in possible)
         }
         if not foreign:
-            loop.check(config, toy(kind), loop.Ranks())
+            checks.check(config, toy(kind), Ranks())
             continue
         with pytest.raises(
             UserError, match=rf"^--method {name} changes the \w+, of [\w, ]+ alone, "
         ):
-            loop.check(config, toy(kind), loop.Ranks())
+            checks.check(config, toy(kind), Ranks())
         refused |= foreign
     assert refused == {"augment", "resolution", "length"}
 

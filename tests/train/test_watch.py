@@ -52,12 +52,13 @@ def test_watching_changes_nothing_but_what_it_costs(tmp_path):
     watched, _ = trained(tmp_path / "watched", config_of())
     for part in ("model", "optimizer", "pruner", "stream", "detector", "rotation"):
         assert_same(alone.checkpoint()[part], watched.checkpoint()[part], part)
-    cost = ("criteria", "measured_samples")
+    cost = ("criteria", "measured_samples", "flops", "measured_flops")
     lines = [without_times(folder.metrics()) for folder in (alone, watched)]
     for own, with_others in zip(*lines, strict=True):
         assert own["criteria"].keys() == {"fixed"} and own["measured_samples"] == 0
         for key in own.keys() - set(cost):
             assert own[key] == with_others[key], key
+        assert own["flops"] == with_others["flops"] - with_others["measured_flops"]
 
 
 @pytest.mark.parametrize("name", ["accuracy50", "accordion", "early_bird", "fisher", "slope45"])
@@ -222,6 +223,7 @@ def test_a_damaged_line_of_criteria_is_named(tmp_path):
     for wrong in ({"fixed": None}, {"fixed": {}}, [], {"fixed": {"seconds": "long"}}):
         with pytest.raises(ValueError, match="criteria"):
             metrics.read({**line, "criteria": wrong})
-    for key, value in (("censored", 1), ("measured_samples", None), ("measured_samples", True)):
+    for key, value in (("censored", 1), ("measured_samples", None), ("measured_samples", True),
+                       ("flops", "many"), ("measured_flops", True)):  # fmt: skip
         with pytest.raises(ValueError, match=key):
             metrics.read({**line, key: value})

@@ -7,6 +7,8 @@ k1          one repeat in every epoch: the first fair control
 k1_matched  one repeat for as many samples as the detector arm used, with more epochs and the
             schedule stretched: the second
 fixed       k repeats until a preset epoch, then one; forked from full there
+k1_warped   one repeat, and the schedule as slow in the beginning as detector's repeats make it:
+            pass for pass the same training (`cpfast.train.warp`), without any repeat
 shortened   k repeats in fewer epochs, for the detector arm's samples, the schedule compressed
 rs2         k repeats of random subsets, fresh in each epoch, for the detector arm's samples
             (arXiv 2305.18424)
@@ -49,7 +51,7 @@ from cpfast.train.errors import UserError
 
 DEFAULT = ("full", "detector", "k1", "k1_matched", "shortened")
 FAIR = ("k1", "k1_matched", "shortened")  # controls that no comparison should lack
-CONTROLS = (*FAIR, "fixed", "rs2")
+CONTROLS = (*FAIR, "k1_warped", "fixed", "rs2")
 BUDGETED = ("shortened", "k1", "rs2")  # bases
 BUDGETS = (50, 60, 70, 80, 100)
 # Recipes that are arms by other means: forked, or with a policy.
@@ -91,6 +93,16 @@ class Arm:
     budget: int | None = None
     by_name: bool = False
 
+    @property
+    def takes_reference(self) -> bool:
+        """Whether its policy chooses by the losses of another model as well: --reference."""
+        return self.policy is not None and policies.make(self.policy).needs_tokens
+
+    def configured(self, config: Config, size: int, samples: int) -> Config:
+        """As `settings`, with the reference where its policy takes one."""
+        own = self.settings(config, size, samples)
+        return own if self.takes_reference else own.replace(reference=None)
+
     def describe(self, repeats: int | str, at: int | str) -> str:
         return self.text.format(k=repeats, at=at).replace("k = k", "k")
 
@@ -104,6 +116,8 @@ def known(at: int, budgets: Sequence[int] = ()) -> dict[str, Arm]:
         Arm("k1", "k = 1, as many epochs", _once, repeated=True),
         Arm("k1_matched", "k = 1, detector's samples", _once_matched, needs="detector",
             repeated=True),
+        Arm("k1_warped", "k = 1, detector's samples and learning rates", _once_warped,
+            needs="detector", repeated=True, by_name=True),
         Arm("fixed", "k = {k}, and 1 after epoch {at}", partial(_fixed, at=at),
             needs="full", fork=lambda epoch, end: epoch == at, repeated=True),
         Arm("shortened", "k = {k}, fewer epochs, detector's samples", _shortened_matched,
@@ -182,6 +196,12 @@ def choose(names: Sequence[str], arms: dict[str, Arm], repeats: int) -> tuple[st
     return tuple(name for name in arms if name in wanted)
 
 
+def taking_references(arms: dict[str, Arm], repeats: int) -> list[str]:
+    """Those that a reference may be given to."""
+    useful = (arm for arm in arms.values() if repeats > 1 or not arm.repeated)
+    return [arm.name for arm in useful if arm.takes_reference]
+
+
 def budgets_of(names: Iterable[str]) -> set[int]:
     """Those that the names of arms tell, such as k1@50."""
     texts = (name.partition("@")[2] for name in names)
@@ -233,6 +253,13 @@ def _once(config: Config, size: int, samples: int) -> Config:
 
 def _once_matched(config: Config, size: int, samples: int) -> Config:
     return _lasting(config, samples / size, repeats=1)
+
+
+def _once_warped(config: Config, size: int, samples: int) -> Config:
+    # detector has made k passes in each of its first epochs, and one in the others
+    end = (_nearest(samples / size) - config.epochs) // (config.repeats - 1)
+    slow = config.repeats * end
+    return _lasting(config, slow + config.epochs - end, repeats=1, warp=f"{config.repeats}@{slow}")
 
 
 def _shortened_matched(config: Config, size: int, samples: int) -> Config:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 BASE_STYLE = {
     "full": (BLACK, "o"), "detector": (VERMILION, "D"), "k1": (BLUE, "s"),
     "k1_matched": (GREEN, "^"), "fixed": (PURPLE, "v"), "shortened": (ORANGE, "P"),
-    "rs2": (SKY, "X"),
+    "rs2": (SKY, "X"), "k1_warped": (GREY, "s"),
 }  # fmt: skip
 SEEDS_SHOWN = 10  # one by one: the points of more would hide the means
 # of a method's arms; their markers are hollow but for that which is nothing else

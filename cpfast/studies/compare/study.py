@@ -18,9 +18,12 @@ from cpfast.studies.document import Document
 from cpfast.studies.runner import Branch, Runner, check_branched
 from cpfast.studies.store import Entry, Results, entry_of
 from cpfast.studies.study import Study, configured, named, studies
+from cpfast.train import checks, references
 from cpfast.train.config import Config
+from cpfast.train.data import Data, TextData
 from cpfast.train.errors import UserError
 from cpfast.train.loop import Training
+from cpfast.train.ranks import Ranks
 from cpfast.train.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -81,6 +84,10 @@ class Comparison(Study):
         add("--keep", type=float, metavar="SHARE",
             help="of the samples, that pruning keeps; default: by the policy, mostly 0.5"
         )  # fmt: skip
+        add("--reference", metavar="FILE",
+            help="of arms whose policy is tokens: losses of another model on the same training "
+            "data, as cpfast score writes them; default: tokens are chosen by their own loss"
+        )  # fmt: skip
         add("--anneal", type=float, metavar="SHARE",
             help="after which nothing is left out any more, as in cpfast train")  # fmt: skip
 
@@ -108,6 +115,12 @@ class Comparison(Study):
         budgets = tuple(sorted({*budgets, *arms.budgets_of(wanted)}))
         known = arms.known(at, budgets)
         chosen = arms.choose([*wanted, *of_budgets], known, config.repeats)
+        if config.reference is not None and not any(known[a].takes_reference for a in chosen):
+            able = arms.taking_references(known, config.repeats)
+            raise UserError(
+                f"--reference goes with arms whose policy selects among tokens: {', '.join(able)}; "
+                f"got --arms {','.join(chosen)}"
+            )
         return cls(config, seeds, chosen, at, budgets)
 
     def wanted(self, results: Results) -> int:
@@ -115,6 +128,15 @@ class Comparison(Study):
 
     def fault(self, entry: Entry) -> str | None:
         return None if entry["arm"] in self.arms else f"no arm {entry['arm']!r} in this comparison"
+
+    def check(self, data: Data) -> None:
+        super().check(data)
+        known, ranks = self.known(), Ranks()
+        for arm in map(known.__getitem__, self.arms):
+            if arm.needs in (None, "full"):  # what is matched to another depends on its samples
+                checks.check(arm.configured(self.config, data.train_size, 0), data, ranks)
+        if self.config.reference is not None and isinstance(data, TextData):
+            references.load(self.config.reference, data)
 
     def run(self, runner: Runner) -> None:
         known = self.known()
@@ -135,7 +157,7 @@ class Comparison(Study):
         samples = 0 if needed is None else needed["forward_samples"]
 
         def settings(arm: Arm) -> Config:
-            return arm.settings(config, runner.data.train_size, samples)
+            return arm.configured(config, runner.data.train_size, samples)
 
         if arm.fork is not None and not folder.is_run():
             assert needed is not None
@@ -162,15 +184,16 @@ class Comparison(Study):
         branches = [
             Branch(
                 RunFolder(parent / arm.name),
-                arm.settings(config, runner.data.train_size, 0),
+                arm.configured(config, runner.data.train_size, 0),
                 partial(_is_due, arm.fork),
             )
             for arm in map(known.__getitem__, self.arms)
             if arm.fork is not None and _was_due(arm, full)
         ]
         folder = RunFolder(parent / BEGINNING)
+        as_full = known["full"].configured(config, runner.data.train_size, 0)
         runner.train(
-            config, folder, f"seed {config.seed}, full once more", branches=branches,
+            as_full, folder, f"seed {config.seed}, full once more", branches=branches,
             until=lambda _: all(branch.folder.is_run() for branch in branches),
         )  # fmt: skip
         shutil.rmtree(folder.path)

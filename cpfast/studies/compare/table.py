@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpfast.studies.compare import equal_time
@@ -114,6 +115,13 @@ def _notes(
         notes.append(f"The critical period ended after epoch: {told}.")
     if "fixed" in summaries:
         notes.append(f"fixed switches after epoch {study.at}.")
+    referring = [arm for arm in summaries if study.known()[arm].takes_reference]
+    if referring:
+        by = "their losses alone"
+        if study.config.reference is not None:
+            name = Path(study.config.reference).name
+            by = f"their losses and those of {name}, whose model and scores are not counted"
+        notes.append(f"{', '.join(referring)}: tokens are chosen by {by}.")
     if control is not None:
         notes.append(controls_note(summaries, control))
     if any(s.to_equal is not None for s in summaries.values()):

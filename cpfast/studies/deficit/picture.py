@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpfast.studies.deficit import damage
-from cpfast.studies.pictures import SERIES, caption, dodged, series
+from cpfast.studies.pictures import SERIES, caption, dodged, mark, series
 from cpfast.studies.store import Results
 from cpfast.train import report
 from cpfast.train.plots.style import GREY, STYLE, grid, load_pyplot, save
@@ -34,6 +34,7 @@ def draw(study: Deficit, results: Results, path: Path) -> None:
             onset = [damage.damage(results, deficit, span) for span in study.windows()]
             series(right, dodged(study.onsets, number, count), onset, results, colour=colour,
                    marker=marker)  # fmt: skip
+        mark(right, study.onsets)
         left.set_xlabel("epoch at which the deficit ends")
         left.set_ylabel(f"test accuracy {after} epochs later, %")
         left.set_title("There from the beginning")

@@ -26,7 +26,7 @@ from cpfast.recipes import LearningRate, Window
 from cpfast.studies import normalisation
 from cpfast.studies.deficit import picture, table
 from cpfast.studies.deficit.damage import CLEAN
-from cpfast.studies.deficit.deficits import DEFICITS
+from cpfast.studies.deficits import DEFICITS
 from cpfast.studies.document import Document
 from cpfast.studies.runner import Branch, Runner, at, check_branched
 from cpfast.studies.store import Entry, Results, entry_of

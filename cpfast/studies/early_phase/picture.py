@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpfast.studies.early_phase import table
-from cpfast.studies.pictures import SERIES, band, caption, dodged, series
+from cpfast.studies.pictures import SERIES, band, caption, dodged, mark, series
 from cpfast.studies.statistics import estimate
 from cpfast.studies.store import Results, accuracies
 from cpfast.train import report
@@ -43,6 +43,10 @@ def draw(study: EarlyPhase, results: Results, path: Path) -> None:
         _draw_perturbed(panels.flat[-1], study, results)
         for axes in panels.flat:
             grid(axes)
+        handles, names = panels.flat[-1].get_legend_handles_labels()
+        if names:
+            figure.legend(handles, names, loc="outside lower right", ncols=len(names), fontsize=9,
+                          title="trained on after perturbing")  # fmt: skip
         figure.suptitle(
             f"{report.data_name(study.config)}, {study.config.model}: the first "
             f"{study.iterations} iterations, and early weights perturbed; {caption(results)}"
@@ -59,15 +63,13 @@ def _draw_perturbed(axes: Any, study: EarlyPhase, results: Results) -> None:
             axes.axhspan(none.low, none.mean + none.half, color=GREY, alpha=0.2, linewidth=0)
     count = len(study.perturbations)
     for number, name in enumerate(study.perturbations):
-        colour, marker = SERIES[number]
+        colour, marker = SERIES[number % len(SERIES)]
         ends = [
             estimate(accuracies(results, perturbation=name, epoch=epoch).values())
             for epoch in study.rewinds
         ]
         series(axes, dodged(study.rewinds, number, count), ends, results, colour=colour,
-               marker=marker, label=name)  # fmt: skip
+               marker=marker, hollow=number >= len(SERIES), label=name)  # fmt: skip
     axes.set_title("trained on after perturbing, %")
     axes.set_xlabel("perturbed after epoch")
-    axes.set_xticks(study.rewinds)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=8)
+    mark(axes, study.rewinds)

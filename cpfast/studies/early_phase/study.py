@@ -2,6 +2,8 @@
 
     seed0/none         undisturbed; forked after some early epochs into
     seed0/layer-E      what goes on from epoch E with its weights shuffled, and so on
+    seed0/blur-E       or with the weights of as many epochs of another task, which are those of
+    seed0/pretrained/blur, forked into seed0/pretrained/blur-E
 
 The beginning of `none` is then repeated, and measured before each step.
 """
@@ -16,11 +18,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 import cpfast
 from cpfast.studies import normalisation
 from cpfast.studies.document import Document
 from cpfast.studies.early_phase import picture, table
 from cpfast.studies.early_phase.perturb import PERTURBATIONS, perturbed
+from cpfast.studies.early_phase.pretrain import (
+    INITIAL,
+    PRETRAININGS,
+    begun_with,
+    check_square,
+    head_of,
+)
 from cpfast.studies.early_phase.trace import NAMES, trace
 from cpfast.studies.runner import Branch, Runner, at, check_branched
 from cpfast.studies.store import Entry, Results, entry_of
@@ -35,14 +46,17 @@ from cpfast.studies.study import (
 )
 from cpfast.train import models
 from cpfast.train.config import Config
-from cpfast.train.data import ImageData
+from cpfast.train.data import Data, ImageData
 from cpfast.train.errors import UserError
-from cpfast.train.runfolder import RunFolder
+from cpfast.train.loop import Training
+from cpfast.train.runfolder import Change, RunFolder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 NONE = "none"
+CHANGES = (*PERTURBATIONS, INITIAL, *PRETRAININGS)
+PRETRAINED = "pretrained"
 ITERATIONS = 80
 DIGITS_EPOCHS = 40
 
@@ -55,7 +69,7 @@ class EarlyPhase(Study):
     Perturbations x epochs x seeds, beside the undisturbed run.
 
     Attributes:
-        perturbations: of `PERTURBATIONS`.
+        perturbations: of `CHANGES`.
         rewinds: epochs after which weights are perturbed.
         iterations: how many are measured.
 
@@ -74,8 +88,8 @@ class EarlyPhase(Study):
 
     def __post_init__(self) -> None:
         for name in self.perturbations:
-            if name not in PERTURBATIONS:
-                known = ", ".join(PERTURBATIONS)
+            if name not in CHANGES:
+                known = ", ".join(CHANGES)
                 raise UserError(f"--perturbations: must be of {known}; got {name!r}")
         for epoch in self.rewinds:
             if not 1 <= epoch < self.config.epochs:
@@ -87,7 +101,9 @@ class EarlyPhase(Study):
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
         add("--perturbations", metavar="NAME[,NAME]",
-            help=f"of early weights; default: {','.join(PERTURBATIONS)}")  # fmt: skip
+            help="of early weights, or what stands in for them: the initial ones, or those of as "
+            "many epochs on blurred images, or of telling how images are turned; default: "
+            f"{','.join(CHANGES)}")  # fmt: skip
         add("--rewinds", type=int, nargs="+", metavar="EPOCH",
             help="epochs after which weights are perturbed; default: 1 T/16 T/4, with T = "
             "--epochs")  # fmt: skip
@@ -108,7 +124,7 @@ class EarlyPhase(Study):
             rewinds = [1, math.ceil(total / 16), math.ceil(total / 4)]
         return cls(
             config, seeds,
-            tuple(PERTURBATIONS) if text is None else named("--perturbations", text),
+            CHANGES if text is None else named("--perturbations", text),
             tuple(sorted(set(rewinds))),
             ITERATIONS if options["iterations"] is None else options["iterations"],
         )  # fmt: skip
@@ -129,12 +145,61 @@ class EarlyPhase(Study):
             return "'trace' lacks something"
         return None
 
+    def check(self, data: Data) -> None:
+        super().check(data)
+        assert isinstance(data, ImageData)
+        if any(PRETRAININGS[name].has_own_classes for name in self.pretrainings()):
+            check_square(data)
+
+    def pretrainings(self) -> list[str]:
+        return [name for name in self.perturbations if name in PRETRAININGS]
+
     def run(self, runner: Runner) -> None:
         for seed in self.seeds:
+            if runner.find(perturbation=NONE, seed=seed) is None:
+                for name in self.pretrainings():
+                    self._pretrain(runner, seed, name)
             self._run_undisturbed(runner, seed)
             for name in self.perturbations:
                 for epoch in self.rewinds:
                     self._run_perturbed(runner, seed, name, epoch)
+
+    def _pretrain(self, runner: Runner, seed: int, name: str) -> None:
+        """Keeps what it has become after each of `rewinds`, unless it diverges before."""
+        assert isinstance(runner.data, ImageData)
+        parent, task = runner.out / f"seed{seed}" / PRETRAINED, PRETRAININGS[name]
+        config = task.configured(self.config.replace(seed=seed))
+        runner.train(
+            config, RunFolder(parent / name), f"seed {seed}, pre-training: {name}",
+            data=task.shown(runner.data, seed), until=at(max(self.rewinds)),
+            branches=[Branch(RunFolder(parent / f"{name}-{epoch}"), config, at(epoch))
+                      for epoch in self.rewinds],
+        )  # fmt: skip
+
+    def _changes(self, runner: Runner, seed: int) -> Callable[[str, int], Change | None]:
+        """What makes a run's state that of a perturbation, by its name and epoch; None where a
+        pre-training did not get there."""
+        assert isinstance(runner.data, ImageData)
+        config, data = self.config.replace(seed=seed), runner.data
+        names, head = _weights(config, data), head_of(config, data)
+        initial = Training(config, data.to(torch.device(config.device))).model.state_dict()
+        initial = {name: value.clone() for name, value in initial.items()}
+
+        def change(name: str, epoch: int) -> Change | None:
+            if name in PERTURBATIONS:
+                return partial(perturbed, name=name, weights=names, seed=seed)
+            if name == INITIAL:
+                return partial(begun_with, weights=initial)
+            folder = RunFolder(runner.out / f"seed{seed}" / PRETRAINED / f"{name}-{epoch}")
+            state = folder.checkpoint() if folder.is_run() else None
+            if state is None:
+                return None
+            found = dict(state["model"])
+            if PRETRAININGS[name].has_own_classes:
+                found |= {key: initial[key] for key in head}
+            return partial(begun_with, weights=found)
+
+        return change
 
     def _run_undisturbed(self, runner: Runner, seed: int) -> None:
         key = {"perturbation": NONE, "epoch": 0, "seed": seed}
@@ -142,15 +207,13 @@ class EarlyPhase(Study):
             return
         assert isinstance(runner.data, ImageData)
         config, parent = self.config.replace(seed=seed), runner.out / f"seed{seed}"
-        weights = _weights(config, runner.data)
+        change = self._changes(runner, seed)
         branches = [
-            Branch(
-                RunFolder(parent / f"{name}-{epoch}"), config, at(epoch),
-                partial(perturbed, name=name, weights=weights, seed=seed),
-            )
+            Branch(RunFolder(parent / f"{name}-{epoch}"), config, at(epoch), made)
             for name in self.perturbations
             for epoch in self.rewinds
-        ]  # fmt: skip
+            if (made := change(name, epoch)) is not None
+        ]
         folder = RunFolder(parent / NONE)
         diverged = runner.train(config, folder, f"seed {seed}, undisturbed", branches=branches)
         found = None
@@ -167,8 +230,12 @@ class EarlyPhase(Study):
         folder = RunFolder(runner.out / f"seed{seed}" / f"{name}-{epoch}")
         if not folder.is_run():
             none = runner.find(perturbation=NONE, seed=seed)
-            check_branched(folder, was_due=none is None or none["epochs"] >= epoch)
             reason = f"not run: the undisturbed run diverged before epoch {epoch}"
+            own = RunFolder(runner.out / f"seed{seed}" / PRETRAINED / f"{name}-{epoch}")
+            if name in PRETRAININGS and not own.is_run():
+                reason = f"not run: its pre-training diverged before epoch {epoch}"
+            else:
+                check_branched(folder, was_due=none is None or none["epochs"] >= epoch)
             runner.store({**key, "trace": None, **entry_of(None, seed, reason)})
             return
         label = f"seed {seed}, {name} after epoch {epoch}"

@@ -14,6 +14,7 @@ from cpfast.studies.document import (
     shown,
     title_of,
 )
+from cpfast.studies.early_phase.pretrain import INITIAL, PRETRAININGS
 from cpfast.studies.early_phase.trace import NAMES
 from cpfast.studies.statistics import Estimate, difference, estimate
 from cpfast.studies.store import Results, accuracies
@@ -27,10 +28,14 @@ def undisturbed(results: Results) -> dict[int, float]:
     return accuracies(results, perturbation="none")
 
 
-def cost(results: Results, name: str, epoch: int) -> Estimate | None:
-    """Accuracy less that of the undisturbed run, in points, paired by seed."""
+def cost(results: Results, name: str, epoch: int, other: str | None = None) -> Estimate | None:
+    """Accuracy less that of the undisturbed run, or of another perturbation after as many epochs,
+    in points, paired by seed."""
     values = accuracies(results, perturbation=name, epoch=epoch)
-    return estimate(difference(values, undisturbed(results)).values())
+    if other is None:
+        return estimate(difference(values, undisturbed(results)).values())
+    others = accuracies(results, perturbation=other, epoch=epoch)
+    return estimate(difference(values, others).values())
 
 
 def traced(results: Results, name: str) -> list[Estimate]:
@@ -79,6 +84,11 @@ def _notes(study: EarlyPhase, results: Results) -> list[str]:
                 f"{WHAT[name]} after epoch {epoch}, against the undisturbed run",
                 cost(results, name, epoch),
             )
+            if name in PRETRAININGS and INITIAL in study.perturbations:
+                notes += finding(
+                    f"{WHAT[name]} after epoch {epoch}, against the initial ones",
+                    cost(results, name, epoch, INITIAL),
+                )
     notes.append(
         "What costs points has destroyed something that training had made by then and does not "
         "make again; what costs none, within its interval, need not have been there."
@@ -95,6 +105,13 @@ def _notes(study: EarlyPhase, results: Results) -> list[str]:
         "magnitude, sign changes (a share, against the start) and distances are of all weights of "
         "layers, cosine distances means over the layers. The end is the run's own."
     )
+    if {INITIAL, *PRETRAININGS} & set(study.perturbations):
+        notes.append(
+            "Weights put in the place of others are all of the network's, with its normalisation; "
+            "momentum begins anew, and so does the last layer where the classes were others. What "
+            "they are trained on before is charged to nobody: it asks what the first epochs are "
+            "for, not what they cost."
+        )
     notes += diverged_notes(study, results)
     notes.append("Accuracy of the perturbed runs is that of the last epoch.")
     return [*notes, seeds_note(results), *last_notes(results, study.config)]
@@ -105,4 +122,8 @@ WHAT = {
     "layer": "Weights shuffled in the layer",
     "filter": "Weights shuffled in each filter",
     "noise": "Noise as large as the weights",
+    INITIAL: "The initial weights in their place",
+    "blur": "Weights of as many epochs on blurred images in their place",
+    "rotation": "Weights of as many epochs of telling quarter turns apart in their place",
+    "blur+rotation": "Weights of as many epochs of telling turns of blurred images in their place",
 }

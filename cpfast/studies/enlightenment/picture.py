@@ -19,7 +19,7 @@ from cpfast.studies.enlightenment.arms import (
     early,
     late,
 )
-from cpfast.studies.pictures import band, caption, dodged, series
+from cpfast.studies.pictures import band, caption, dodged, mark, series
 from cpfast.studies.statistics import estimate
 from cpfast.studies.store import Results
 from cpfast.train import report
@@ -116,7 +116,7 @@ def _draw_lengths(
         lengths = [run.end - run.begin + FIRST[arm] for run in runs]
         means = [estimate(effect.accuracy(results, run).values()) for run in runs]
         series(axes, dodged(lengths, number, len(kinds)), means, results, colour=colour,
-               marker=marker, linestyle="-" if kind == "early" else "--",
+               marker=marker, linestyle="-" if kind == "early" else "--", hollow=kind == "later",
                label=f"{label}, {kind}")  # fmt: skip
     held = {arm for one in arms for arm in HELD_AGAINST[one]} - {RANDOM}
     for control in map(Run, sorted(held)):
@@ -124,6 +124,7 @@ def _draw_lengths(
         if end is not None:
             axes.axhline(end.mean, color=BLACK if control.arm == ORDINARY else GREY, linestyle=":",
                          linewidth=1.3, label=f"{control.arm} throughout")  # fmt: skip
+    mark(axes, study.lengths)
     axes.set_title(f"By the length of the period: {title}")
     axes.set_xlabel("epochs")
     axes.set_ylabel("test accuracy, %")

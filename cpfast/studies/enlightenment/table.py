@@ -173,10 +173,13 @@ def _of_order(study: Enlightenment, results: Results) -> list[str]:
     reached = effect.half_way(results)
     if reached is not None:
         epoch = estimate(reached.values())
+        if max(study.lengths) >= max(reached.values()):
+            which = "The shorter of the periods above is the shortest that contains it"
+        else:
+            which = "None of the periods above is so long"
         notes.append(
             "The paper's period is the time until accuracy is about 50 %; half way from chance, "
-            f"which is near it, is reached after {shown(epoch, 2)} epochs. The shorter of the "
-            "periods above is the shortest that contains it with every seed."
+            f"which is near it, is reached after {shown(epoch, 2)} epochs. {which} with every seed."
         )
     elif effect.traced(results, ORDINARY):
         notes.append(

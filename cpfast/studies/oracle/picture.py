@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from cpfast.studies.oracle import regret
 from cpfast.studies.oracle.regret import Sweep
+from cpfast.studies.pictures import SERIES
 from cpfast.studies.statistics import interval, percent
 from cpfast.studies.store import Results, begun_seeds
 from cpfast.train import report
 from cpfast.train.plots.style import (
     BLACK,
-    BLUE,
-    GREEN,
     GREY,
-    PURPLE,
     SEEDS_FOR_INTERVAL,
     STYLE,
-    VERMILION,
     grid,
     interval_text,
     load_pyplot,
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
     from cpfast.studies.oracle.study import Oracle
 
 COLUMNS = 4
-CRITERION_STYLES = ((VERMILION, "D"), (BLUE, "s"), (GREEN, "^"), (PURPLE, "v"))
 
 
 def draw(study: Oracle, results: Results, path: Path) -> None:
@@ -45,7 +41,8 @@ def draw(study: Oracle, results: Results, path: Path) -> None:
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(
             2 * rows, columns, squeeze=False, height_ratios=[2.2, 1] * rows,
-            figsize=(max(6.5, 3.9 * columns), 4.4 * rows + 0.6), layout="constrained",
+            figsize=(max(6.5, 3.9 * columns), 4.4 * rows + 0.6 + 0.1 * len(criteria)),
+            layout="constrained",
         )  # fmt: skip
         cut, most = False, max((len(sweep.seeds()) for sweep in found), default=0)
         for number in range(rows * columns):
@@ -98,19 +95,18 @@ def _draw_sweep(top: Any, bottom: Any, sweep: Sweep, study: Oracle, criteria: li
         for switch in switches
     ]
     bottom.plot(places, samples, color=GREY, marker="o", markersize=4, linewidth=1.3)
-    for criterion, (colour, marker) in zip(criteria, CRITERION_STYLES * 3, strict=False):
+    for number, criterion in enumerate(criteria):
+        colour, marker = SERIES[number % len(SERIES)]
+        style = {
+            "color": colour, "marker": marker, "markersize": 6, "linestyle": "none", "zorder": 3,
+            "markerfacecolor": colour if number < len(SERIES) else "white",
+        }  # fmt: skip
         picked = sweep.picks.get(criterion, {})
         chosen = [(pick, sweep.runs[pick][seed]) for seed, pick in picked.items()
                 if seed in sweep.runs.get(pick, {})]  # fmt: skip
         x = [_place(pick) for pick, _ in chosen]
-        top.plot(
-            x, [percent(e) for _, e in chosen], color=colour, marker=marker,
-            markersize=6, linestyle="none", zorder=3, label=f"picked by {criterion}, each seed",
-        )  # fmt: skip
-        bottom.plot(
-            x, [e["forward_samples"] / 1000 for _, e in chosen], color=colour, marker=marker,
-            markersize=6, linestyle="none", zorder=3,
-        )  # fmt: skip
+        top.plot(x, [percent(e) for _, e in chosen], label=f"picked by {criterion}", **style)
+        bottom.plot(x, [e["forward_samples"] / 1000 for _, e in chosen], **style)
     top.set_ylim(low, high)
     shown = sorted({0, sweep.total, *study.grid(sweep.setting)})
     for axes in (top, bottom):

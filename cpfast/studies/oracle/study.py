@@ -19,6 +19,7 @@ from cpfast.detection import CriticalPeriodDetector, criteria
 from cpfast.studies.document import Document
 from cpfast.studies.oracle import picture, table
 from cpfast.studies.runner import Branch, Runner, check_branched
+from cpfast.studies.settings import SETTINGS
 from cpfast.studies.store import Entry, Results, entry_of
 from cpfast.studies.study import Study, configured, named, needs_rotation, studies
 from cpfast.train.config import Config
@@ -29,16 +30,6 @@ from cpfast.train.runfolder import RunFolder
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Halves and doubles what is configured; the learning rate stays.
-SETTINGS: dict[str, Callable[[Config], Config]] = {
-    "base": lambda c: c,
-    "decay-half": lambda c: c.replace(weight_decay=c.weight_decay / 2),
-    "decay-double": lambda c: c.replace(weight_decay=c.weight_decay * 2),
-    "batch-half": lambda c: c.replace(batch_size=max(1, c.batch_size // 2)),
-    "batch-double": lambda c: c.replace(batch_size=c.batch_size * 2),
-    "epochs-half": lambda c: c.replace(epochs=max(1, c.epochs // 2)),
-    "epochs-double": lambda c: c.replace(epochs=c.epochs * 2),
-}
 POINTS = 7  # between k1 and full
 
 
@@ -47,7 +38,7 @@ POINTS = 7  # between k1 and full
 class Oracle(Study):
     """When is it best to go from k passes to one, and what do the criteria's choices lose?
 
-    Settings x seeds x switch epochs.
+    Settings x seeds x switch epochs. Criteria of the mean rotation choose; with --watch others too.
 
     Attributes:
         setting_names: of `SETTINGS`.
@@ -87,6 +78,9 @@ class Oracle(Study):
             help=f"of the training, to try it in; default: {','.join(SETTINGS)}")  # fmt: skip
         add("--switch-epochs", type=int, nargs="+", metavar="EPOCH",
             help="when k becomes 1; default: about 7, each twice the one before")  # fmt: skip
+        add("--watch", metavar="all|NAME[,NAME]",
+            help="criteria whose choices are tried as well; default: those of the mean rotation "
+            "alone")  # fmt: skip
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -167,8 +161,12 @@ class Oracle(Study):
         diverged = runner.train(switched(full, switch), folder, label, branches=branches)
         picked = None
         if switch == full.epochs:
-            lines = [line for line in folder.metrics() if line["rotation_mean"] is not None]
-            picked = picks([(x["epoch"], x["rotation_mean"]) for x in lines], full.epochs)
+            lines = folder.metrics()
+            turned = [line for line in lines if line["rotation_mean"] is not None]
+            picked = picks([(x["epoch"], x["rotation_mean"]) for x in turned], full.epochs)
+            if full.watch is not None and lines:
+                watched = lines[-1]["criteria"].items()
+                picked |= {name: verdict["period_end"] for name, verdict in watched}
         entry = {**key, "picks": picked, **entry_of(folder, seed, diverged)}
         runner.store(entry)
         return entry
@@ -180,7 +178,11 @@ class Oracle(Study):
         def is_due(switch: int, training: Training) -> bool:
             if training.epoch != switch:
                 return False
-            return switch in grid or switch in picks(_curve(training), full.epochs).values()
+            picked = picks(_curve(training), full.epochs)
+            if full.watch is not None:
+                detectors = training.watch.detectors.items()
+                picked |= {name: detector.end_epoch for name, detector in detectors}
+            return switch in grid or switch in picked.values()
 
         return [
             Branch(RunFolder(parent / f"switch{e}"), switched(full, e), partial(is_due, e))
@@ -207,8 +209,8 @@ def switched(full: Config, switch: int) -> Config:
     if switch == full.epochs:
         return full
     if switch == 0:
-        return full.replace(repeats=1, detect=False)
-    return full.replace(method="detector", criterion="fixed", at=switch)
+        return full.replace(repeats=1, detect=False, watch=None)
+    return full.replace(method="detector", criterion="fixed", at=switch, watch=None)
 
 
 def _curve(training: Training) -> list[tuple[int, float]]:

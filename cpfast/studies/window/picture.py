@@ -63,4 +63,5 @@ def _draw_panel(axes: Any, study: RegularisationWindow, results: Results, name: 
     grid(axes)
     axes.set_title(name)
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("test accuracy, %")

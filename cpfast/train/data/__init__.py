@@ -20,7 +20,7 @@ from cpfast.train.errors import UserError
 __all__ = [
     "KINDS", "Data", "DataSet", "FloatData", "ImageData", "Kind", "Layout", "TextData", "datasets",
     "is_mirrored", "is_place", "kind_of", "layouts", "load", "parse_size", "read_folder", "resizes",
-    "stratified",
+    "side", "stratified",
 ]  # fmt: skip
 
 # The networks halve it twice, and normalising a batch of one needs more than one pixel.
@@ -176,6 +176,11 @@ def load(
             f"{SMALLEST}x{SMALLEST} at least"
         )
     return data
+
+
+def side(data: Data) -> int | None:
+    """Of images, the pixels of the shorter side; None of other data."""
+    return min(data.shape[:2]) if isinstance(data, ImageData) else None
 
 
 def read_folder(path: Path, limit: int | None, progress: bool, **options: Any) -> Data:

@@ -49,6 +49,10 @@ class _Labelled:
         """Of the test samples those at `index`, int64 [n]."""
         return _with_test(self, index)
 
+    def with_train(self: Self, index: Tensor, note: str) -> Self:
+        """Of the training samples those at `index`, int64 [n]; `note` says of which."""
+        return _with_train(self, index, note)
+
     def with_random_labels(self: Self, seed: int) -> Self:
         """Each training label drawn anew, uniformly: nothing is left to learn but by heart.
 
@@ -253,6 +257,10 @@ class TextData:
         """Of the test sequences those at `index`, int64 [n]."""
         return _with_test(self, index)
 
+    def with_train(self, index: Tensor, note: str) -> TextData:
+        """Of the training sequences those at `index`, int64 [n]; `note` says of which."""
+        return _with_train(self, index, note)
+
     def with_random_labels(self, seed: int) -> TextData:
         """The tokens of each training sequence in an order drawn anew.
 
@@ -278,6 +286,11 @@ def _with_test(data: Any, index: Tensor) -> Any:
     return _replace(
         data, **some, note=_joined(data.note, f"tested on {len(index):,} of {data.test_size:,}")
     )
+
+
+def _with_train(data: Any, index: Tensor, note: str) -> Any:
+    some = {k: v[index] for k, v in vars(data).items() if k.startswith("train_")}
+    return _replace(data, **some, note=_joined(data.note, note))
 
 
 def _counted(number: int, what: str) -> str:

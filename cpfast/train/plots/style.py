@@ -31,6 +31,9 @@ def load_pyplot() -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
+    """A PNG at `path`; titles that are too long for one line take several."""
+    for text in (*figure.texts, *(axes.title for axes in figure.axes)):
+        text.set_wrap(True)
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 

@@ -1,0 +1,5 @@
+"""Does detection detect?"""
+
+from cpfast.studies.criteria.study import Criteria
+
+__all__ = ["Criteria"]
