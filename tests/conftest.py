@@ -1,3 +1,4 @@
+import os
 import pathlib
 import signal
 from importlib.util import find_spec
@@ -53,9 +54,19 @@ def device(request):
         yield torch.device("cpu")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def away(tmp_path_factory):
+    """From the checkout, whose cpfast/ would be imported instead of the installed: by subprocesses,
+    and once `--model module:function` of a module's fixture has put this folder before others."""
+    checkout = pathlib.Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("away"))
+    yield
+    os.chdir(checkout)
+
+
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Away from the checkout, whose cpfast/ subprocesses would import instead of the installed."""
+def elsewhere(away, tmp_path, monkeypatch):
+    """A folder of each test's own."""
     monkeypatch.chdir(tmp_path)
 
 
