@@ -19,6 +19,7 @@ from support.toy_comparison import (
     told,
     toy_data,
 )
+from support.toy_training import toy_text
 
 from cpfast import studies
 from cpfast.moment import Moment
@@ -261,6 +262,7 @@ def test_the_guess_is_by_the_recipe():
         ("detector", {"detector.repeats": 3}, (4 * 3 + 8) / 12),
         ("infobatch", {"infobatch.keep": 0.3, "infobatch.anneal": 0.75}, (9 * 0.3 + 3) / 12),
         ("batch", {}, 1.0),
+        ("tokens", {"tokens.keep": 0.3}, 1.0),
     ]:
         made = methods.with_method(config, name, settings)
         assert cost.guess(made) == pytest.approx(expected, abs=1e-3), name
@@ -344,11 +346,27 @@ def test_parts_are_added_up():
 
 def test_methods_by_the_kind_of_data():
     images, text = (methods.all_parts(reads) for reads in ("images", "text"))
-    assert {"resolution"} < set(images) - set(text) and set(text) - set(images) == {"length"}
+    assert {"resolution"} < set(images) - set(text)
+    assert set(text) - set(images) == {"length", "tokens"}
     assert set(images) | set(text) == set(methods.parts())
     for reads, names in (("images", images), ("text", text)):
         used = {part for name in methods.default_methods(reads) for part in name.split("+")}
         assert "retuned" in used and used < set(names)
+
+
+def test_of_text(tmp_path):
+    """Shorter sequences pay for more epochs; fewer tokens of whole ones for none."""
+    config = ordinary(epochs=EPOCHS, data="python-docs", model="transformer", lr=1e-3)
+    study = Frontier(
+        config, (0,), ("length", "tokens"), (100,), trials=1, control_trials=1, folds=1
+    )
+    results = studies.run(study, toy_text(), tmp_path)
+    control, length, tokens = (
+        of(results, arm=arm, fold=FINAL)[0] for arm in (CONTROL, "length", "tokens")
+    )
+    assert tokens["epochs"] == control["epochs"] == EPOCHS < length["epochs"]
+    assert tokens["flops"] == control["flops"] and tokens["test_loss"] != control["test_loss"]
+    assert 0.8 < length["flops"] / control["flops"] < 1.1
 
 
 def test_retuned_is_the_control(tmp_path):
@@ -400,6 +418,7 @@ def test_what_the_autopilot_loses_is_said():
         (("volume+random",), "volume and random both choose"),
         (("freeze+freeze",), "freeze twice"),
         (("length",), "--methods length: length is for text"),
+        (("tokens",), "--methods tokens: tokens is for text"),
         (("detector+detector:accuracy50",), "two detectors"),
     ],
 )

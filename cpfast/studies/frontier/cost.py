@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cpfast.pruning import policies
 from cpfast.studies.store import Entry
 from cpfast.train import planned
 from cpfast.train.config import Config
@@ -44,5 +45,7 @@ def steady_seconds(entries: Mapping[Any, Entry]) -> dict[Any, float]:
 
 def guess(config: Config) -> float:
     """Of an epoch, against one pass over the data, before any was trained."""
-    keep = 0.5 if config.keep is None else config.keep
+    keep = None  # where tokens are selected each sample goes through the whole network
+    if not policies.make(config.policy).needs_tokens:
+        keep = 0.5 if config.keep is None else config.keep
     return planned.of_an_epoch(config.recipe(), config.epochs, keep)

@@ -118,12 +118,12 @@ _OWN: dict[str, Part] = {
 
 
 def parts() -> dict[str, Part]:
-    """By name: this study's own, every policy but those that need tokens, and detector:CRITERION
-    for every criterion that needs no epoch."""
+    """By name: this study's own, every policy, and detector:CRITERION for every criterion that
+    needs no epoch."""
     found = dict(_OWN)
     for name, policy in policies.items():
-        if not getattr(policy.factory, "needs_tokens", False):
-            found[name] = Part(policy.line, _KEPT, _pruned, _setting("policy", name))
+        reads = ("text",) if policies.make(name).needs_tokens else ()
+        found[name] = Part(policy.line, _KEPT, _pruned, _setting("policy", name), reads)
     for name in criteria:
         if name not in ("fixed", "slope45"):
             found[f"detector:{name}"] = Part(
@@ -141,8 +141,8 @@ def default_methods(reads: str) -> tuple[str, ...]:
     known = parts()
     names = (
         AUTOPILOT, "retuned", "infobatch", "random", "volume", "detector", "freeze", "batch",
-        "resolution", "length", "early-augment", "resolution+infobatch", "resolution+batch",
-        "resolution+early-augment", "length+batch",
+        "resolution", "length", "tokens", "early-augment", "resolution+infobatch",
+        "resolution+batch", "resolution+early-augment", "length+batch",
     )  # fmt: skip
     return tuple(
         name for name in names if all(_is_for(known[part], reads) for part in name.split("+"))
