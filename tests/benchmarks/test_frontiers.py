@@ -13,6 +13,8 @@ from cpfast.studies.frontier.tuning import FINAL
 frontiers = pytest.importorskip("benchmarks.frontiers")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMITTED = sorted((ROOT / "benchmarks" / "results").glob("*-frontier"))
+PARTS = [folder for folder in COMMITTED if folder.name.endswith("-parts-frontier")]
+SETS = [folder for folder in COMMITTED if folder not in PARTS]
 pytestmark = pytest.mark.needs("scipy")
 
 
@@ -46,13 +48,14 @@ def test_a_row_a_method_and_a_column_a_set(tmp_path, capsys):
     assert lines[:4] == [
         "| method | one | two |",
         "| --- | ---: | ---: |",
-        "| infobatch | +3.00 ± 0.01 ↑ 100 |  |",
-        "| batch | -1.00 ± 0.01 ↓ 50, 100 | +0.00 ± 4.30 |",
+        "| infobatch | +3.00 ± 0.01<br>↑ 100 |  |",
+        "| batch | -1.00 ± 0.01<br>↓ 50, 100 | +0.00 ± 4.30 |",
     ]
     assert lines[4] == "| seeds | 3 | 3 |"
     assert lines[5].startswith("| visible | 0.0") and lines[7] == frontiers.LEGEND
 
 
 @pytest.mark.skipif(not COMMITTED, reason="in the repository alone")
-def test_the_page_has_the_table_of_what_is_committed():
-    assert frontiers.table(COMMITTED) in (ROOT / "docs" / "results.md").read_text("utf-8")
+@pytest.mark.parametrize("folders", [SETS, PARTS], ids=["sets", "parts"])
+def test_the_page_has_the_tables_of_what_is_committed(folders):
+    assert frontiers.table(folders) in (ROOT / "docs" / "results.md").read_text("utf-8")
