@@ -115,6 +115,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="train on N samples, of each class its share; default: all",
     )  # fmt: skip
     data(
+        "--limit-test", type=int, metavar="N",
+        help="evaluate on N test samples, of each class its share; default: all",
+    )  # fmt: skip
+    data(
         "--class-weight",
         choices=CLASS_WEIGHTS,
         help="balanced: each class counts alike in the loss, however many samples it has; "

@@ -81,14 +81,10 @@ def add(commands: Any) -> None:
         "--recipe", metavar="FILE", help="a method of your own, in TOML (docs/recipes.md)"
     )
     add_run_options(parser)
-    data_, augmentation, saved, period, training, output = (
+    augmentation, saved, period, training, output = (
         group(parser, title).add_argument
-        for title in (DATA, AUGMENTATION, METHOD, PERIOD, TRAINING, OUTPUT)
+        for title in (AUGMENTATION, METHOD, PERIOD, TRAINING, OUTPUT)
     )
-    data_(
-        "--limit-test", type=int, metavar="N",
-        help="evaluate on N test samples, of each class its share; default: all",
-    )  # fmt: skip
     augmentation(
         "--augment",
         choices=tuple(AUGMENTATIONS),
@@ -253,7 +249,7 @@ def _train(options: dict[str, Any], joined: Ranks) -> None:
         held = held.to(place)
         training = Training(config, held.data, fingerprint=held.fingerprint)
     if folder is None:
-        name = f"{report.data_name(config.replace(limit=None))}-{config.model}-{config.method}"
+        name = f"{report.data_name(config, limits=False)}-{config.model}-{config.method}"
         name = name.replace(":", "-")
         folder = RunFolder(joined.new_folder(Path("runs"), name))
     with folder.locked():

@@ -104,7 +104,7 @@ def default_folder(study: Study) -> Path:
     settings = {k: v for k, v in config.to_dict().items() if k not in ENVIRONMENT}
     text = json.dumps([study.KIND, settings, list(study.seeds), study.settings()], sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
-    data = report.data_name(config.replace(limit=None))
+    data = report.data_name(config, limits=False)
     return Path("runs") / f"{name_of(type(study))}-{data}-{config.model}-{digest}".replace(":", "-")
 
 

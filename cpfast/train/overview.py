@@ -34,7 +34,7 @@ def row(run: Run) -> dict[str, Any]:
     summary, config = run.summary, run.summary["config"]
     return {
         "run": run.name,
-        "data": report.data_name(config.replace(limit=None)),
+        "data": report.data_name(config, limits=False),
         "limit": config.limit,
         "model": config.model,
         "method": config.method,

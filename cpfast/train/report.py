@@ -194,12 +194,16 @@ def _communication(lines: list[EpochMetrics], passes: int) -> dict[str, Any]:
     return {"ranks": last, "samples": samples, **means}
 
 
-def data_name(config: Config) -> str:
-    """The last part of a path, or the name; with the limit, if there is one."""
+def data_name(config: Config, *, limits: bool = True) -> str:
+    """The last part of a path, or the name; with the limits, if there are any."""
     kind = models.kind_of(config.model)
     samples = "samples" if kind is None else KINDS[kind].samples
-    limit = "" if config.limit is None else f" ({config.limit:,} {samples})"
-    return Path(config.data).name + limit
+    told = []
+    if config.limit is not None:
+        told.append(f"{config.limit:,} {samples}")
+    if config.limit_test is not None:
+        told.append(f"tested on {config.limit_test:,}")
+    return Path(config.data).name + (f" ({', '.join(told)})" if told and limits else "")
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -107,12 +107,15 @@ def test_a_finished_run_says_where_its_model_is_and_how_it_is_used(runs, capsys)
 
 def test_a_comparison_says_what_it_begins_with(runs, tmp_path, capsys):
     capsys.readouterr()
-    options = ["--epochs", "1", "--limit", "64", "--seeds", "1", "--arms", "k1", "--no-energy",
-               "--no-plot", "--out", str(tmp_path / "compared")]  # fmt: skip
+    options = ["--epochs", "1", "--limit", "64", "--limit-test", "50", "--seeds", "1",
+               "--arms", "k1", "--no-energy", "--no-plot",
+               "--out", str(tmp_path / "compared")]  # fmt: skip
     weights = f"{runs[0]}/model.safetensors"
     assert cli.main(["compare", *options, "--model", "cnn", "--weights", weights]) == 0
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("each run begins")]
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [x for x in lines if x.startswith("each run begins")]
     assert "tensors from" in line and weights in line
+    assert any(x.startswith("digits (64 images, tested on 50), cnn") for x in lines)
     # of another network nothing fits, which is said before anything is run
     weights = f"{runs[3]}/model.safetensors"
     assert cli.main(["compare", *options[:-1], str(tmp_path / "b"), "--weights", weights]) == 2
