@@ -555,10 +555,34 @@ def test_what_is_above_and_what_is_below_is_said():
         ("50", CONTROL), ("50", "detector+batch"), ("100", CONTROL), ("100", "infobatch"),
     ]  # fmt: skip
     text = told(results)
-    assert "Seen above the control's curve, at a level of 0.05 over all 2 comparisons: infobatch "
-    assert "infobatch at 100 % (+3.00 ± 0.01 points)" in text
-    assert "Seen below the control's curve" in text
-    assert "detector+batch at 50 % (-2.00 ± 0.01 points)" in text
+    said = "the control's curve, at a level of 0.05 over all 2 comparisons:"
+    assert f"Seen above {said} infobatch at 100 % (+3.00 ± 0.01 points)." in text
+    assert f"Seen below {said} detector+batch at 50 % (-2.00 ± 0.01 points)." in text
+
+
+@pytest.mark.needs("scipy")
+def test_a_control_that_did_worse_for_more_is_no_yardstick():
+    """Who may spend more need not."""
+    study, results = results_of(
+        final(CONTROL, 50, [0.60, 0.62, 0.64]),
+        final(CONTROL, 100, [0.59, 0.60, 0.61]),
+        final("infobatch", 50, [0.61, 0.63, 0.65]),
+        final("infobatch", 100, [0.63, 0.65, 0.68]),
+        final("retuned", 100, [0.59, 0.60, 0.61]),
+        names=("infobatch", "retuned"),
+    )
+    assert curve.yardsticks(study, results) == {50: 50, 100: 50}
+    gains = {(d.arm, d.budget): d.gains for d in curve.distances(study, results)}
+    assert gains["infobatch", 100] == pytest.approx({0: 3.0, 1: 3.0, 2: 4.0})
+    assert gains["retuned", 100] == pytest.approx({0: -1.0, 1: -2.0, 2: -3.0})
+    for seconds in (5.0, 7.5, 10.0):
+        assert curve.at(curve.control(study, results, "seconds")[0], seconds) == 60.0
+    said = "At 100 % the control has less than at 50 %, and methods are held against that."
+    assert said in told(results)
+    # and not where more is better
+    study, results = results_of(final(CONTROL, 50, [0.60]), final(CONTROL, 100, [0.61]), seeds=(0,))
+    assert curve.yardsticks(study, results) == {50: 50, 100: 100}
+    assert "has less than" not in told(results)
 
 
 def test_a_mean_over_budgets_is_paired_by_seed():

@@ -72,14 +72,30 @@ def currency_of(results: Results) -> str:
     return cost.main_currency([e for e in results["runs"] if e["fold"] == FINAL])
 
 
+def yardsticks(study: Frontier, results: Results) -> dict[int, int]:
+    """By budget: that of the control with the highest mean among those that cost no more. Where
+    tuning was out of luck, or more training is worse, who may spend more need not."""
+    means = {
+        budget: statistics.fmean(map(percent, entries.values()))
+        for budget in sorted(study.budgets)
+        if (entries := finals(results, CONTROL, budget))
+    }
+    found: dict[int, int] = {}
+    best = next(iter(means), 0)
+    for budget, mean in means.items():
+        best = budget if mean >= means[best] else best
+        found[budget] = best
+    return found
+
+
 def control(study: Frontier, results: Results, currency: str) -> dict[int, list[Point]]:
-    """By seed: the control's curve, the cheapest first."""
+    """By seed: the control's curve, the cheapest first, which never falls in the mean."""
     curves: dict[int, list[Point]] = {}
-    for budget in study.budgets:
-        entries = finals(results, CONTROL, budget)
-        costs = costs_of(entries, currency)
-        for seed, entry in entries.items():
-            curves.setdefault(seed, []).append((costs[seed], percent(entry)))
+    for budget, other in yardsticks(study, results).items():
+        costs = costs_of(finals(results, CONTROL, budget), currency)
+        for seed, entry in finals(results, CONTROL, other).items():
+            if seed in costs:
+                curves.setdefault(seed, []).append((costs[seed], percent(entry)))
     return {seed: sorted(points) for seed, points in curves.items()}
 
 
@@ -163,10 +179,10 @@ def _place(one: Distance) -> tuple[int, bool, float]:
 
 def _mean_curve(study: Frontier, results: Results, currency: str) -> list[Point]:
     points = []
-    for budget in study.budgets:
-        if entries := finals(results, CONTROL, budget):
-            spent = statistics.fmean(costs_of(entries, currency).values())
-            points.append((spent, statistics.fmean(map(percent, entries.values()))))
+    for budget, other in yardsticks(study, results).items():
+        spent = statistics.fmean(costs_of(finals(results, CONTROL, budget), currency).values())
+        entries = finals(results, CONTROL, other)
+        points.append((spent, statistics.fmean(map(percent, entries.values()))))
     return sorted(points)
 
 

@@ -134,6 +134,12 @@ def _notes(study: Frontier, results: Results, found: list[Distance], currency: s
         "of what costs up to a quarter less than the cheapest control, at that one's, to the "
         "method's disadvantage."
     )
+    for budget, other in curve.yardsticks(study, results).items():
+        if other != budget:
+            notes.append(
+                f"At {budget} % the control has less than at {other} %, and methods are held "
+                "against that."
+            )
     notes.append(
         "Time is that of training, scoring and selection, at the median over the seeds of what a "
         "sample took."
