@@ -3,9 +3,10 @@
 That is ordinary training, one pass an epoch over all data, in fewer epochs, and `RULES` on top of
 it. The first is the literature's, a learning rate that falls on a line to 0 at the end of whatever
 budget there is (Li, Yumer & Ramanan, "Budgeted Training", arXiv 1905.04753). The others are what
-`cpfast study frontier` has shown on CIFAR-10's subset (docs/results.md): of few epochs augmentation
-is worth nothing yet, and images that grow to full size buy more epochs than they blur. What all of
-them lose to settings that are tuned is the regret of the frontier's arm `autopilot`.
+`cpfast study frontier` has shown on CIFAR-10's subset, MNIST and digits (docs/results.md): of few
+epochs augmentation is worth nothing yet, of more it is worth most if the last are without; and
+images that grow to full size buy more epochs than they blur. What all of them lose to settings that
+are tuned is the regret of the frontier's arm `autopilot`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Rule(NamedTuple):
     Attributes:
         settings: in place of the preset's; a method is a recipe, of one pass an epoch.
         most: percent, the largest budget that it is for.
-        passes: from how many over the data it is for, and up to how many, of those that the budget
-            allows.
+        passes: from how many over the data it is for, and up to how many, of the whole ones that
+            the budget allows.
         side: of images alone, whose shorter side has at least so many pixels; None: of all data.
         models: how the names of those begin that it is for.
     """
@@ -44,13 +45,15 @@ class Rule(NamedTuple):
 
     def is_for(self, budget: float, passes: float, side: int | None, model: str) -> bool:
         of_these_data = self.side is None or (side is not None and side >= self.side)
-        in_range = budget <= self.most and self.passes[0] <= passes <= self.passes[1]
+        least, most = self.passes
+        in_range = budget <= self.most and least <= math.floor(passes) <= most
         return of_these_data and in_range and model.startswith(self.models)
 
 
 RULES = (
     Rule({"schedule": "linear"}),
     Rule({"augment": "none"}, passes=(0, 8), side=1),
+    Rule({"method": "clean-finish"}, passes=(9, math.inf), side=1),
     # From four epochs on: of fewer, those of full size are too few. Networks that run at any size.
     Rule(
         {"method": "growing-resolution"},

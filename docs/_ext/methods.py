@@ -134,6 +134,7 @@ PARTS = {
     ("actions", "repeats"): "detector", ("recipes", "growing-batch"): "batch",
     ("recipes", "growing-length"): "length", ("recipes", "growing-resolution"): "resolution",
     ("recipes", "early-augment"): "", ("recipes", "early-decay"): "",
+    ("recipes", "clean-finish"): "early-augment",
 }  # fmt: skip
 
 

@@ -43,6 +43,22 @@ def test_few_passes_over_images_are_not_augmented():
     for side, epochs, expected in ((8, 8, "none"), (8, 9, "paper"), (None, 8, "paper")):
         assert config(epochs=2 * epochs, budget=50, side=side).augment == expected
     assert config(epochs=16, budget=50, side=8, augment="crop-flip").augment == "crop-flip"
+    assert config(epochs=17, budget=50, side=8).augment == "none"  # 8 whole ones
+
+
+def test_the_last_of_many_passes_over_images_is_not_augmented():
+    def factors(**options):
+        made = config(**{"epochs": 20, "budget": 50, "side": 8, **options})
+        of_epochs = [made.recipe().settings(Moment(epoch, made.epochs, None))
+                     for epoch in range(made.epochs)]  # fmt: skip
+        return made.augment, [settings.augment for settings in of_epochs]
+
+    assert factors() == ("paper", [1.0] * 8 + [0.0] * 2)
+    assert factors(augment="crop-flip") == ("crop-flip", [1.0] * 8 + [0.0] * 2)
+    assert factors(method="full") == ("paper", [1.0] * 10)
+    assert factors(data="segments", side=None) == ("paper", [1.0] * 10)
+    grows = factors(side=32, budget=40, epochs=30)
+    assert grows[0] == "paper" and set(grows[1]) == {1.0}  # one recipe at a time
 
 
 def test_images_grow_where_they_are_large_and_the_budget_is_small():
@@ -53,9 +69,12 @@ def test_images_grow_where_they_are_large_and_the_budget_is_small():
     assert (grown.method, grown.repeats) == ("growing-resolution", 1) and 24 <= grown.epochs <= 26
     assert [grown.recipe().settings(Moment(epoch, grown.epochs, None)).resolution
             for epoch in (0, grown.epochs // 2)] == [0.5, 1.0]  # fmt: skip
-    for plain in (made(side=8), made(side=None), made(budget=60), made(budget=3),
-                  made(method="full"), made(model="vit-tiny")):  # fmt: skip
-        assert plain.method == "full"
+    for plain, method in (
+        (made(side=8), "clean-finish"), (made(side=None), "full"),
+        (made(budget=60), "clean-finish"), (made(budget=3), "full"),
+        (made(method="full"), "full"), (made(model="vit-tiny"), "clean-finish"),
+    ):  # fmt: skip
+        assert plain.method == method
     assert made(budget=3).epochs == 3
 
 
