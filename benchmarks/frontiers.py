@@ -19,7 +19,7 @@ from cpfast.studies.statistics import estimate
 
 LEGEND = (
     "Points over the tuned control at equal operations: the mean over the budgets, paired by seed, "
-    "with its 95 % interval; at an arrow the budgets, in percent, at which it is seen above (↑) "
+    "with its 95 % interval; after an arrow the budgets, in percent, at which it is seen above (↑) "
     f"or below (↓) the control at a level of {LEVEL:g}, after Holm's correction over all methods "
     "and budgets of the set. Visible: the difference at "
     "one budget that the seeds would have shown with a probability of "
