@@ -15,7 +15,6 @@ with what is missing.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import os
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpfast.studies.frontier.folds import held_out
 from cpfast.train import data, loop, models
 from cpfast.train.config import Config
 from cpfast.train.data.sets import Data, FloatData, ImageData, TextData
@@ -183,14 +183,7 @@ def validating(dataset: Data) -> Data:
     """Trained on four fifths of the training samples, and tested on the others."""
     order = torch.from_numpy(np.random.default_rng(1).permutation(dataset.train_size))
     held = len(order) // HELD_OUT
-    test, train = order[:held], order[held:]
-    changes = {}
-    for field in dataclasses.fields(dataset):
-        if field.name.startswith("train_"):
-            values = getattr(dataset, field.name)
-            changes[field.name] = values[train]
-            changes["test_" + field.name.removeprefix("train_")] = values[test]
-    return dataclasses.replace(dataset, **changes)
+    return held_out(dataset, order[held:], order[:held])
 
 
 def samples(dataset: Data, split: str) -> tuple[Tensor, Tensor]:

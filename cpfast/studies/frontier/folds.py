@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cpfast.train.data import Data
 
@@ -21,7 +22,16 @@ def fold(data: Data, number: int) -> Data:
     """
     order = torch.from_numpy(np.random.default_rng(2).permutation(data.train_size))
     is_test = torch.arange(len(order)) % FOLDS == number
-    test, train = order[is_test], order[~is_test]
+    return held_out(data, order[~is_test], order[is_test])
+
+
+def held_out(data: Data, train: Tensor, test: Tensor) -> Data:
+    """Trained on some of the training samples, and tested on others of them.
+
+    Args:
+        train: which, in this order, int64 [n].
+        test: likewise.
+    """
     changes = {}
     for field in dataclasses.fields(data):
         if field.name.startswith("train_"):
